@@ -1,0 +1,43 @@
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets.
+
+mod budget;
+mod clock;
+mod range;
+mod size;
+
+pub use budget::{Budget, Grant};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use range::ByteRange;
+pub use size::{format_bytes, parse_bytes, parse_duration};
+
+use std::fmt;
+use std::sync::Arc;
+
+/// An object's entity tag: the version of its bytes, opaque, without the quotes of the header.
+///
+/// Two equal tags of one key mean equal bytes. Cheap to clone; it is part of every cache key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ETag(Arc<str>);
+
+impl ETag {
+    /// Takes a tag as a server sends it, with or without quotes.
+    pub fn new(raw: &str) -> Self {
+        Self(Arc::from(raw.trim().trim_matches('"')))
+    }
+
+    /// The bare tag.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The tag as `If-Match` wants it.
+    pub fn quoted(&self) -> String {
+        format!("\"{}\"", self.0)
+    }
+}
+
+impl fmt::Display for ETag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

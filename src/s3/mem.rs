@@ -1,0 +1,3 @@
+/// S3 in memory.
+#[derive(Debug)]
+pub struct MemStore;

@@ -1,0 +1,90 @@
+//! Every counter, its name and its unit, in one table.
+//!
+//! Counting is one relaxed atomic add; reading is a snapshot that names each figure. Nothing here
+//! decides anything.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $field:ident => $name:literal;)+) => {
+        /// The counters of one mount.
+        #[derive(Debug, Default)]
+        pub struct Stats {
+            $($(#[doc = $doc])+ pub $field: Counter,)+
+            requests: std::sync::Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+        }
+
+        impl Stats {
+            /// Name, meaning and value of every counter, in the table's order.
+            pub fn snapshot(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$(($name, concat!($($doc),+).trim_ascii_start_str(), self.$field.value()),)+]
+            }
+        }
+    };
+}
+
+trait TrimStart {
+    fn trim_ascii_start_str(&self) -> &'static str;
+}
+impl TrimStart for &'static str {
+    fn trim_ascii_start_str(&self) -> &'static str {
+        self.trim_start()
+    }
+}
+
+counters! {
+    /// Bytes of object bodies received.
+    bytes_received => "s3_bytes_received";
+    /// Bytes of object bodies sent.
+    bytes_sent => "s3_bytes_sent";
+    /// Bytes answered to read(2).
+    bytes_read => "fs_bytes_read";
+    /// Bytes taken from write(2).
+    bytes_written => "fs_bytes_written";
+    /// Blocks answered from memory.
+    block_hits => "block_hits";
+    /// Blocks that had to be fetched.
+    block_misses => "block_misses";
+    /// Names answered from memory, positive or negative.
+    name_hits => "name_hits";
+    /// Names that had to be looked up.
+    name_misses => "name_misses";
+    /// Objects committed by close, fsync or unmount.
+    commits => "commits";
+    /// Commits that lost against another client.
+    conflicts => "conflicts";
+    /// Requests that panicked and were answered EIO.
+    panics => "panics";
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Stats {
+    /// Counts one S3 request by API name and outcome (`ok`, or a kind of failure).
+    pub fn request(&self, operation: &'static str, outcome: &'static str) {
+        let mut requests = self.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *requests.entry((operation, outcome)).or_default() += 1;
+    }
+
+    /// Requests so far, by API name and outcome.
+    pub fn requests(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        self.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Requests so far of one API name, whatever their outcome.
+    pub fn requests_of(&self, operation: &str) -> u64 {
+        self.requests().iter().filter(|((name, _), _)| *name == operation).map(|(_, n)| n).sum()
+    }
+}
