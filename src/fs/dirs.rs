@@ -1,6 +1,5 @@
 //! Directories: listing them, making them, removing them.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -47,7 +46,7 @@ struct Stream {
 enum StreamState {
     #[default]
     New,
-    Listing { listing: Box<Listing>, next: Option<String>, ticket: Ticket, shown: HashSet<Name> },
+    Listing { listing: Box<Listing>, next: Option<String>, ticket: Ticket },
     Done,
 }
 
@@ -161,9 +160,9 @@ impl Fs {
         if let StreamState::New = stream.state {
             let ticket = self.tree().begin();
             let listing = Box::new(Listing::new(dir_key.clone()));
-            stream.state = StreamState::Listing { listing, next: None, ticket, shown: HashSet::new() };
+            stream.state = StreamState::Listing { listing, next: None, ticket };
         }
-        let StreamState::Listing { listing, next, ticket, shown } = &mut stream.state else {
+        let StreamState::Listing { listing, next, ticket } = &mut stream.state else {
             return Ok(false);
         };
         let request = ListRequest {
@@ -184,7 +183,6 @@ impl Fs {
                 listing::What::Dir => Found::Dir { marker: None },
             };
             tree.remember(dir, &entry.name, found.clone(), ticket, now);
-            shown.insert(entry.name.clone());
             stream.entries.push((entry.name, found));
         }
         if !listing.is_done() {
@@ -192,7 +190,7 @@ impl Fs {
         }
         // What was made here since the listing was asked for, or exists only here.
         for (name, entry) in tree.children_newer_than(dir, ticket) {
-            if shown.insert(name.clone()) {
+            if !listing.has_shown(&name) {
                 stream.entries.push((name, entry.found));
             }
         }

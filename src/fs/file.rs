@@ -15,7 +15,6 @@ use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest};
-use crate::tree::keys::Name;
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{Base, Extents, Job, Segment, Staging, What, upload};
 
@@ -626,11 +625,6 @@ impl Fs {
                 Pending { path: self.tree().path_of(file.ino), bytes, last_error }
             })
             .collect()
-    }
-
-    /// The name of a file, where it still has one.
-    pub(super) fn name_of(&self, ino: Ino) -> Option<(Ino, Name)> {
-        self.tree().link_of(ino)
     }
 }
 

@@ -251,8 +251,8 @@ async fn copy_all(
     new: &DirKey,
     objects: &[ListedObject],
 ) -> Result<Vec<(String, ETag)>> {
-    futures::stream::iter(objects)
-        .map(|object| async move {
+    futures::stream::iter(objects.to_vec())
+        .map(|object: ListedObject| async move {
             let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
             let key = format!("{}{rest}", new.prefix());
             if key.len() > limits::KEY_MAX {
