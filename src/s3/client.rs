@@ -456,11 +456,13 @@ impl Store for Client {
     }
 
     async fn put(&self, request: PutRequest) -> Result<Written> {
+        let request = &request;
         let (bucket, key) = (&request.bucket, &request.key);
         let size = request.body.len() as u64;
         let answer = self
-            .with_checksum(&request.body, request.checksum.clone(), |checksum| {
-                self.call("PutObject", bucket, key, &request.condition, move |s3| {
+            .with_checksum(&request.body, request.checksum.clone(), |checksum| async move {
+                let checksum = &checksum;
+                self.call("PutObject", bucket, key, &request.condition, |s3| {
                     let put = s3
                         .put_object()
                         .bucket(bucket)
@@ -479,6 +481,7 @@ impl Store for Client {
                         }
                     }
                 })
+                .await
             })
             .await?;
         written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))
@@ -758,9 +761,9 @@ impl Store for Client {
             .with_checksum(&body, checksum, |checksum| {
                 let body = body.clone();
                 async move {
-                    let sent = checksum.clone();
+                    let (body, checksum) = (&body, &checksum);
                     let answer = self
-                        .call("UploadPart", &upload.bucket, &upload.key, &Condition::Any, move |s3| {
+                        .call("UploadPart", &upload.bucket, &upload.key, &Condition::Any, |s3| {
                             let part = s3
                                 .upload_part()
                                 .bucket(&upload.bucket)
@@ -773,7 +776,7 @@ impl Store for Client {
                             part.customize().config_override(self.deadlines(size, ATTEMPT)).send()
                         })
                         .await?;
-                    Ok((answer, sent))
+                    Ok((answer, checksum.clone()))
                 }
             })
             .await?;
