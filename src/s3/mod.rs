@@ -17,7 +17,7 @@ mod settings;
 mod store;
 mod types;
 
-pub use client::{Client, checksum_of};
+pub use client::{Client, checksum_of, multipart_etag};
 pub use mem::MemStore;
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};

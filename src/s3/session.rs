@@ -228,7 +228,9 @@ impl Session {
     pub fn endpoint_url(&self) -> Option<String> {
         match &self.inner.config.endpoint_url {
             Some(url) => Some(url.clone()),
-            None => s3_endpoint_from_environment().or_else(|| self.inner.sdk.endpoint_url().map(str::to_owned)),
+            None => {
+                s3_endpoint_from_environment().or_else(|| self.inner.sdk.endpoint_url().map(str::to_owned))
+            }
         }
     }
 
@@ -301,7 +303,11 @@ impl Session {
                 Some(_) => Kind::Credentials,
                 None => Kind::Unreachable,
             };
-            Error::new(kind, "STS did not say who the caller is").with_source(error).on("GetCallerIdentity", "", "")
+            Error::new(kind, "STS did not say who the caller is").with_source(error).on(
+                "GetCallerIdentity",
+                "",
+                "",
+            )
         })?;
         Ok(Caller {
             account: answer.account().unwrap_or("").to_owned(),
@@ -339,12 +345,14 @@ impl Session {
                 .or_else(|| env("AWS_PROFILE").map(|p| described(&p, "environment AWS_PROFILE"))),
             region: match &config.region {
                 Some(region) => described(region, "configuration"),
-                None => from_environment(&["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| {
-                    match self.inner.sdk.region() {
-                        Some(region) => described(region.as_ref(), "profile"),
-                        None => described(DEFAULT_REGION, "default"),
-                    }
-                }),
+                None => {
+                    from_environment(&["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| {
+                        match self.inner.sdk.region() {
+                            Some(region) => described(region.as_ref(), "profile"),
+                            None => described(DEFAULT_REGION, "default"),
+                        }
+                    })
+                }
             },
             endpoint: match &config.endpoint_url {
                 Some(url) => described(url, "configuration"),
@@ -428,7 +436,8 @@ async fn load(config: &SessionConfig, http: &Arc<HttpSettings>) -> SdkConfig {
         loader = loader.no_credentials();
     } else if let (Some(access), Some(secret)) = (&config.access_key_id, &config.secret_access_key) {
         let token = config.session_token.as_ref().map(|token| token.reveal().to_owned());
-        loader = loader.credentials_provider(Credentials::new(access, secret.reveal(), token, None, "pailfs"));
+        loader =
+            loader.credentials_provider(Credentials::new(access, secret.reveal(), token, None, "pailfs"));
     }
     loader.load().await
 }
@@ -513,7 +522,10 @@ impl HttpSettings {
         let path = ca_bundle.map(Path::to_owned).or_else(|| env("AWS_CA_BUNDLE").map(PathBuf::from));
         let pem = match path {
             Some(path) => Some(std::fs::read(&path).map_err(|error| {
-                Error::new(Kind::InvalidArgument, format!("cannot read the CA bundle {}: {error}", path.display()))
+                Error::new(
+                    Kind::InvalidArgument,
+                    format!("cannot read the CA bundle {}: {error}", path.display()),
+                )
             })?),
             None => None,
         };
@@ -613,7 +625,10 @@ mod tests {
             .await
             .unwrap();
         let text = serde_json::to_string(&session.describe().await).unwrap();
-        assert!(text.contains("eu-west-1") && text.contains("configuration") && text.contains("AKIA…MPLE"), "{text}");
+        assert!(
+            text.contains("eu-west-1") && text.contains("configuration") && text.contains("AKIA…MPLE"),
+            "{text}"
+        );
         assert!(!text.contains("secret"), "{text}");
         assert_eq!(session.reach(), "work@http://127.0.0.1:9");
     }
