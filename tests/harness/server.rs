@@ -110,15 +110,10 @@ impl Server {
             return Ok(Running { endpoint, _child: None });
         }
         match self {
-            // The binary does not watch its standard input, so a shell does.
             Self::Demo => {
-                let mut shell = Command::new("sh");
-                shell.args([
-                    "-c",
-                    r#""$0" demo --listen 127.0.0.1:0 & server=$!; exec >&-; cat >/dev/null; kill $server; wait"#,
-                    env!("CARGO_BIN_EXE_pailfs"),
-                ]);
-                Running::start(shell, "ready")
+                let mut demo = Command::new(env!("CARGO_BIN_EXE_pailfs"));
+                demo.args(["demo", "--listen", "127.0.0.1:0", "--until-stdin-closes"]);
+                Running::start(demo, "ready")
             }
             _ => {
                 let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers"));
