@@ -7,9 +7,13 @@
 //! is printed, and none is taken from the command line.
 
 mod args;
+mod background;
 mod exit;
+mod logging;
 mod machine;
 mod mountinfo;
+mod mountpoint;
+mod running;
 
 pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS

@@ -14,6 +14,8 @@ pub struct Mount {
     pub fs_type: String,
     /// The file system's name, for ours the bucket.
     pub source: OsString,
+    /// The user a FUSE mount belongs to.
+    pub owner: Option<u32>,
 }
 
 impl Mount {
@@ -40,10 +42,15 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = fields.skip_while(|&field| field != b"-").skip(1);
     let fs_type = fields.next()?;
     let source = fields.next()?;
+    let owner = fields.next().and_then(|options| {
+        let options = std::str::from_utf8(options).ok()?;
+        options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
+    });
     Some(Mount {
         mountpoint: PathBuf::from(unescape(mountpoint)),
         fs_type: String::from_utf8_lossy(unescape(fs_type).as_bytes()).into_owned(),
         source: unescape(source),
+        owner,
     })
 }
 
@@ -91,6 +98,7 @@ not a line
         let mount = mounted_at(TABLE, Path::new("/mnt/plain")).unwrap();
         assert!(mount.is_ours());
         assert_eq!(mount.source, "s3://photos/");
+        assert_eq!(mount.owner, Some(1000));
     }
 
     #[test]
@@ -98,7 +106,7 @@ not a line
         let all: Vec<_> = parse(TABLE).collect();
         assert_eq!(all.len(), 5);
         assert_eq!(all[0].fs_type, "ext4");
-        assert!(!all[0].is_ours());
+        assert!(!all[0].is_ours() && all[0].owner.is_none());
         assert!(mounted_at(TABLE, Path::new("/mnt")).is_none());
     }
 }

@@ -48,18 +48,21 @@ impl Client {
         let (reader, mut writer) = self.stream.into_split();
         let mut text = serde_json::to_vec(&request).expect("a request is one word");
         text.push(b'\n');
-        timeout(SILENCE_MAX, writer.write_all(&text))
-            .await
-            .unwrap_or_else(|late| Err(late.into()))
-            .map_err(failed)?;
+        // A mount that turns us away says why and hangs up at once, maybe before it has read the question.
+        let asked =
+            timeout(SILENCE_MAX, writer.write_all(&text)).await.unwrap_or_else(|late| Err(late.into()));
         let mut reader = BufReader::new(reader);
         loop {
             text.clear();
             let mut bounded = (&mut reader).take(REPLY_MAX_BYTES);
             let read = timeout(SILENCE_MAX, bounded.read_until(b'\n', &mut text)).await;
             read.unwrap_or_else(|late| Err(late.into())).map_err(failed)?;
-            if !text.ends_with(b"\n") {
+            if text.is_empty() {
+                asked.map_err(failed)?;
                 return Err(Error::new(Kind::Local, "the mount's process ended before it answered"));
+            }
+            if !text.ends_with(b"\n") {
+                return Err(Error::new(Kind::Internal, "the mount's answer is cut off or too long"));
             }
             match serde_json::from_slice(&text) {
                 Ok(Reply::Progress(unsaved)) => progress(&unsaved),
@@ -188,14 +191,12 @@ mod tests {
         let mount = fixture();
         let waiting: Vec<_> = (0..8).map(|_| ask_flush(&mount.path)).collect();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        let refusal = loop {
-            assert!(tokio::time::Instant::now() < deadline, "the ninth client was never turned away");
-            match mount.client().await.ask(Request::Status, |_| {}).await {
-                Ok(Reply::Refused(refusal)) => break refusal,
-                // The others are still on their way, or the answer came before the question was written.
-                Ok(_) | Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        while mount.flushed.receiver_count() < waiting.len() {
+            assert!(tokio::time::Instant::now() < deadline, "the flushes never began");
+            tokio::task::yield_now().await;
+        }
+        let reply = mount.client().await.ask(Request::Status, |_| {}).await.unwrap();
+        let Reply::Refused(refusal) = reply else { panic!("{reply:?}") };
         assert_eq!(refusal.cause, Cause::TooManyClients);
         mount.flushed.send_replace(true);
         for task in waiting {
