@@ -1,6 +1,52 @@
-//! pailfs mounts S3 buckets as directories.
+//! pailfs mounts S3 buckets as directories: one file is one object, and every standard Unix tool works on it.
+//!
+//! This page is the map. The promises to users are in `docs/SEMANTICS.md`; each module opens with what it
+//! owns, what it does not, and what it guarantees.
+//!
+//! # Words
+//! A *session* is an AWS identity and its defaults, a *client* what a session makes for one region and
+//! endpoint, a *bucket*, *object*, *key*, *version ID* and *region* what S3 calls so. The *mount* is the running
+//! file system; nothing else is called a session. A *part* belongs to a multipart upload, a *block* to the read
+//! cache, an *extent* to a file being written.
+//!
+//! # The house
+//! Arrows point down only.
+//!
+//! ```text
+//! main -> cli -> mount (composition root), control, demo
+//!         mount -> config, s3::Session, fs, fuse, control, stats
+//!                  fuse -> fs         control -> stats
+//!                         fs -> tree, read, write
+//!                              tree | read | write      siblings: never each other
+//!                                   -> s3 -> base, error, stats
+//! ```
+//!
+//! What is absent, on purpose: nothing outside [`s3`] names the AWS SDK; nothing outside [`fuse`] names fuser;
+//! nothing below [`cli`] reads the environment but `s3::session`, which is what a session is; no plain lock
+//! lives across an await; a pure file does no I/O, reads no clock and logs nothing.
+//!
+//! # Lock order
+//! 1. name locks (async), in ascending order of their slot;
+//! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
+//!    directory;
+//! 3. a file's commit lock (async);
+//! 4. plain mutexes, short: the table of open files, then a file's state; the tree alone;
+//! 5. leaves: blocks, kernel pages known, counters.
+//!
+//! # Life of a read
+//! [`fuse`] decodes it; [`fs`] finds the open file; bytes written here and not yet in S3 answer first; for the
+//! rest the handle's window says what to want, blocks in memory answer, and one GET per missing run fetches
+//! what is not there, with `If-Match` of the version the file was opened at. What memory holds is answered on
+//! the FUSE thread itself.
+//!
+//! # Life of a write
+//! [`fuse`] hands over the kernel's buffer; it goes straight into the staging file, and the file's extents
+//! record it under a new stamp. `close` or `fsync` plans a commit: one Put, or parts to upload and parts to
+//! copy; it is conditional on the version the file was opened from. When S3 has answered 200, everything up to
+//! the commit's stamp is clean, and the tree learns the new ETag. On failure nothing was forgotten.
 
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod demo;
@@ -13,5 +59,3 @@ pub mod s3;
 pub mod stats;
 pub mod tree;
 pub mod write;
-
-pub mod cli;

@@ -1,3 +1,5 @@
+//! argv to [`pailfs::cli`], and nothing else.
+
 fn main() -> std::process::ExitCode {
     pailfs::cli::main()
 }

@@ -1,1 +1,238 @@
-//! (in work)
+//! POSIX operations on buckets, in our own types: nothing here knows the kernel's protocol.
+//!
+//! Owns: open files and handles, the order of operations on names, and what each operation means.
+//! Does not own: names and keys (`tree`), fetching and caching (`read`), staging and uploading (`write`).
+//!
+//! Every operation plans under a lock, acts without it, and commits under it. Locks, outermost first:
+//! 1. name locks (async), in ascending order of their slot;
+//! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
+//!    directory;
+//! 3. a file's commit lock (async);
+//! 4. the table of open files, a file's state, the tree: plain mutexes, in that order, never held across an
+//!    await;
+//! 5. the leaves: caches and counters.
+
+mod attr;
+mod dirs;
+mod file;
+mod handles;
+mod io;
+mod lookup;
+mod names;
+mod volume;
+
+pub use attr::{Attr, SetAttr};
+pub use dirs::DirEntry;
+pub use file::Pending;
+pub use io::{OpenFlags, Opened};
+pub use volume::{Buckets, Root, Volume};
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::{Duration, SystemTime};
+
+use lru::LruCache;
+
+use crate::base::{Budget, Clock, ETag};
+use crate::error::{Error, Kind, Result};
+use crate::read::{ReadSettings, Reader};
+use crate::stats::Stats;
+use crate::tree::keys::Name;
+use crate::tree::{DirPlace, Ino, Tree, VolumeId};
+
+/// How a mount behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits of files that say nothing else.
+    pub file_mode: u16,
+    pub dir_mode: u16,
+    /// How long `stat` and `readdir` may answer from memory. `open` always asks.
+    pub ttl: Duration,
+    /// How long a name that was absent is believed to be.
+    pub negative_ttl: Duration,
+    /// How long one metadata operation or read may take before it fails `TimedOut`.
+    pub timeout: Duration,
+    /// Memory for blocks, read-ahead and uploads, in bytes.
+    pub memory_limit: u64,
+    /// Where written bytes are staged.
+    pub staging_dir: PathBuf,
+    /// Names this host in conflict copies.
+    pub host: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            file_mode: 0o644,
+            dir_mode: 0o755,
+            ttl: Duration::from_secs(1),
+            negative_ttl: Duration::from_secs(1),
+            timeout: Duration::from_secs(60),
+            memory_limit: 256 << 20,
+            staging_dir: std::env::temp_dir(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// Inodes whose cached kernel pages are accounted for; one more costs a re-read, nothing else.
+const PAGES_KNOWN_MAX: usize = 65_536;
+/// Slots of the name locks: two names share one by chance, which costs time and nothing else.
+const NAME_SLOTS: usize = 256;
+
+/// A mounted file system.
+pub struct Fs {
+    options: Options,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Stats>,
+    volumes: RwLock<Vec<Arc<Volume>>>,
+    /// Where a mount of all buckets finds them.
+    buckets: Option<Buckets>,
+    tree: Mutex<Tree>,
+    reader: Reader,
+    files: Mutex<HashMap<Ino, Arc<file::File>>>,
+    handles: handles::Handles,
+    names: Vec<tokio::sync::Mutex<()>>,
+    /// Which version of each file the kernel's cached pages are of.
+    pages: Mutex<LruCache<Ino, ETag>>,
+    upload_budget: Budget,
+    mounted_at: SystemTime,
+}
+
+impl Fs {
+    /// Makes the file system; asks S3 nothing.
+    pub fn new(root: Root, options: Options, clock: Arc<dyn Clock>, stats: Arc<Stats>) -> Result<Arc<Self>> {
+        let now = clock.wall();
+        let mut volumes = Vec::new();
+        let mut buckets = None;
+        let mut tree = match root {
+            Root::Volume(volume) => {
+                let place = (VolumeId(0), volume.dir_key());
+                volumes.push(Arc::new(volume));
+                Tree::new(Some(place), options.ttl, options.negative_ttl, now)
+            }
+            Root::Named(named) => {
+                let mut tree = Tree::new(None, options.ttl, options.negative_ttl, now);
+                for (name, volume) in named {
+                    let name = Name::parse(name.as_ref())?;
+                    let id = VolumeId(u32::try_from(volumes.len()).map_err(|_| too_many_volumes())?);
+                    tree.add_volume(&name, id, volume.dir_key(), now);
+                    volumes.push(Arc::new(volume));
+                }
+                tree
+            }
+            Root::Buckets(source) => {
+                buckets = Some(source);
+                Tree::new(None, options.ttl, options.negative_ttl, now)
+            }
+        };
+        tree.looked_up(crate::tree::ROOT);
+        // Half of the memory keeps blocks, a quarter each may be on its way in and on its way out.
+        let quarter = options.memory_limit / 4;
+        let reader = Reader::new(
+            ReadSettings { cache_bytes: quarter * 2, ..ReadSettings::default() },
+            Budget::new(quarter),
+            Arc::clone(&stats),
+        );
+        let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
+        Ok(Arc::new(Self {
+            clock,
+            stats,
+            volumes: RwLock::new(volumes),
+            buckets,
+            tree: Mutex::new(tree),
+            reader,
+            files: Mutex::new(HashMap::new()),
+            handles: handles::Handles::default(),
+            names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            pages: Mutex::new(LruCache::new(pages)),
+            upload_budget: Budget::new(quarter),
+            mounted_at: now,
+            options,
+        }))
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Drops every cached block and every remembered freshness that can be asked for again.
+    pub fn drop_caches(&self) {
+        self.reader.drop_all();
+        lock(&self.pages).clear();
+    }
+
+    fn tree(&self) -> MutexGuard<'_, Tree> {
+        lock(&self.tree)
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<Arc<Volume>> {
+        let volumes = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        volumes
+            .get(id.0 as usize)
+            .cloned()
+            .ok_or_else(|| Error::new(Kind::Internal, "a volume that the mount does not have"))
+    }
+
+    /// Volume and directory of an inode that has to be a directory inside a bucket.
+    fn dir_in_volume(&self, ino: Ino) -> Result<(VolumeId, Arc<Volume>, crate::tree::keys::DirKey)> {
+        let place = self.tree().dir_place(ino)?;
+        match place {
+            DirPlace::In { volume, dir } => Ok((volume, self.volume(volume)?, dir)),
+            DirPlace::Buckets => {
+                Err(Error::new(Kind::NotPermitted, "only buckets live at the top of this mount"))
+            }
+        }
+    }
+
+    /// Serialises operations on one name of one directory.
+    async fn lock_name(&self, parent: Ino, name: &Name) -> tokio::sync::MutexGuard<'_, ()> {
+        self.names[slot(parent, name)].lock().await
+    }
+
+    /// The same for two names, in an order that cannot deadlock.
+    async fn lock_names(
+        &self,
+        one: (Ino, &Name),
+        two: (Ino, &Name),
+    ) -> (tokio::sync::MutexGuard<'_, ()>, Option<tokio::sync::MutexGuard<'_, ()>>) {
+        let (a, b) = (slot(one.0, one.1), slot(two.0, two.1));
+        let first = self.names[a.min(b)].lock().await;
+        let second = if a == b { None } else { Some(self.names[a.max(b)].lock().await) };
+        (first, second)
+    }
+
+    /// Bounds an operation that waits for S3.
+    async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(self.options.timeout, work).await.unwrap_or_else(|_| {
+            let seconds = self.options.timeout.as_secs_f32();
+            Err(Error::new(Kind::TimedOut, format!("no answer within {seconds} s")))
+        })
+    }
+}
+
+fn slot(parent: Ino, name: &Name) -> usize {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (parent, name).hash(&mut hasher);
+    usize::try_from(hasher.finish() % NAME_SLOTS as u64).unwrap_or(0)
+}
+
+/// A panic while a lock was held answered its own request with EIO; the data under these locks is changed
+/// by steps that each leave it whole, so the mount goes on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn too_many_volumes() -> Error {
+    Error::new(Kind::InvalidArgument, "too many buckets in one mount")
+}

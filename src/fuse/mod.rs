@@ -1,1 +1,10 @@
-//! (in work)
+//! The only place that names fuser: decodes what the kernel asks, answers it, and nothing else.
+//!
+//! What memory holds is answered on the thread that read the request. What has to wait for S3 becomes a task
+//! with its own reply; the reply answers EIO if the task dies, so the kernel never waits for nothing.
+
+mod convert;
+mod mounted;
+mod ops;
+
+pub use mounted::{Mounted, Options, mount};

@@ -1,1 +1,407 @@
-//! (in work)
+//! Pages of LIST to the entries of one directory, streaming. Pure.
+//!
+//! S3 lists bytes, so `a`, `a-x`, `a.txt` come before `a/`: whether the object `a` shows as `a` or, beside a
+//! directory of that name, as `a%~f` is known only when the listing has passed `a/`. Such objects are held back
+//! until then; each held one is a prefix of the next, so there are never many.
+//!
+//! A listing is data from a stranger: keys outside of the prefix are dropped, a token that repeats is an error,
+//! and a server that lists out of order is found out. From there on nothing is shown until the end, when the
+//! rest comes sorted, and no name is shown twice.
+
+use std::collections::HashSet;
+
+use super::keys::{DirKey, Name, Shown};
+use crate::error::{Error, Kind, Result};
+use crate::s3::{ListPage, ListedObject};
+
+/// Pages in a row without an entry before a listing counts as endless. S3 may send a few where many keys were
+/// deleted.
+const EMPTY_PAGES_MAX: u32 = 1_000;
+
+/// One line of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: Name,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    File(ListedObject),
+    Dir,
+}
+
+/// A listing as far as its pages have come.
+#[derive(Debug)]
+pub struct Listing {
+    dir: DirKey,
+    /// Objects whose directory may still come, each a prefix of the next.
+    held: Vec<ListedObject>,
+    /// The greatest key or prefix seen.
+    reached: Option<String>,
+    /// What came since the order broke.
+    unsorted: Option<Vec<Item>>,
+    shown: HashSet<Name>,
+    marker: Option<ListedObject>,
+    token: Option<String>,
+    empty_pages: u32,
+    foreign_keys: u64,
+    done: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Item {
+    Object(ListedObject),
+    Prefix(String),
+}
+
+impl Item {
+    fn key(&self) -> &str {
+        match self {
+            Self::Object(object) => &object.key,
+            Self::Prefix(prefix) => prefix,
+        }
+    }
+}
+
+impl Listing {
+    /// A listing of `dir`, to be fed the pages of a LIST with its prefix and the delimiter `/`.
+    pub fn new(dir: DirKey) -> Self {
+        Self {
+            dir,
+            held: Vec::new(),
+            reached: None,
+            unsorted: None,
+            shown: HashSet::new(),
+            marker: None,
+            token: None,
+            empty_pages: 0,
+            foreign_keys: 0,
+            done: false,
+        }
+    }
+
+    /// Takes the next page; returns what is ready to be shown. The last page is the one without a token.
+    pub fn page(&mut self, page: ListPage) -> Result<Vec<Entry>> {
+        if page.next.is_some() && page.next == self.token {
+            return Err(Error::new(Kind::Corrupt, "the listing repeats its continuation token"));
+        }
+        let mut items: Vec<Item> = page
+            .objects
+            .into_iter()
+            .map(Item::Object)
+            .chain(page.common_prefixes.into_iter().map(Item::Prefix))
+            .collect();
+        let received = items.len();
+        items.retain(|item| self.belongs(item));
+        self.foreign_keys += (received - items.len()) as u64;
+        self.empty_pages = if items.is_empty() { self.empty_pages + 1 } else { 0 };
+        if self.empty_pages > EMPTY_PAGES_MAX {
+            return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything"));
+        }
+        items.sort_by(|a, b| a.key().cmp(b.key()));
+        self.token = page.next;
+        self.done = self.token.is_none();
+
+        let went_back = match (items.first(), &self.reached) {
+            (Some(first), Some(reached)) => first.key() <= reached.as_str(),
+            _ => false,
+        };
+        if went_back && self.unsorted.is_none() {
+            self.unsorted = Some(self.held.drain(..).map(Item::Object).collect());
+        }
+        if let Some(last) = items.last() {
+            self.reached = Some(last.key().to_owned());
+        }
+        let ready = match &mut self.unsorted {
+            None => items,
+            Some(unsorted) => {
+                unsorted.extend(items);
+                if !self.done {
+                    return Ok(Vec::new());
+                }
+                let mut all = std::mem::take(unsorted);
+                all.sort_by(|a, b| a.key().cmp(b.key()));
+                all.dedup_by(|a, b| a.key() == b.key());
+                all
+            }
+        };
+        let mut out = Vec::new();
+        for item in ready {
+            self.pass(item, &mut out);
+        }
+        if self.done {
+            while let Some(object) = self.held.pop() {
+                self.show_object(object, false, &mut out);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether the last page was taken.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Whether a name was shown.
+    pub fn has_shown(&self, name: &Name) -> bool {
+        self.shown.contains(name)
+    }
+
+    /// Whether the server lists out of byte order.
+    pub fn is_disordered(&self) -> bool {
+        self.unsorted.is_some()
+    }
+
+    /// The directory's own marker object, once it was listed.
+    pub fn marker(&self) -> Option<&ListedObject> {
+        self.marker.as_ref()
+    }
+
+    /// Keys the server sent that were not asked for.
+    pub fn foreign_keys(&self) -> u64 {
+        self.foreign_keys
+    }
+
+    fn belongs(&self, item: &Item) -> bool {
+        let Some(rest) = item.key().strip_prefix(self.dir.prefix()) else { return false };
+        match item {
+            Item::Object(_) => !rest.contains('/'),
+            Item::Prefix(_) => rest.find('/').is_some_and(|at| at + 1 == rest.len()),
+        }
+    }
+
+    /// The listing reaches this item: whatever could not be told before it can be told now.
+    fn pass(&mut self, item: Item, out: &mut Vec<Entry>) {
+        while let Some(object) = self.held.pop_if(|object| is_passed(&object.key, item.key())) {
+            self.show_object(object, false, out);
+        }
+        match item {
+            Item::Object(object) => {
+                if Some(object.key.as_str()) == self.dir.marker_key() {
+                    self.marker = Some(object.clone());
+                    if object.size == 0 {
+                        return;
+                    }
+                }
+                self.held.push(object);
+            }
+            Item::Prefix(prefix) => {
+                let rest = prefix[self.dir.prefix().len()..].trim_end_matches('/').to_owned();
+                self.show(&rest, false, What::Dir, out);
+                let beside = &prefix[..prefix.len() - 1];
+                if let Some(object) = self.held.pop_if(|object| object.key == beside) {
+                    self.show_object(object, true, out);
+                }
+            }
+        }
+    }
+
+    fn show_object(&mut self, object: ListedObject, beside_dir: bool, out: &mut Vec<Entry>) {
+        let rest = object.key[self.dir.prefix().len()..].to_owned();
+        self.show(&rest, beside_dir, What::File(object), out);
+    }
+
+    fn show(&mut self, rest: &str, beside_dir: bool, what: What, out: &mut Vec<Entry>) {
+        let entry = match self.dir.show(rest, beside_dir) {
+            Some(Shown::As(name)) => Entry { name, what },
+            Some(Shown::Inside(name)) => Entry { name, what: What::Dir },
+            None => return,
+        };
+        if self.shown.insert(entry.name.clone()) {
+            out.push(entry);
+        }
+    }
+}
+
+/// Whether `KEY/` can no longer come once the listing is at `at`.
+fn is_passed(key: &str, at: &str) -> bool {
+    match at.strip_prefix(key) {
+        Some(rest) => rest.as_bytes().first().is_some_and(|b| *b > b'/'),
+        None => true,
+    }
+}
+
+/// Everything one level below a directory, from a whole listing: the naive way, to compare with.
+#[cfg(test)]
+pub(crate) fn entries_of(all: &[ListedObject], dir: &DirKey) -> std::collections::BTreeMap<String, bool> {
+    use std::collections::{BTreeMap, BTreeSet};
+    let mut dirs = BTreeSet::new();
+    let mut files = BTreeSet::new();
+    for object in all {
+        let Some(rest) = object.key.strip_prefix(dir.prefix()) else { continue };
+        match rest.split_once('/') {
+            Some((component, _)) => {
+                dirs.insert(component.to_owned());
+            }
+            None if rest.is_empty() && dir.marker_key() == Some(object.key.as_str()) && object.size == 0 => {}
+            None => {
+                files.insert(rest.to_owned());
+            }
+        }
+    }
+    let mut names = BTreeMap::new();
+    let mut add = |shown: Option<Shown>, is_dir: bool| match shown {
+        Some(Shown::As(name)) => {
+            names.insert(name.as_str().to_owned(), is_dir);
+        }
+        Some(Shown::Inside(name)) => {
+            names.insert(name.as_str().to_owned(), true);
+        }
+        None => {}
+    };
+    for component in &dirs {
+        add(dir.show(component, false), true);
+    }
+    for component in &files {
+        add(dir.show(component, dirs.contains(component)), false);
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ETag;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::SystemTime;
+
+    fn object(key: &str, size: u64) -> ListedObject {
+        ListedObject {
+            key: key.to_owned(),
+            size,
+            etag: ETag::new("e"),
+            last_modified: SystemTime::UNIX_EPOCH,
+            storage_class: None,
+            restored: None,
+        }
+    }
+
+    /// What a server's LIST with a delimiter says, in byte order.
+    fn items(keys: &BTreeSet<String>, prefix: &str) -> Vec<Item> {
+        let mut out: Vec<Item> = Vec::new();
+        for key in keys.iter().filter(|k| k.starts_with(prefix)) {
+            let rest = &key[prefix.len()..];
+            match rest.find('/') {
+                Some(at) => {
+                    let common = format!("{prefix}{}", &rest[..=at]);
+                    if out.last().map(Item::key) != Some(common.as_str()) {
+                        out.push(Item::Prefix(common));
+                    }
+                }
+                None => out.push(Item::Object(object(key, key.len() as u64 % 2))),
+            }
+        }
+        out
+    }
+
+    fn run(items: Vec<Item>, cuts: &[usize], dir: &DirKey) -> (BTreeMap<String, bool>, Vec<Name>, bool) {
+        let mut listing = Listing::new(dir.clone());
+        let mut names = BTreeMap::new();
+        let mut order = Vec::new();
+        let mut pages: Vec<Vec<Item>> = vec![Vec::new()];
+        for (i, item) in items.into_iter().enumerate() {
+            if cuts.contains(&i) {
+                pages.push(Vec::new());
+            }
+            pages.last_mut().unwrap().push(item);
+        }
+        let count = pages.len();
+        for (i, page) in pages.into_iter().enumerate() {
+            let mut list = ListPage { next: (i + 1 < count).then(|| i.to_string()), ..ListPage::default() };
+            for item in page {
+                match item {
+                    Item::Object(object) => list.objects.push(object),
+                    Item::Prefix(prefix) => list.common_prefixes.push(prefix),
+                }
+            }
+            for entry in listing.page(list).unwrap() {
+                let before = names.insert(entry.name.as_str().to_owned(), entry.what == What::Dir);
+                assert!(before.is_none(), "{:?} was shown twice", entry.name);
+                order.push(entry.name);
+            }
+        }
+        assert!(listing.is_done());
+        (names, order, listing.is_disordered())
+    }
+
+    fn keys() -> impl Strategy<Value = BTreeSet<String>> {
+        proptest::collection::btree_set("[!\"#$%&'()*+,./0a-]{1,4}", 1..30)
+    }
+
+    fn naive(keys: &BTreeSet<String>, dir: &DirKey) -> BTreeMap<String, bool> {
+        let all: Vec<ListedObject> = keys.iter().map(|k| object(k, k.len() as u64 % 2)).collect();
+        entries_of(&all, dir)
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_into_pages_shows_what_the_naive_way_shows(
+            keys in keys(),
+            cuts in proptest::collection::vec(1usize..30, 0..8),
+            prefix in prop_oneof![Just(""), Just("a/"), Just("./")],
+        ) {
+            let dir = DirKey::root(prefix);
+            let whole = run(items(&keys, prefix), &[], &dir);
+            let paged = run(items(&keys, prefix), &cuts, &dir);
+            prop_assert_eq!(&paged.0, &naive(&keys, &dir));
+            prop_assert_eq!(&paged.1, &whole.1, "the order does not depend on the pages");
+            prop_assert!(!paged.2);
+        }
+
+        #[test]
+        fn a_server_out_of_order_loses_no_name(
+            keys in keys(),
+            cuts in proptest::collection::vec(1usize..30, 0..8),
+        ) {
+            let dir = DirKey::root("");
+            // The order of a tree walk: `a`, `a/1`, `a-x`.
+            let mut walked = items(&keys, "");
+            walked.sort_by_key(|item| item.key().replace('/', "\0"));
+            let (names, _, disordered) = run(walked, &cuts, &dir);
+            let expected = naive(&keys, &dir);
+            if disordered {
+                for name in expected.keys() {
+                    let marked = [name.as_str(), "%~f"].concat();
+                    let reachable = names.contains_key(name) || names.contains_key(&marked);
+                    prop_assert!(reachable || name.ends_with("%~f"), "{} is lost", name);
+                }
+            } else {
+                prop_assert_eq!(names, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_beside_a_directory_keeps_a_path_of_its_own() {
+        let keys: BTreeSet<String> = ["a", "a-x", "a.txt", "a/1"].map(String::from).into();
+        let (names, _, _) = run(items(&keys, ""), &[1, 2, 3], &DirKey::root(""));
+        let expected = [("a", true), ("a%~f", false), ("a-x", false), ("a.txt", false)];
+        assert_eq!(names, expected.map(|(n, d)| (n.to_owned(), d)).into());
+    }
+
+    #[test]
+    fn a_repeated_token_and_an_endless_listing_are_errors() {
+        let mut listing = Listing::new(DirKey::root(""));
+        let page = |token: &str| ListPage { next: Some(token.to_owned()), ..ListPage::default() };
+        listing.page(page("t")).unwrap();
+        assert_eq!(listing.page(page("t")).unwrap_err().kind(), Kind::Corrupt);
+        let mut listing = Listing::new(DirKey::root(""));
+        let failed = (0..2_000).find_map(|i| listing.page(page(&i.to_string())).err());
+        assert_eq!(failed.unwrap().kind(), Kind::Corrupt);
+    }
+
+    #[test]
+    fn keys_that_were_not_asked_for_are_dropped() {
+        let mut listing = Listing::new(DirKey::root("p/"));
+        let page = ListPage {
+            objects: vec![object("q/x", 1), object("p/ok", 1), object("p/deep/x", 1)],
+            common_prefixes: vec!["other/".into(), "p/d/".into()],
+            next: None,
+        };
+        let names: Vec<_> = listing.page(page).unwrap().into_iter().map(|e| e.name.as_str().to_owned()).collect();
+        assert_eq!(names, ["d", "ok"]);
+        assert_eq!(listing.foreign_keys(), 3);
+    }
+}

@@ -1,3 +1,133 @@
-//! (in work)
+//! What exists, as far as we know: names, keys and inodes.
+//!
+//! Owns: the inode table, what S3 said of each name and until when to believe it, names known to be
+//! absent, and which names changed here while a request was on its way.
+//! Does not own: bytes (`read`, `write`), open handles (`fs`), or any request: everything here is pure,
+//! and time is an argument.
+//!
+//! Invariants
+//! 1. Parent links form a tree with [`ROOT`] at its top. An inode stores its parent and its name; keys are
+//!    computed, so renaming a directory relinks one node.
+//! 2. An inode number is never used twice while the mount lives.
+//! 3. A node lives while the kernel counts lookups of it, a handle is open on it, or a child lives.
+//! 4. An answer that was asked for before a local change of the same name never overrules that change
+//!    (see [`Ticket`]).
+//! 5. A name is either a child node, a remembered fact or a remembered absence, never two of them.
+
+mod inodes;
 pub mod keys;
 pub mod listing;
+
+pub use inodes::{Ticket, Tree};
+
+use std::time::SystemTime;
+
+use crate::base::ETag;
+use crate::s3::{ListedObject, ObjectInfo};
+use keys::DirKey;
+
+/// An inode number, as the kernel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ino(pub u64);
+
+/// The mount's root.
+pub const ROOT: Ino = Ino(1);
+
+/// A bucket and prefix of this mount, by its place in the mount's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeId(pub u32);
+
+/// What S3 says an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub size: u64,
+    /// `None` while the file exists only here.
+    pub etag: Option<ETag>,
+    pub mtime: SystemTime,
+    pub archived: bool,
+}
+
+impl From<&ListedObject> for Facts {
+    fn from(object: &ListedObject) -> Self {
+        Self {
+            size: object.size,
+            etag: Some(object.etag.clone()),
+            mtime: object.last_modified,
+            archived: crate::s3::is_archived(object.storage_class.as_deref(), object.restored == Some(true)),
+        }
+    }
+}
+
+impl From<&ObjectInfo> for Facts {
+    fn from(object: &ObjectInfo) -> Self {
+        let restored =
+            object.restore.as_deref().is_some_and(|r| r.contains("ongoing-request=\"false\""));
+        Self {
+            size: object.size,
+            etag: Some(object.etag.clone()),
+            mtime: object.last_modified,
+            archived: crate::s3::is_archived(object.attributes.storage_class.as_deref(), restored),
+        }
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    File(Facts),
+    /// A directory, with its marker's time where it is known to have a marker.
+    Dir { marker: Option<SystemTime> },
+}
+
+/// An inode as `fs` needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub ino: Ino,
+    pub found: Found,
+    /// What chmod, chown and utimens said on this mount.
+    pub changes: AttrChanges,
+}
+
+impl Entry {
+    pub fn is_dir(&self) -> bool {
+        matches!(self.found, Found::Dir { .. })
+    }
+}
+
+/// Attributes set on this mount; `None` is the mount's default or what S3 says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttrChanges {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub atime: Option<SystemTime>,
+    pub mtime: Option<SystemTime>,
+}
+
+impl AttrChanges {
+    /// Lays `newer` over what was said before.
+    pub fn merge(&mut self, newer: Self) {
+        self.mode = newer.mode.or(self.mode);
+        self.uid = newer.uid.or(self.uid);
+        self.gid = newer.gid.or(self.gid);
+        self.atime = newer.atime.or(self.atime);
+        self.mtime = newer.mtime.or(self.mtime);
+    }
+}
+
+/// Where a directory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DirPlace {
+    /// The root of a mount of several buckets: its children are volumes.
+    Buckets,
+    In { volume: VolumeId, dir: DirKey },
+}
+
+/// What the tree knows about a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    Is(Entry),
+    Absent,
+    /// Ask S3.
+    Unknown,
+}

@@ -1,1 +1,35 @@
-//! (in work)
+//! Bytes in: what was written and not yet in S3, and how it gets there.
+//!
+//! Owns: the extents of a file being written ([`Extents`]), its staged bytes ([`Staging`]), the decision how
+//! to upload them ([`plan`]) and its execution ([`upload`]).
+//! Does not own: names and keys (`tree`), which version a handle reads (`fs::File`), retries of one request
+//! (`s3`).
+//!
+//! States of a file's bytes
+//!
+//! ```text
+//!            write, truncate                commit begins
+//!   Clean ------------------> Dirty --------------------------> Committing
+//!     ^                       ^  ^                               |  |  |
+//!     |   nothing was written |  '---- S3 failed, or something --'  |  |
+//!     |   meanwhile           |        was written meanwhile        |  |
+//!     '-----------------------+-------------------------------------'  |
+//!                                      another client changed it       v
+//!                                                                  Conflict
+//! ```
+//!
+//! Invariants
+//! 1. A byte becomes clean only after S3 answered 200 to the Put or Complete that carried it.
+//! 2. A commit clears only what it carried: every write has a stamp, and what is newer stays dirty.
+//! 3. A commit names the version it replaces: `If-None-Match: *` for a new file, `If-Match` for a changed one.
+//! 4. A failed commit leaves every byte readable and dirty.
+
+mod extents;
+mod plan;
+mod staging;
+mod upload;
+
+pub use extents::{Extents, Segment, What};
+pub use plan::{PartPlan, Plan, plan};
+pub use staging::Staging;
+pub use upload::{Base, Conditions, Job, copy_object, delete_object, upload};

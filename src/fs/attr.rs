@@ -1,0 +1,85 @@
+//! What `stat` answers.
+
+use std::time::SystemTime;
+
+use super::{Fs, lock};
+use crate::error::Result;
+use crate::tree::{AttrChanges, Entry, Found, Ino};
+
+/// Attributes of a file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    pub ino: Ino,
+    pub is_dir: bool,
+    /// Bytes.
+    pub size: u64,
+    pub mtime: SystemTime,
+    pub atime: SystemTime,
+    pub ctime: SystemTime,
+    /// Permission bits.
+    pub perm: u16,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What `chmod`, `chown`, `utimens` and `truncate` ask for; `None` leaves a thing as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<SystemTime>,
+    pub mtime: Option<SystemTime>,
+}
+
+impl SetAttr {
+    pub(super) fn changes(&self) -> AttrChanges {
+        AttrChanges { mode: self.mode, uid: self.uid, gid: self.gid, atime: self.atime, mtime: self.mtime }
+    }
+}
+
+/// A directory's size: a fixed figure, since a listing has none.
+const DIR_SIZE: u64 = 4096;
+
+impl Fs {
+    /// The attributes of an entry: what S3 said, under what was written and set here.
+    pub(super) fn attr_of(&self, entry: &Entry) -> Attr {
+        let (is_dir, size, mtime) = match &entry.found {
+            Found::Dir { marker } => (true, DIR_SIZE, marker.unwrap_or(self.mounted_at)),
+            Found::File(facts) => {
+                let open = lock(&self.files).get(&entry.ino).cloned();
+                match open.and_then(|file| file.unsaved()) {
+                    Some((len, written_at)) => (false, len, written_at),
+                    None => (false, facts.size, facts.mtime),
+                }
+            }
+        };
+        let mtime = entry.changes.mtime.unwrap_or(mtime);
+        let default_mode = if is_dir { self.options.dir_mode } else { self.options.file_mode };
+        let perm = entry.changes.mode.map_or(default_mode, |mode| {
+            u16::try_from(mode & 0o7777).unwrap_or(default_mode)
+        });
+        Attr {
+            ino: entry.ino,
+            is_dir,
+            size,
+            mtime,
+            atime: entry.changes.atime.unwrap_or(mtime),
+            ctime: mtime,
+            perm,
+            uid: entry.changes.uid.unwrap_or(self.options.uid),
+            gid: entry.changes.gid.unwrap_or(self.options.gid),
+        }
+    }
+
+    /// Changes attributes. Mode, owner and times live as long as the mount remembers the file; size is S3's.
+    pub async fn setattr(&self, ino: Ino, fh: Option<u64>, set: SetAttr) -> Result<Attr> {
+        self.require_writable(ino)?;
+        if let Some(size) = set.size {
+            self.truncate(ino, fh, size).await?;
+        }
+        let entry = self.tree().change_attrs(ino, set.changes())?;
+        Ok(self.attr_of(&entry))
+    }
+}

@@ -1,0 +1,668 @@
+//! The bytes of one open file: one lineage of content, shared by every handle on it.
+//!
+//! A file is opened from one version of its object and stays with it. Writes on this mount are seen by every
+//! handle at once; a commit moves all of them to the new version together. When another client replaces the
+//! object, the next `open` starts a new `File` and old handles keep the old one, so no handle ever mixes two
+//! versions.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use super::{Fs, lock};
+use crate::base::{ByteRange, ETag};
+use crate::error::{Error, Kind, Result};
+use crate::read::{Object, ObjectId};
+use crate::s3::{Attributes, Condition, GetRequest};
+use crate::tree::{Facts, Ino, VolumeId};
+use crate::write::{Base, Extents, Job, Segment, Staging, What, upload};
+
+use super::volume::Volume;
+
+/// A file that S3 does not have yet as it is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Below the mount's root.
+    pub path: String,
+    /// Bytes not in S3 yet.
+    pub bytes: u64,
+    pub last_error: Option<String>,
+}
+
+/// Another request was changing the same key: how often and how soon to try again.
+const CONFLICT_RETRIES: u32 = 4;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(100);
+/// Failed commits of closed files are tried again after this long, doubling up to the maximum.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(300);
+/// Bytes fetched at once when an open file loses its object.
+const MATERIALISE_STEP: u64 = 8 << 20;
+
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) ino: Ino,
+    state: Mutex<State>,
+    /// Held by the one commit under way.
+    commit: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The object that unchanged bytes come from.
+    object: Option<Object>,
+    extents: Extents,
+    staging: Option<Arc<Staging>>,
+    /// Number of the latest change, and of the latest that S3 has.
+    stamp: u64,
+    saved_stamp: u64,
+    /// What the next commit expects to replace.
+    expects: Condition,
+    /// What is stored beside the bytes, kept through a rewrite.
+    attributes: Attributes,
+    written_at: SystemTime,
+    /// Open handles, and those of them that may write.
+    handles: u32,
+    writers: u32,
+    /// The name is gone: nothing of this file goes to S3 any more.
+    orphan: bool,
+    /// Another client won: the version these handles read is gone.
+    lost: bool,
+    /// A background task is trying to save it.
+    retrying: bool,
+    last_error: Option<String>,
+}
+
+impl State {
+    fn is_saved(&self) -> bool {
+        self.stamp == self.saved_stamp
+    }
+}
+
+/// How to answer a read.
+pub(super) enum Source {
+    /// All of it is this version of the object, up to this length.
+    Object(Object),
+    /// Runs of bytes, each from its own source.
+    Mixed { segments: Vec<Segment>, object: Option<Object>, staging: Option<Arc<Staging>> },
+}
+
+impl File {
+    /// A file made here: nothing of it is in S3.
+    pub(super) fn new(ino: Ino, expects: Condition, now: SystemTime) -> Self {
+        Self::with(ino, None, expects, Attributes::default(), 1, now)
+    }
+
+    /// A file as S3 has it.
+    pub(super) fn of_object(ino: Ino, object: Object, attributes: Attributes, now: SystemTime) -> Self {
+        let expects = Condition::Matches(object.id.etag.clone());
+        Self::with(ino, Some(object), expects, attributes, 0, now)
+    }
+
+    fn with(
+        ino: Ino,
+        object: Option<Object>,
+        expects: Condition,
+        attributes: Attributes,
+        stamp: u64,
+        now: SystemTime,
+    ) -> Self {
+        Self {
+            ino,
+            state: Mutex::new(State {
+                extents: Extents::of_base(object.as_ref().map_or(0, |o| o.size)),
+                object,
+                staging: None,
+                stamp,
+                saved_stamp: 0,
+                expects,
+                attributes,
+                written_at: now,
+                handles: 0,
+                writers: 0,
+                orphan: false,
+                lost: false,
+                retrying: false,
+                last_error: None,
+            }),
+            commit: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// One more handle.
+    pub(super) fn opened(&self, writable: bool) {
+        let mut state = lock(&self.state);
+        state.handles += 1;
+        state.writers += u32::from(writable);
+    }
+
+    /// One handle less; whether it was the last.
+    pub(super) fn closed(&self, writable: bool) -> bool {
+        let mut state = lock(&self.state);
+        state.handles = state.handles.saturating_sub(1);
+        state.writers = state.writers.saturating_sub(u32::from(writable));
+        state.handles == 0
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        lock(&self.state).handles > 0
+    }
+
+    /// Whether S3 lacks something that has to get there.
+    pub(super) fn is_dirty(&self) -> bool {
+        let state = lock(&self.state);
+        !state.is_saved() && !state.orphan && !state.lost
+    }
+
+    /// Length and time of the last write, where they differ from S3's.
+    pub(super) fn unsaved(&self) -> Option<(u64, SystemTime)> {
+        let state = lock(&self.state);
+        (!state.is_saved() || state.orphan).then(|| (state.extents.len(), state.written_at))
+    }
+
+    /// The version a clean file is of.
+    pub(super) fn etag(&self) -> Option<ETag> {
+        let state = lock(&self.state);
+        state.object.as_ref().filter(|_| !state.lost).map(|o| o.id.etag.clone())
+    }
+
+    /// Whether S3 has an object that this file replaces or is.
+    pub(super) fn has_object(&self) -> bool {
+        lock(&self.state).expects != Condition::Absent
+    }
+
+    /// Where the bytes of a range come from now; `None` past the end.
+    pub(super) fn source(&self, offset: u64, len: u64) -> Result<Option<(ByteRange, Source)>> {
+        let state = lock(&self.state);
+        if state.lost {
+            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
+        }
+        let end = offset.saturating_add(len).min(state.extents.len());
+        let Some(range) = ByteRange::new(offset, end) else { return Ok(None) };
+        let source = match &state.object {
+            Some(object) if state.is_saved() && !state.orphan => Source::Object(object.clone()),
+            object => Source::Mixed {
+                segments: state.extents.segments(range),
+                object: object.clone(),
+                staging: state.staging.clone(),
+            },
+        };
+        Ok(Some((range, source)))
+    }
+
+    /// Takes bytes; `None` appends. Returns the offset they went to.
+    pub(super) fn write(&self, offset: Option<u64>, data: &[u8], staging: &std::path::Path, now: SystemTime) -> Result<()> {
+        let mut state = lock(&self.state);
+        self.require_current(&state)?;
+        let offset = offset.unwrap_or(state.extents.len());
+        let Some(range) = ByteRange::at(offset, data.len() as u64) else { return Ok(()) };
+        if range.end() > FILE_MAX {
+            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
+        }
+        let target = match &state.staging {
+            Some(staging) => Arc::clone(staging),
+            None => {
+                let fresh = Arc::new(Staging::new(staging)?);
+                state.staging = Some(Arc::clone(&fresh));
+                fresh
+            }
+        };
+        target.write(data, offset)?;
+        state.stamp += 1;
+        let stamp = state.stamp;
+        state.extents.write(range, stamp);
+        state.written_at = now;
+        Ok(())
+    }
+
+    pub(super) fn truncate(&self, len: u64, now: SystemTime) -> Result<()> {
+        let mut state = lock(&self.state);
+        self.require_current(&state)?;
+        if len > FILE_MAX {
+            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
+        }
+        if len == state.extents.len() {
+            return Ok(());
+        }
+        state.stamp += 1;
+        let stamp = state.stamp;
+        state.extents.truncate(len, stamp);
+        state.written_at = now;
+        Ok(())
+    }
+
+    fn require_current(&self, state: &State) -> Result<()> {
+        if state.lost {
+            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
+        }
+        Ok(())
+    }
+
+    /// The object has another key and ETag now: a rename on this mount.
+    pub(super) fn moved(&self, volume: u32, store: &Volume, key: &str, etag: Option<&ETag>) {
+        let mut state = lock(&self.state);
+        if let Some(object) = &mut state.object {
+            let etag = etag.unwrap_or(&object.id.etag).clone();
+            *object = Object::new(
+                ObjectId { volume, key: Arc::from(key), etag: etag.clone() },
+                Arc::from(store.bucket.as_str()),
+                object.size,
+                Arc::clone(&store.store),
+            );
+            state.expects = Condition::Matches(etag);
+        }
+    }
+
+    /// The next commit replaces this version: the file took the name of an object that is still there.
+    pub(super) fn replaces(&self, expects: Condition) {
+        lock(&self.state).expects = expects;
+    }
+}
+
+/// S3's largest object is 50 TB; the parts plan reaches a little past 5 TiB.
+const FILE_MAX: u64 = 5 << 40;
+
+impl Fs {
+    /// Whether the inode has bytes or a length that S3 does not have.
+    pub(super) fn has_unsaved(&self, ino: Ino) -> bool {
+        lock(&self.files).get(&ino).is_some_and(|file| file.unsaved().is_some())
+    }
+
+    pub(super) fn open_file(&self, ino: Ino) -> Option<Arc<File>> {
+        lock(&self.files).get(&ino).cloned()
+    }
+
+    /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
+    pub(super) async fn read_file(
+        &self,
+        file: &File,
+        window: &Mutex<crate::read::Window>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<Bytes>> {
+        let Some((range, source)) = file.source(offset, len)? else { return Ok(Vec::new()) };
+        match source {
+            Source::Object(object) => match self.reader.read(&object, window, range).await {
+                // A rename on this mount may have moved the object between the two steps.
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
+                    match file.source(offset, len)? {
+                        Some((range, Source::Object(moved))) if moved.id != object.id => {
+                            self.reader.read(&moved, window, range).await
+                        }
+                        _ if error.is_not_found() => {
+                            Err(Error::new(Kind::Stale, "the object was removed by another client"))
+                        }
+                        _ => Err(error),
+                    }
+                }
+                answer => answer,
+            },
+            Source::Mixed { segments, object, staging } => {
+                let mut slices = Vec::with_capacity(segments.len());
+                for segment in segments {
+                    match (segment.what, &object, &staging) {
+                        (What::Staged(_), _, Some(staging)) => {
+                            slices.push(Bytes::from(staging.bytes(segment.range)?));
+                        }
+                        (What::Base, Some(object), _) => {
+                            slices.extend(self.reader.read(object, window, segment.range).await?);
+                        }
+                        (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
+                        _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
+                    }
+                }
+                Ok(slices)
+            }
+        }
+    }
+
+    /// Puts the file into S3 as it is now, unless S3 has it already.
+    ///
+    /// `Ok` means that every byte written before the call is an object. On failure every byte stays
+    /// readable here; a lost race keeps them in a conflict copy and fails `Stale`.
+    pub(super) async fn commit(&self, file: &Arc<File>) -> Result<()> {
+        let mut pause = CONFLICT_PAUSE;
+        let mut result = self.commit_once(file).await;
+        for _ in 0..CONFLICT_RETRIES {
+            if !matches!(&result, Err(error) if error.kind() == Kind::Conflict) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            result = self.commit_once(file).await;
+        }
+        lock(&file.state).last_error = result.as_ref().err().map(Error::report);
+        result
+    }
+
+    async fn commit_once(&self, file: &Arc<File>) -> Result<()> {
+        if !file.is_dirty() {
+            return Ok(());
+        }
+        let place = self.tree().object_place(file.ino);
+        let (id, _) = match place {
+            // Removed between the check and now: there is nothing to save.
+            Err(error) if error.is_not_found() => return Ok(()),
+            place => place?,
+        };
+        let volume = self.volume(id)?;
+        let _shared = volume.namespace.read().await;
+        let _turn = file.commit.lock().await;
+        if !file.is_dirty() {
+            return Ok(());
+        }
+        // Under the namespace lock no directory above moves.
+        let (id, key) = self.tree().object_place(file.ino)?;
+        let honoured = volume.honoured().await;
+        let (job, stamp) = {
+            let state = lock(&file.state);
+            let base = state.object.as_ref().map(|object| Base {
+                bucket: object.bucket.to_string(),
+                key: object.id.key.to_string(),
+                etag: object.id.etag.clone(),
+            });
+            let job = Job {
+                store: Arc::clone(&volume.store),
+                bucket: volume.bucket.clone(),
+                key: key.clone(),
+                attributes: state.attributes.clone(),
+                condition: state.expects.clone(),
+                honoured,
+                len: state.extents.len(),
+                segments: state.extents.all(),
+                base,
+                staging: state.staging.clone(),
+                budget: self.upload_budget.clone(),
+            };
+            (job, state.stamp)
+        };
+        let len = job.len;
+        match upload(job).await {
+            Ok(written) => {
+                self.committed(file, id, &volume, &key, len, stamp, &written.etag);
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale) => {
+                Err(self.keep_as_conflict_copy(file, &volume, &key, error).await)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// S3 has everything up to `stamp`.
+    #[allow(clippy::too_many_arguments)]
+    fn committed(
+        &self,
+        file: &Arc<File>,
+        id: VolumeId,
+        volume: &Volume,
+        key: &str,
+        len: u64,
+        stamp: u64,
+        etag: &ETag,
+    ) {
+        self.stats.commits.add(1);
+        let object = Object::new(
+            ObjectId { volume: id.0, key: Arc::from(key), etag: etag.clone() },
+            Arc::from(volume.bucket.as_str()),
+            len,
+            Arc::clone(&volume.store),
+        );
+        let (facts, before, clean) = {
+            let mut state = lock(&file.state);
+            let before = state.object.as_ref().map(|o| o.id.etag.clone());
+            state.extents.clear(stamp, len);
+            state.object = Some(object);
+            state.saved_stamp = stamp;
+            state.expects = Condition::Matches(etag.clone());
+            let clean = state.is_saved();
+            if clean {
+                // Nothing points into it any more.
+                state.staging = None;
+            }
+            (Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false }, before, clean)
+        };
+        self.tree().committed(file.ino, facts, self.clock.now());
+        if clean {
+            // The kernel's pages hold what was written through it, over pages of the version before.
+            let mut pages = lock(&self.pages);
+            if pages.get(&file.ino).cloned() == before {
+                pages.put(file.ino, etag.clone());
+            } else {
+                pages.pop(&file.ino);
+            }
+        }
+    }
+
+    /// Another client was first: its object stays, and the bytes written here go beside it.
+    async fn keep_as_conflict_copy(&self, file: &Arc<File>, volume: &Volume, key: &str, cause: Error) -> Error {
+        self.stats.conflicts.add(1);
+        let copy = conflict_key(key, &self.options.host, self.clock.wall());
+        let job = {
+            let state = lock(&file.state);
+            Job {
+                store: Arc::clone(&volume.store),
+                bucket: volume.bucket.clone(),
+                key: copy.clone(),
+                attributes: state.attributes.clone(),
+                condition: Condition::Any,
+                honoured: volume.probed.get().copied().unwrap_or(crate::write::Conditions::NONE),
+                len: state.extents.len(),
+                segments: state.extents.all(),
+                // The version the bytes were written over is gone, so what was not written is lost with it
+                // unless the server still has that version: the read below says which.
+                base: state.object.as_ref().map(|object| Base {
+                    bucket: object.bucket.to_string(),
+                    key: object.id.key.to_string(),
+                    etag: object.id.etag.clone(),
+                }),
+                staging: state.staging.clone(),
+                budget: self.upload_budget.clone(),
+            }
+        };
+        let saved = upload(job).await;
+        let link = self.tree().link_of(file.ino);
+        match saved {
+            Ok(_) => {
+                lock(&file.state).lost = true;
+                lock(&self.pages).pop(&file.ino);
+                let mut files = lock(&self.files);
+                if files.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file)) {
+                    files.remove(&file.ino);
+                }
+                drop(files);
+                if let Some((parent, name)) = link {
+                    let mut tree = self.tree();
+                    tree.remove(parent, &name, self.clock.now());
+                    tree.forget_name(parent, &name);
+                }
+                tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
+                Error::new(
+                    Kind::Stale,
+                    format!("another client changed s3://{}/{key} first; these bytes are in {copy}", volume.bucket),
+                )
+                .with_source(cause)
+            }
+            Err(error) => {
+                tracing::error!(key, error = %error.report(), "a conflict copy could not be written yet");
+                cause
+            }
+        }
+    }
+
+    /// Saves a closed file in the background until it is saved. The caller's pin on the inode goes with it.
+    pub(super) fn retry_in_background(self: &Arc<Self>, file: Arc<File>) {
+        let tried = {
+            let mut state = lock(&file.state);
+            if std::mem::replace(&mut state.retrying, true) {
+                drop(state);
+                self.tree().unpin(file.ino);
+                return;
+            }
+            state.last_error.is_some()
+        };
+        let fs = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut pause = RETRY_FIRST;
+            // Pages of a shared mapping may arrive after the last close: those were never tried.
+            let mut wait = tried;
+            while file.is_dirty() {
+                if std::mem::replace(&mut wait, true) {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                let Some(fs) = fs.upgrade() else { return };
+                if let Err(error) = fs.commit(&file).await {
+                    let path = fs.tree().path_of(file.ino);
+                    tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
+                }
+            }
+            lock(&file.state).retrying = false;
+            if let Some(fs) = fs.upgrade() {
+                fs.drop_if_unused(&file);
+                fs.tree().unpin(file.ino);
+            }
+        });
+    }
+
+    /// Forgets a file that is closed and saved.
+    pub(super) fn drop_if_unused(&self, file: &Arc<File>) {
+        let mut files = lock(&self.files);
+        let unused = !file.is_open() && !file.is_dirty();
+        if unused && files.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file)) {
+            files.remove(&file.ino);
+        }
+    }
+
+    /// The file's name goes away while it may be open: fetches what only S3 has, so that handles read on.
+    pub(super) async fn orphan(&self, ino: Ino) -> Result<()> {
+        let Some(file) = self.open_file(ino) else { return Ok(()) };
+        let _turn = file.commit.lock().await;
+        if file.is_open() {
+            self.materialise(&file).await?;
+        }
+        lock(&file.state).orphan = true;
+        lock(&self.files).remove(&ino);
+        Ok(())
+    }
+
+    async fn materialise(&self, file: &File) -> Result<()> {
+        let (object, runs) = {
+            let state = lock(&file.state);
+            let runs: Vec<ByteRange> =
+                state.extents.all().iter().filter(|s| s.what == What::Base).map(|s| s.range).collect();
+            (state.object.clone(), runs)
+        };
+        let Some(object) = object else { return Ok(()) };
+        for run in runs {
+            let mut at = run.start();
+            while let Some(step) = ByteRange::new(at, (at + MATERIALISE_STEP).min(run.end())) {
+                let request = GetRequest {
+                    bucket: object.bucket.to_string(),
+                    key: object.id.key.to_string(),
+                    range: Some(step),
+                    if_match: Some(object.id.etag.clone()),
+                    version_id: None,
+                };
+                let bytes = object.store().get(request).await?.bytes().await?;
+                self.stage_fetched(file, step, &bytes)?;
+                at = step.end();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts fetched bytes under whatever was written meanwhile.
+    fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
+        let mut state = lock(&file.state);
+        let staging = match &state.staging {
+            Some(staging) => Arc::clone(staging),
+            None => {
+                let fresh = Arc::new(Staging::new(&self.options.staging_dir)?);
+                state.staging = Some(Arc::clone(&fresh));
+                fresh
+            }
+        };
+        let Some(range) = range.intersect(ByteRange::new(0, state.extents.len()).unwrap_or(range)) else {
+            return Ok(());
+        };
+        for segment in state.extents.segments(range) {
+            if segment.what == What::Base {
+                let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
+                let len = usize::try_from(segment.range.len()).unwrap_or(0);
+                staging.write(&bytes[from..from + len], segment.range.start())?;
+            }
+        }
+        let stamp = state.stamp;
+        state.extents.materialise(range, stamp);
+        Ok(())
+    }
+
+    /// Commits every file that S3 lacks something of; the first failure is returned after all were tried.
+    pub async fn flush_all(&self) -> Result<()> {
+        use futures::StreamExt;
+        let files: Vec<Arc<File>> = lock(&self.files).values().filter(|f| f.is_dirty()).cloned().collect();
+        let mut first = Ok(());
+        let mut commits = futures::stream::iter(files.iter().map(|file| self.commit(file))).buffer_unordered(8);
+        while let Some(result) = commits.next().await {
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        first
+    }
+
+    /// Files that S3 lacks something of.
+    pub fn pending(&self) -> Vec<Pending> {
+        let files: Vec<Arc<File>> = lock(&self.files).values().filter(|f| f.is_dirty()).cloned().collect();
+        files
+            .iter()
+            .map(|file| {
+                let (bytes, last_error) = {
+                    let state = lock(&file.state);
+                    (state.extents.dirty_bytes(), state.last_error.clone())
+                };
+                Pending { path: self.tree().path_of(file.ino), bytes, last_error }
+            })
+            .collect()
+    }
+}
+
+fn zeros(len: u64) -> Bytes {
+    // A kernel read is at most 1 MiB, so one static run of zeros serves them all.
+    static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+    match usize::try_from(len) {
+        Ok(len) if len <= ZEROS.len() => Bytes::from_static(&ZEROS[..len]),
+        Ok(len) => Bytes::from(vec![0; len]),
+        Err(_) => Bytes::new(),
+    }
+}
+
+/// `dir/NAME.conflict-HOST-SECONDS`, within S3's limits.
+fn conflict_key(key: &str, host: &str, now: SystemTime) -> String {
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+    let suffix = format!(".conflict-{host}-{seconds}");
+    let (dir, name) = key.rsplit_once('/').map_or(("", key), |(dir, name)| (dir, name));
+    let room = 255usize.saturating_sub(suffix.len());
+    let mut end = name.len().min(room);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    let separator = if dir.is_empty() && !key.starts_with('/') { "" } else { "/" };
+    format!("{dir}{separator}{}{suffix}", &name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_copy_stays_in_its_directory_and_within_a_name() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        assert_eq!(conflict_key("a/b.txt", "h_1", at), "a/b.txt.conflict-h1-5000");
+        assert_eq!(conflict_key("b", "h", at), "b.conflict-h-5000");
+        let long = conflict_key(&format!("d/{}", "é".repeat(127)), "h", at);
+        assert!(long.len() <= 257 && long.starts_with("d/é"));
+    }
+}

@@ -1,0 +1,254 @@
+//! Open, create, read, write, truncate, flush, fsync, release.
+
+use std::ffi::OsStr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::file::{File, Source};
+use super::handles::Handle;
+use super::lookup::no_such_name;
+use super::{Attr, Fs, lock};
+use crate::error::{Error, Kind, Result};
+use crate::read::{Object, ObjectId, Window};
+use crate::s3::Condition;
+use crate::tree::keys::Name;
+use crate::tree::{Facts, Found, Ino};
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    pub write: bool,
+    pub truncate: bool,
+    pub append: bool,
+    /// Fails where the name exists.
+    pub exclusive: bool,
+}
+
+/// An opened file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    pub fh: u64,
+    /// Whether the kernel's cached pages are of this very version.
+    pub keep_cache: bool,
+}
+
+pub(super) struct FileHandle {
+    file: Arc<File>,
+    write: bool,
+    append: bool,
+    window: Mutex<Window>,
+}
+
+impl Fs {
+    /// Opens a file at its newest version.
+    pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened> {
+        if flags.write || flags.truncate {
+            self.require_writable(ino)?;
+        }
+        let file = self.within(self.current_file(ino)).await?;
+        if flags.truncate {
+            file.truncate(0, self.clock.wall())?;
+            self.tree().clear_mtime(ino);
+        }
+        Ok(self.handle_on(file, flags))
+    }
+
+    /// The file of an inode: the one with unsaved bytes if there is one, else the object as it is now.
+    async fn current_file(&self, ino: Ino) -> Result<Arc<File>> {
+        if let Some(file) = self.open_file(ino).filter(|file| file.unsaved().is_some()) {
+            return Ok(file);
+        }
+        let (id, key, link, ticket) = {
+            let mut tree = self.tree();
+            if tree.entry(ino)?.is_dir() {
+                return Err(Error::new(Kind::IsADirectory, "is a directory"));
+            }
+            let (id, key) = tree.object_place(ino)?;
+            let link = tree.link_of(ino).ok_or_else(no_such_name)?;
+            (id, key, link, tree.begin())
+        };
+        let volume = self.volume(id)?;
+        let answer = volume.store.head(&volume.bucket, &key, None).await;
+        let learned = {
+            let mut tree = self.tree();
+            let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
+            let gone = matches!(&answer, Err(error) if error.is_not_found());
+            let learned = (found.is_some() || gone)
+                .then(|| tree.learn(link.0, &link.1, found, &ticket, self.clock.now()))
+                .flatten();
+            tree.end(ticket);
+            learned
+        };
+        let info = match answer {
+            Err(error) if error.is_not_found() => return Err(no_such_name()),
+            answer => answer?,
+        };
+        if learned.as_ref().is_none_or(|entry| entry.ino != ino) {
+            return Err(Error::new(Kind::Stale, "the name stands for something else now"));
+        }
+        let facts = Facts::from(&info);
+        if facts.archived {
+            return Err(Error::new(Kind::Archived, "the object is archived").on("open", &volume.bucket, &key));
+        }
+        let object = Object::new(
+            ObjectId { volume: id.0, key: Arc::from(key.as_str()), etag: info.etag.clone() },
+            Arc::from(volume.bucket.as_str()),
+            info.size,
+            Arc::clone(&volume.store),
+        );
+        let mut files = lock(&self.files);
+        match files.get(&ino) {
+            // Written here while the question was on its way, or open at this very version.
+            Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => Ok(Arc::clone(open)),
+            _ => {
+                let file = Arc::new(File::of_object(ino, object, info.attributes, self.clock.wall()));
+                files.insert(ino, Arc::clone(&file));
+                Ok(file)
+            }
+        }
+    }
+
+    /// Makes a file and opens it. It is in S3 once it is closed.
+    pub async fn create(&self, parent: Ino, name: &OsStr, flags: OpenFlags, mode: u32) -> Result<(Attr, Opened)> {
+        let name = Name::parse(name)?;
+        self.require_writable(parent)?;
+        let (_, _, dir) = self.dir_in_volume(parent)?;
+        if !dir.can_create(&name) {
+            return Err(Error::new(Kind::InvalidArgument, "this name is an escape of another key; see docs/NAMES.md"));
+        }
+        dir.object_key(&name)?;
+        let _turn = self.lock_name(parent, &name).await;
+        if let Some(entry) = self.within(self.resolve(parent, &name)).await? {
+            if flags.exclusive {
+                return Err(Error::new(Kind::AlreadyExists, "file exists"));
+            }
+            let opened = self.open(entry.ino, flags).await?;
+            let entry = {
+                let mut tree = self.tree();
+                tree.looked_up(entry.ino);
+                tree.entry(entry.ino)?
+            };
+            return Ok((self.attr_of(&entry), opened));
+        }
+        let now = self.clock.wall();
+        let facts = Facts { size: 0, etag: None, mtime: now, archived: false };
+        let entry = {
+            let mut tree = self.tree();
+            let entry = tree.create(parent, &name, Found::File(facts), true, self.clock.now())?;
+            let mode = mode & 0o7777;
+            let changes = crate::tree::AttrChanges { mode: Some(mode), ..Default::default() };
+            tree.looked_up(entry.ino);
+            tree.change_attrs(entry.ino, changes)?
+        };
+        let file = Arc::new(File::new(entry.ino, Condition::Absent, now));
+        lock(&self.files).insert(entry.ino, Arc::clone(&file));
+        let opened = self.handle_on(file, OpenFlags { write: true, ..flags });
+        Ok((self.attr_of(&entry), opened))
+    }
+
+    fn handle_on(&self, file: Arc<File>, flags: OpenFlags) -> Opened {
+        file.opened(flags.write);
+        self.tree().pin(file.ino);
+        let keep_cache = match (file.unsaved(), file.etag()) {
+            // The pages were written through the kernel.
+            (Some(_), _) => true,
+            (None, Some(etag)) => {
+                let mut pages = lock(&self.pages);
+                let same = pages.get(&file.ino) == Some(&etag);
+                pages.put(file.ino, etag);
+                same
+            }
+            (None, None) => false,
+        };
+        let handle =
+            FileHandle { file, write: flags.write, append: flags.append, window: Mutex::new(Window::default()) };
+        Opened { fh: self.handles.add(Handle::File(Arc::new(handle))), keep_cache }
+    }
+
+    /// Reads up to `len` bytes; fewer only at the end of the file.
+    pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Vec<Bytes>> {
+        let handle = self.handles.file(fh)?;
+        let slices = self
+            .within(self.read_file(&handle.file, &handle.window, offset, u64::from(len)))
+            .await?;
+        self.stats.bytes_read.add(slices.iter().map(|s| s.len() as u64).sum());
+        Ok(slices)
+    }
+
+    /// The same, if memory holds the answer.
+    pub fn read_now(&self, fh: u64, offset: u64, len: u32) -> Option<Result<Vec<Bytes>>> {
+        let handle = match self.handles.file(fh) {
+            Ok(handle) => handle,
+            Err(error) => return Some(Err(error)),
+        };
+        match handle.file.source(offset, u64::from(len)) {
+            Err(error) => Some(Err(error)),
+            Ok(None) => Some(Ok(Vec::new())),
+            Ok(Some((range, Source::Object(object)))) => {
+                let slices = self.reader.cached(&object, &handle.window, range)?;
+                self.stats.bytes_read.add(range.len());
+                Some(Ok(slices))
+            }
+            Ok(Some((_, Source::Mixed { .. }))) => None,
+        }
+    }
+
+    /// Takes bytes into staging; they are in S3 after a successful flush or fsync.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let handle = self.handles.file(fh)?;
+        if !handle.write {
+            return Err(Error::new(Kind::BadHandle, "not open for writing"));
+        }
+        let offset = (!handle.append).then_some(offset);
+        handle.file.write(offset, data, &self.options.staging_dir, self.clock.wall())?;
+        self.tree().clear_mtime(handle.file.ino);
+        self.stats.bytes_written.add(data.len() as u64);
+        Ok(())
+    }
+
+    /// Cuts or grows a file. Without a handle there is no close to wait for, so it is in S3 on return.
+    pub(super) async fn truncate(&self, ino: Ino, fh: Option<u64>, size: u64) -> Result<()> {
+        let through = fh.and_then(|fh| self.handles.file(fh).ok()).filter(|h| h.write);
+        if let Some(handle) = through {
+            handle.file.truncate(size, self.clock.wall())?;
+            self.tree().clear_mtime(ino);
+            return Ok(());
+        }
+        let file = self.within(self.current_file(ino)).await?;
+        file.truncate(size, self.clock.wall())?;
+        self.tree().clear_mtime(ino);
+        let result = self.commit(&file).await;
+        self.drop_if_unused(&file);
+        result
+    }
+
+    /// close(2) of one descriptor: what was written is in S3 when this returns `Ok`.
+    pub async fn flush(&self, fh: u64) -> Result<()> {
+        let handle = self.handles.file(fh)?;
+        // A reader's close does not end somebody else's writing.
+        if handle.write { self.commit(&handle.file).await } else { Ok(()) }
+    }
+
+    /// fsync(2).
+    pub async fn fsync(&self, fh: u64) -> Result<()> {
+        let handle = self.handles.file(fh)?;
+        self.commit(&handle.file).await
+    }
+
+    /// The last descriptor of a handle is gone. What its close could not save is tried again in the
+    /// background.
+    pub fn release(self: &Arc<Self>, fh: u64) {
+        let Some(Handle::File(handle)) = self.handles.remove(fh) else { return };
+        let file = &handle.file;
+        let last = file.closed(handle.write);
+        if last && file.is_dirty() {
+            self.retry_in_background(Arc::clone(file));
+            return;
+        }
+        if last {
+            self.drop_if_unused(file);
+        }
+        self.tree().unpin(file.ino);
+    }
+}

@@ -1,0 +1,263 @@
+//! Names to inodes: from memory while it is fresh, else from S3.
+
+use std::ffi::OsStr;
+
+use futures::future::join;
+
+use super::{Attr, Fs};
+use crate::error::{Error, Kind, Result};
+use crate::s3::ListRequest;
+use crate::tree::keys::{DirKey, Name};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
+
+use super::volume::Volume;
+
+/// Who an inode is found for: the kernel owns a lookup of what it is given, an operation does not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    Kernel,
+    Operation,
+}
+
+impl Fs {
+    /// Finds a name. The caller owns one lookup of the inode and gives it back with [`Fs::forget`].
+    pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        match self.lookup_now(parent, name) {
+            Some(answer) => answer,
+            None => self.within(self.lookup_remote(parent, name)).await,
+        }
+    }
+
+    /// The same, if memory holds the answer.
+    pub fn lookup_now(&self, parent: Ino, name: &OsStr) -> Option<Result<Attr>> {
+        let name = match Name::parse(name) {
+            Ok(name) => name,
+            Err(error) => return Some(Err(unknown_name(error))),
+        };
+        let now = self.clock.now();
+        let mut tree = self.tree();
+        let known = tree.known(parent, &name, now);
+        match known {
+            Known::Is(entry) => {
+                tree.looked_up(entry.ino);
+                drop(tree);
+                self.stats.name_hits.add(1);
+                Some(Ok(self.attr_of(&entry)))
+            }
+            Known::Absent => {
+                self.stats.name_hits.add(1);
+                Some(Err(Error::new(Kind::NotFound, "no such file or directory")))
+            }
+            Known::Unknown => None,
+        }
+    }
+
+    async fn lookup_remote(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let name = Name::parse(name)?;
+        let entry = self.ask_as(parent, &name, Asker::Kernel).await?.ok_or_else(no_such_name)?;
+        Ok(self.attr_of(&entry))
+    }
+
+    /// The kernel gave back `count` lookups.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.tree().forget(ino, count);
+    }
+
+    /// Attributes of an inode, at most the metadata TTL old.
+    pub async fn getattr(&self, ino: Ino) -> Result<Attr> {
+        match self.getattr_now(ino) {
+            Some(answer) => answer,
+            None => self.within(self.refresh(ino)).await,
+        }
+    }
+
+    /// The same, if memory holds the answer.
+    pub fn getattr_now(&self, ino: Ino) -> Option<Result<Attr>> {
+        let tree = self.tree();
+        let entry = match tree.entry(ino) {
+            Ok(entry) => entry,
+            Err(error) => return Some(Err(error)),
+        };
+        let fresh = tree.is_fresh(ino, self.clock.now());
+        drop(tree);
+        (fresh || self.has_unsaved(ino)).then(|| Ok(self.attr_of(&entry)))
+    }
+
+    async fn refresh(&self, ino: Ino) -> Result<Attr> {
+        let link = self.tree().link_of(ino);
+        let Some((parent, name)) = link else {
+            let entry = self.tree().entry(ino)?;
+            return Ok(self.attr_of(&entry));
+        };
+        match self.ask(parent, &name).await? {
+            Some(entry) if entry.ino == ino => Ok(self.attr_of(&entry)),
+            // Another kind of thing has the name now; this inode is of something that is gone.
+            Some(_) => Err(Error::new(Kind::Stale, "the name stands for something else now")),
+            None => Err(no_such_name()),
+        }
+    }
+
+    /// What a name stands for, from memory or from S3.
+    pub(super) async fn resolve(&self, parent: Ino, name: &Name) -> Result<Option<Entry>> {
+        let known = self.tree().known(parent, name, self.clock.now());
+        match known {
+            Known::Is(entry) => Ok(Some(entry)),
+            Known::Absent => Ok(None),
+            Known::Unknown => self.ask(parent, name).await,
+        }
+    }
+
+    /// What a name stands for in S3 now; changes made here meanwhile win.
+    pub(super) async fn ask(&self, parent: Ino, name: &Name) -> Result<Option<Entry>> {
+        self.ask_as(parent, name, Asker::Operation).await
+    }
+
+    async fn ask_as(&self, parent: Ino, name: &Name, asker: Asker) -> Result<Option<Entry>> {
+        self.stats.name_misses.add(1);
+        let (place, ticket) = {
+            let mut tree = self.tree();
+            (tree.dir_place(parent)?, tree.begin())
+        };
+        let answer = match &place {
+            DirPlace::Buckets => self.ask_bucket(name).await.map(|()| None),
+            DirPlace::In { volume, dir } => match self.volume(*volume) {
+                Ok(volume) => find(&volume, dir, name).await,
+                Err(error) => Err(error),
+            },
+        };
+        let mut tree = self.tree();
+        let entry = match answer {
+            Ok(_) if place == DirPlace::Buckets => {
+                tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok())
+            }
+            Ok(found) => tree.learn(parent, name, found, &ticket, self.clock.now()),
+            Err(error) => {
+                tree.end(ticket);
+                return Err(error);
+            }
+        };
+        tree.end(ticket);
+        if let (Asker::Kernel, Some(entry)) = (asker, &entry) {
+            // Under the same lock as the answer, so that nobody drops the inode in between.
+            tree.looked_up(entry.ino);
+        }
+        Ok(entry)
+    }
+
+    /// Opens a bucket as a directory of the root, if there is such a bucket.
+    pub(super) async fn ask_bucket(&self, name: &Name) -> Result<()> {
+        let Some(buckets) = &self.buckets else { return Ok(()) };
+        if self.tree().child(ROOT, name).is_some() || !is_bucket_name(name.as_str()) {
+            return Ok(());
+        }
+        match buckets.open(name.as_str()).await {
+            Ok(volume) => self.add_bucket(name, volume),
+            Err(error) if matches!(error.kind(), Kind::NoSuchBucket | Kind::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add_bucket(&self, name: &Name, volume: Volume) -> Result<()> {
+        let dir = volume.dir_key();
+        let id = {
+            let mut volumes = self.volumes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let id = u32::try_from(volumes.len()).map_err(|_| super::too_many_volumes())?;
+            volumes.push(std::sync::Arc::new(volume));
+            VolumeId(id)
+        };
+        self.tree().add_volume(name, id, dir, self.mounted_at);
+        Ok(())
+    }
+
+    /// Refuses changes below a read-only bucket.
+    pub(super) fn require_writable(&self, ino: Ino) -> Result<()> {
+        let place = {
+            let tree = self.tree();
+            match tree.entry(ino)?.is_dir() {
+                true => tree.dir_place(ino).ok(),
+                false => tree.link_of(ino).and_then(|(parent, _)| tree.dir_place(parent).ok()),
+            }
+        };
+        match place {
+            Some(DirPlace::In { volume, .. }) if self.volume(volume)?.read_only => {
+                Err(Error::new(Kind::ReadOnly, "this bucket is mounted read-only"))
+            }
+            Some(DirPlace::Buckets) if self.buckets.as_ref().is_none_or(|b| b.read_only) => {
+                Err(Error::new(Kind::ReadOnly, "the top of this mount cannot be changed"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Asks S3 for the object and for the directory of a name, side by side.
+///
+/// A directory wins over an object of the same name; the object is then reached as `NAME%~f`.
+async fn find(volume: &Volume, dir: &DirKey, name: &Name) -> Result<Option<Found>> {
+    let object_key = dir.object_key(name).ok();
+    let child = dir.child(name).ok();
+    let object = async {
+        match &object_key {
+            Some(key) => volume.store.head(&volume.bucket, key, None).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let below = async {
+        match &child {
+            Some(child) => first_below(volume, child).await,
+            None => Ok(None),
+        }
+    };
+    let (object, below) = join(object, below).await;
+    if let Some(found) = below? {
+        return Ok(Some(found));
+    }
+    match object {
+        Ok(Some(info)) if dir.shows_object(name, info.size) => {
+            if let Some(plain) = name.without_object_mark() {
+                // `NAME%~f` is a name only beside a directory NAME: one path for each key.
+                let beside = dir.child(&plain)?;
+                if first_below(volume, &beside).await?.is_none() {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(Found::File(Facts::from(&info))))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether anything lives in a directory, its marker included.
+async fn first_below(volume: &Volume, dir: &DirKey) -> Result<Option<Found>> {
+    let request = ListRequest {
+        bucket: volume.bucket.clone(),
+        prefix: dir.prefix().to_owned(),
+        max_keys: Some(1),
+        ..ListRequest::default()
+    };
+    let page = volume.store.list(request).await?;
+    Ok(page.objects.iter().find(|o| o.key.starts_with(dir.prefix())).map(|first| Found::Dir {
+        marker: (Some(first.key.as_str()) == dir.marker_key()).then_some(first.last_modified),
+    }))
+}
+
+/// A name that no key has is a name that does not exist, unless it is being made.
+fn unknown_name(error: Error) -> Error {
+    match error.kind() {
+        Kind::NameTooLong => error,
+        _ => no_such_name(),
+    }
+}
+
+pub(super) fn no_such_name() -> Error {
+    Error::new(Kind::NotFound, "no such file or directory")
+}
+
+/// S3's rule for bucket names, so that no request is spent on `.Trash` and its like.
+fn is_bucket_name(name: &str) -> bool {
+    (3..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        && name.as_bytes()[0].is_ascii_alphanumeric()
+}

@@ -1,0 +1,117 @@
+//! Buckets and prefixes of a mount, and where a mount of all buckets finds them.
+
+use std::sync::Arc;
+
+use tokio::sync::{OnceCell, RwLock};
+
+use crate::error::Result;
+use crate::s3::{Session, Store};
+use crate::tree::keys::DirKey;
+use crate::write::Conditions;
+
+/// A bucket, and the part of it that is mounted.
+pub struct Volume {
+    pub bucket: String,
+    /// Empty, or ends with `/`.
+    pub prefix: String,
+    pub store: Arc<dyn Store>,
+    pub read_only: bool,
+    /// Session and endpoint: server-side copies work between volumes that agree on both.
+    pub reach: String,
+    /// Shared by whatever changes one key, exclusive for the rename of a directory.
+    pub(super) namespace: RwLock<()>,
+    pub(super) probed: OnceCell<Conditions>,
+    probe: Option<Probe>,
+}
+
+/// Finds out which conditions the server honours; asked once, before the first write that needs to know.
+pub type Probe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Result<Conditions>> + Send + Sync>;
+
+impl Volume {
+    pub fn new(bucket: &str, prefix: &str, store: Arc<dyn Store>) -> Self {
+        Self {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            store,
+            read_only: false,
+            reach: String::new(),
+            namespace: RwLock::new(()),
+            probed: OnceCell::new(),
+            probe: None,
+        }
+    }
+
+    #[must_use]
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    #[must_use]
+    pub fn reach(mut self, reach: impl Into<String>) -> Self {
+        self.reach = reach.into();
+        self
+    }
+
+    #[must_use]
+    pub fn probe(mut self, probe: Probe) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    pub(super) fn dir_key(&self) -> DirKey {
+        DirKey::root(&self.prefix)
+    }
+
+    /// Which conditions this bucket's server honours. Without a probe, all: the server is known to.
+    pub(super) async fn honoured(&self) -> Conditions {
+        let probed = self
+            .probed
+            .get_or_try_init(|| async {
+                match &self.probe {
+                    Some(probe) => probe().await,
+                    None => Ok(Conditions::ALL),
+                }
+            })
+            .await;
+        match probed {
+            Ok(conditions) => *conditions,
+            Err(error) => {
+                // Nothing is known, so nothing is relied on; the next write asks again.
+                tracing::warn!(bucket = self.bucket, error = %error.report(), "could not probe the endpoint");
+                Conditions::NONE
+            }
+        }
+    }
+}
+
+/// What a mount shows at its root.
+pub enum Root {
+    /// One bucket, or a prefix of it.
+    Volume(Volume),
+    /// A directory for each of these.
+    Named(Vec<(String, Volume)>),
+    /// A directory for each bucket that can be found.
+    Buckets(Buckets),
+}
+
+/// Where the buckets of a whole-session mount come from.
+pub struct Buckets {
+    pub store: Arc<dyn Store>,
+    /// Finds the client for a bucket's own region; without it `store` serves all.
+    pub session: Option<Arc<Session>>,
+    pub read_only: bool,
+    /// Makes the volume of a bucket from its name and store.
+    pub open: Box<dyn Fn(&str, Arc<dyn Store>) -> Volume + Send + Sync>,
+}
+
+impl Buckets {
+    pub(super) async fn open(&self, bucket: &str) -> Result<Volume> {
+        let store = match &self.session {
+            Some(session) => session.store_for(bucket).await?.0,
+            None => Arc::clone(&self.store),
+        };
+        store.head_bucket(bucket).await?;
+        Ok((self.open)(bucket, store).read_only(self.read_only))
+    }
+}

@@ -1,0 +1,180 @@
+//! A live mount: how it begins and how it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Config, MountOption, SessionACL};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+
+use super::ops::Adapter;
+use crate::error::{Error, Kind, Result};
+use crate::fs::Fs;
+
+/// FUSE threads wait for I/O, so there are more of them than cores; more than this gained nothing.
+const THREADS: usize = 4;
+/// How long the kernel may take to greet us.
+const START_WAIT: Duration = Duration::from_secs(20);
+/// Read-ahead of the mount in KiB, where we are allowed to set it: one kernel request.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// How the kernel shows the mount.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What `mount` and `df` show as the source.
+    pub source: String,
+    pub allow_other: bool,
+    pub read_only: bool,
+}
+
+/// A mount in the kernel, answered by threads of this process.
+#[derive(Debug)]
+pub struct Mounted {
+    mountpoint: PathBuf,
+    ended: watch::Receiver<bool>,
+}
+
+/// Mounts `fs` at `mountpoint` and returns when the kernel speaks to it.
+pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Options) -> Result<Mounted> {
+    let (started_tx, started) = oneshot::channel();
+    let (ended_tx, ended) = watch::channel(false);
+    let adapter = Adapter { fs, runtime, started: Some(started_tx) };
+    let config = config(options);
+    let target = mountpoint.to_owned();
+    let (failed_tx, failed) = oneshot::channel();
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        let session = match fuser::Session::new(adapter, &target, &config).and_then(fuser::Session::spawn) {
+            Ok(session) => session,
+            Err(error) => {
+                let _ = failed_tx.send(error);
+                return;
+            }
+        };
+        while !session.guard.is_finished() {
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+        // Dropping the session would unmount once more, and by then something else may be mounted there.
+        std::mem::forget(session);
+        let _ = ended_tx.send(true);
+    })?;
+    let greeted = tokio::time::timeout(START_WAIT, async {
+        tokio::select! {
+            Ok(()) = started => Ok(()),
+            Ok(error) = failed => Err(cannot_mount(mountpoint, error)),
+            else => Err(Error::new(Kind::Internal, "the FUSE thread ended without a word")),
+        }
+    });
+    greeted.await.unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "the kernel did not greet the new mount")))?;
+    raise_read_ahead(mountpoint);
+    Ok(Mounted { mountpoint: mountpoint.to_owned(), ended })
+}
+
+impl Mounted {
+    /// Waits until the mount is gone, whoever unmounted it.
+    pub async fn wait(&self) {
+        let mut ended = self.ended.clone();
+        // An error means that the thread is gone, which is an end as well.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Unmounts; `Busy` in the message where programs still use it. `lazy` detaches it all the same.
+    pub fn unmount(&self, lazy: bool) -> Result<()> {
+        if *self.ended.borrow() {
+            return Ok(());
+        }
+        unmount(&self.mountpoint, lazy)
+    }
+}
+
+/// Unmounts whatever FUSE mount is at `mountpoint`, ours or a dead one.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
+    use rustix::mount::UnmountFlags;
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::PERM) => unmount_with_helper(mountpoint, lazy),
+        Err(errno) => Err(cannot_unmount(mountpoint, errno.into())),
+    }
+}
+
+/// Who is not root asks fusermount3, which is.
+fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
+    let output = command.output().map_err(|e| cannot_unmount(mountpoint, e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(cannot_unmount(mountpoint, std::io::Error::other(said)))
+}
+
+fn cannot_unmount(mountpoint: &Path, error: std::io::Error) -> Error {
+    let kind = match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => Kind::Conflict,
+        _ => Kind::Local,
+    };
+    Error::new(kind, format!("cannot unmount {}: {error}", mountpoint.display())).with_source(error)
+}
+
+fn cannot_mount(mountpoint: &Path, error: std::io::Error) -> Error {
+    let hint = match error.kind() {
+        std::io::ErrorKind::NotFound => "; is fuse3 installed, and does /dev/fuse exist?",
+        std::io::ErrorKind::PermissionDenied => {
+            "; mounting needs root or fusermount3, and --allow-other needs user_allow_other in /etc/fuse.conf"
+        }
+        _ => "",
+    };
+    Error::new(Kind::Local, format!("cannot mount at {}: {error}{hint}", mountpoint.display())).with_source(error)
+}
+
+fn config(options: &Options) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(without_option_syntax(&options.source)),
+        MountOption::Subtype("pailfs".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+        if options.read_only { MountOption::RO } else { MountOption::RW },
+    ];
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(THREADS);
+    config
+}
+
+/// The source's name goes through a comma-separated list of mount options, so a bucket or prefix must not
+/// add one: commas, backslashes and whatever is not printable become `?`.
+fn without_option_syntax(source: &str) -> String {
+    source
+        .chars()
+        .map(|c| if c == ',' || c == '\\' || c.is_control() || c.is_whitespace() { '?' } else { c })
+        .collect()
+}
+
+/// The kernel reads ahead 128 KiB by default, an eighth of what one request carries.
+fn raise_read_ahead(mountpoint: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    // The device number is the mount's own, and knowing it costs no request: the root is in memory.
+    let Ok(metadata) = std::fs::metadata(mountpoint) else { return };
+    let device = metadata.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB) {
+        tracing::debug!(setting, %error, "the kernel's read-ahead stays at its default");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_name_never_becomes_a_mount_option() {
+        assert_eq!(without_option_syntax("s3://b/a,allow_other\n"), "s3://b/a?allow_other?");
+        assert_eq!(without_option_syntax("a\\,b"), "a??b");
+    }
+}

@@ -1,0 +1,557 @@
+//! The kernel's requests, one by one.
+
+use std::ffi::{OsStr, OsString};
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+use futures::FutureExt;
+use tokio::runtime::Handle;
+
+use super::convert::{errno, file_attr, kind, time};
+use crate::base::SystemClock;
+use crate::error::{Error, Kind, Result};
+use crate::fs::{Attr, DirEntry, Fs, OpenFlags, SetAttr};
+use crate::tree::Ino;
+
+/// An inode number is never used twice, so one generation does for all.
+const GENERATION: Generation = Generation(0);
+/// Requests the kernel may have waiting for us in the background: its own read-ahead among them.
+const MAX_BACKGROUND: u16 = 64;
+const MAX_WRITE_BYTES: u32 = 1 << 20;
+/// Entries of a listing without attributes need some inode number; this one says "look it up".
+const UNKNOWN_INO: INodeNo = INodeNo(0xffff_ffff);
+/// A synthetic volume size, large enough that no tool finds it full: 8 EiB less a bit.
+const VOLUME_BLOCKS: u64 = (1 << 63) / BLOCK_BYTES as u64 - 1;
+const BLOCK_BYTES: u32 = 1 << 20;
+const NAME_MAX: u32 = 255;
+
+/// The kernel's side of a mounted [`Fs`].
+pub(super) struct Adapter {
+    pub(super) fs: Arc<Fs>,
+    pub(super) runtime: Handle,
+    pub(super) started: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+/// A reply that can say "failed".
+trait Reply: Send + 'static {
+    fn fail(self, errno: Errno);
+}
+
+macro_rules! replies {
+    ($($reply:ty),+) => { $(impl Reply for $reply { fn fail(self, errno: Errno) { self.error(errno); } })+ };
+}
+replies!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite
+);
+
+impl Adapter {
+    /// Runs `work` as a task and answers with `done`; a failure or a panic answers its errno.
+    fn spawn<R: Reply, T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        reply: R,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        done: impl FnOnce(R, T) + Send + 'static,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.runtime.spawn(async move {
+            match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(answer) => settle(operation, reply, answer, done),
+                Err(_panic) => {
+                    fs.stats().panics.add(1);
+                    tracing::error!(operation, "a request failed by a defect of pailfs; it was answered EIO");
+                    reply.fail(Errno::EIO);
+                }
+            }
+        });
+    }
+
+    fn ttl(&self) -> Duration {
+        self.fs.options().ttl
+    }
+}
+
+/// Answers with a result that is here.
+fn settle<R: Reply, T>(operation: &'static str, reply: R, answer: Result<T>, done: impl FnOnce(R, T)) {
+    match answer {
+        Ok(value) => done(reply, value),
+        Err(error) => {
+            log(operation, &error);
+            reply.fail(errno(&error));
+        }
+    }
+}
+
+/// A failure is logged here, once. What programs ask for all day is no news.
+fn log(operation: &'static str, error: &Error) {
+    match error.kind() {
+        Kind::NotFound
+        | Kind::AlreadyExists
+        | Kind::NotEmpty
+        | Kind::NotADirectory
+        | Kind::IsADirectory
+        | Kind::CrossDevice
+        | Kind::ReadOnly
+        | Kind::NameTooLong
+        | Kind::InvalidArgument
+        | Kind::BadHandle
+        | Kind::Unsupported
+        | Kind::NotPermitted => tracing::debug!(operation, error = %error.report()),
+        _ => tracing::warn!(operation, error = %error.report()),
+    }
+}
+
+fn flags_of(flags: i32) -> OpenFlags {
+    let bits = rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned());
+    OpenFlags {
+        write: fuser::OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY,
+        truncate: bits.contains(rustix::fs::OFlags::TRUNC),
+        append: bits.contains(rustix::fs::OFlags::APPEND),
+        exclusive: bits.contains(rustix::fs::OFlags::EXCL),
+    }
+}
+
+fn fopen(keep_cache: bool) -> FopenFlags {
+    if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}
+
+fn send_slices(reply: ReplyData, slices: &[Bytes]) {
+    match slices {
+        [] => reply.data(&[]),
+        [one] => reply.data(one),
+        many => reply.data(&many.concat()),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+            InitFlags::FUSE_ASYNC_DIO,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                tracing::debug!(?wanted, "this kernel does not offer a FUSE feature");
+            }
+        }
+        // Each of these answers the nearest possible value where ours is not; that will do.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        if let Err(nearest) = config.set_max_write(MAX_WRITE_BYTES) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(MAX_WRITE_BYTES) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        if let Some(started) = self.started.take() {
+            let _ = started.send(());
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let ttl = self.ttl();
+        let done = move |reply: ReplyEntry, attr: Attr| reply.entry(&ttl, &file_attr(&attr), GENERATION);
+        let negative_ttl = self.fs.options().negative_ttl;
+        match self.fs.lookup_now(Ino(parent.0), name) {
+            Some(Err(error)) if error.is_not_found() => absent(reply, negative_ttl),
+            Some(answer) => settle("lookup", reply, answer, done),
+            None => {
+                let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+                let work = async move {
+                    match fs.lookup(Ino(parent.0), &name).await {
+                        Err(error) if error.is_not_found() => Ok(None),
+                        answer => answer.map(Some),
+                    }
+                };
+                self.spawn("lookup", reply, work, move |reply, found| match found {
+                    Some(attr) => done(reply, attr),
+                    None => absent(reply, negative_ttl),
+                });
+            }
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, count: u64) {
+        self.fs.forget(Ino(ino.0), count);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let ttl = self.ttl();
+        let done = move |reply: ReplyAttr, attr: Attr| reply.attr(&ttl, &file_attr(&attr));
+        match self.fs.getattr_now(Ino(ino.0)) {
+            Some(answer) => settle("getattr", reply, answer, done),
+            None => {
+                let fs = Arc::clone(&self.fs);
+                self.spawn("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, done);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let ttl = self.ttl();
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(|t| time(t, &SystemClock)),
+            mtime: mtime.map(|t| time(t, &SystemClock)),
+        };
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.setattr(Ino(ino.0), fh.map(|fh| fh.0), set).await };
+        self.spawn("setattr", reply, work, move |reply, attr| reply.attr(&ttl, &file_attr(&attr)));
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let ttl = self.ttl();
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let work = async move { fs.mkdir(Ino(parent.0), &name, mode & !umask).await };
+        self.spawn("mkdir", reply, work, move |reply, attr| reply.entry(&ttl, &file_attr(&attr), GENERATION));
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::RegularFile {
+            return reply.error(Errno::EPERM);
+        }
+        let ttl = self.ttl();
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let work = async move {
+            let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
+            let (attr, opened) = fs.create(Ino(parent.0), &name, flags, mode & !umask).await?;
+            let saved = fs.flush(opened.fh).await;
+            fs.release(opened.fh);
+            saved.map(|()| attr)
+        };
+        self.spawn("mknod", reply, work, move |reply, attr| reply.entry(&ttl, &file_attr(&attr), GENERATION));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.spawn("unlink", reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| reply.ok());
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        self.spawn("rmdir", reply, async move { fs.rmdir(Ino(parent.0), &name).await }, |reply, ()| reply.ok());
+    }
+
+    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if flags.intersects(!RenameFlags::RENAME_NOREPLACE) {
+            return reply.error(Errno::EINVAL);
+        }
+        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let fs = Arc::clone(&self.fs);
+        let (name, new_name): (OsString, OsString) = (name.to_owned(), new_name.to_owned());
+        let work = async move {
+            fs.rename(Ino(parent.0), &name, Ino(new_parent.0), &new_name, no_replace).await
+        };
+        self.spawn("rename", reply, work, |reply, ()| reply.ok());
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let fs = Arc::clone(&self.fs);
+        let flags = flags_of(flags.0);
+        self.spawn("open", reply, async move { fs.open(Ino(ino.0), flags).await }, |reply, opened| {
+            reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
+        });
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let ttl = self.ttl();
+        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), mode & !umask).await };
+        self.spawn("create", reply, work, move |reply, (attr, opened)| {
+            let flags = fopen(opened.keep_cache);
+            reply.created(&ttl, &file_attr(&attr), GENERATION, FileHandle(opened.fh), flags);
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let done = |reply: ReplyData, slices: Vec<Bytes>| send_slices(reply, &slices);
+        match self.fs.read_now(fh.0, offset, size) {
+            Some(answer) => settle("read", reply, answer, done),
+            None => {
+                let fs = Arc::clone(&self.fs);
+                self.spawn("read", reply, async move { fs.read(fh.0, offset, size).await }, done);
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // Staging is the page cache of a local file: answered here, without a copy in between.
+        let answer = self.fs.write(fh.0, offset, data);
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.spawn("close", reply, async move { fs.flush(fh.0).await }, |reply, ()| reply.ok());
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.fs);
+        self.spawn("fsync", reply, async move { fs.fsync(fh.0).await }, |reply, ()| reply.ok());
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        // A file that its close could not save starts a task, which needs the runtime.
+        let _in_runtime = self.runtime.enter();
+        self.fs.release(fh.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let answer = self.fs.opendir(Ino(ino.0));
+        settle("opendir", reply, answer, |reply: ReplyOpen, fh| {
+            reply.opened(FileHandle(fh), FopenFlags::empty());
+        });
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let fs = Arc::clone(&self.fs);
+        let mut reply = reply;
+        self.runtime.spawn(async move {
+            let full = offset < 1 && reply.add(ino, 1, kind(true), ".")
+                || offset < 2 && reply.add(UNKNOWN_INO, 2, kind(true), "..");
+            if full {
+                return reply.ok();
+            }
+            let from = if offset <= 2 { 0 } else { offset };
+            let work = async {
+                let mut take = |entry: &DirEntry| {
+                    let ino = entry.ino.map_or(UNKNOWN_INO, |ino| INodeNo(ino.0));
+                    !reply.add(ino, entry.cookie, kind(entry.is_dir), OsStr::new(entry.name.as_str()))
+                };
+                fs.readdir(fh.0, from, false, &mut take).await
+            };
+            let answer = guard(&fs, "readdir", work).await;
+            settle("readdir", reply, answer, |reply: ReplyDirectory, ()| reply.ok());
+        });
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let fs = Arc::clone(&self.fs);
+        let ttl = self.ttl();
+        let mut reply = reply;
+        self.runtime.spawn(async move {
+            // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
+            let dots = placeholder(INodeNo(ino.0), true);
+            let up = placeholder(UNKNOWN_INO, true);
+            let none = INodeNo(0);
+            let full = offset < 1 && reply.add(none, 1, ".", &Duration::ZERO, &dots, GENERATION)
+                || offset < 2 && reply.add(none, 2, "..", &Duration::ZERO, &up, GENERATION);
+            if full {
+                return reply.ok();
+            }
+            let from = if offset <= 2 { 0 } else { offset };
+            let work = async {
+                let mut take = |entry: &DirEntry| {
+                    let name = OsStr::new(entry.name.as_str());
+                    let full = match &entry.attr {
+                        Some(attr) => {
+                            let attr = file_attr(attr);
+                            reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION)
+                        }
+                        None => {
+                            let shown = entry.ino.map_or(UNKNOWN_INO, |ino| INodeNo(ino.0));
+                            let attr = placeholder(shown, entry.is_dir);
+                            reply.add(none, entry.cookie, name, &Duration::ZERO, &attr, GENERATION)
+                        }
+                    };
+                    !full
+                };
+                fs.readdir(fh.0, from, true, &mut take).await
+            };
+            let answer = guard(&fs, "readdirplus", work).await;
+            settle("readdirplus", reply, answer, |reply: ReplyDirectoryPlus, ()| reply.ok());
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: fuser::OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.releasedir(fh.0);
+        reply.ok();
+    }
+
+    /// Everything a directory operation did is in S3 when it returns.
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let files = u64::from(u32::MAX);
+        reply.statfs(
+            VOLUME_BLOCKS,
+            VOLUME_BLOCKS,
+            VOLUME_BLOCKS,
+            files,
+            files,
+            BLOCK_BYTES,
+            NAME_MAX,
+            BLOCK_BYTES,
+        );
+    }
+}
+
+/// A directory entry without attributes: the kernel uses its number and kind alone.
+fn placeholder(ino: INodeNo, is_dir: bool) -> fuser::FileAttr {
+    fuser::FileAttr {
+        ino,
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: kind(is_dir),
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// Says that a name is absent, in a way the kernel remembers for the negative TTL.
+fn absent(reply: ReplyEntry, ttl: Duration) {
+    if ttl.is_zero() {
+        return reply.error(Errno::ENOENT);
+    }
+    reply.entry(&ttl, &placeholder(INodeNo(0), false), GENERATION);
+}
+
+/// Turns a panic into a failure, so that the reply is still there to be answered.
+async fn guard(fs: &Fs, operation: &'static str, work: impl Future<Output = Result<()>>) -> Result<()> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_panic| {
+        fs.stats().panics.add(1);
+        Err(Error::new(Kind::Internal, format!("{operation} failed by a defect of pailfs")))
+    })
+}

@@ -1,0 +1,277 @@
+//! Which bytes of a file come from where. Pure; the oracle in its tests is a byte array.
+
+use std::collections::BTreeMap;
+
+use crate::base::ByteRange;
+
+/// Where a run of bytes comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The object the file was opened from, at the same offset.
+    Base,
+    /// The staging file, at the same offset; written at this stamp.
+    Staged(u64),
+    /// Zeros, made by growing the file at this stamp.
+    Zero(u64),
+}
+
+/// A run of bytes from one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub range: ByteRange,
+    pub what: What,
+}
+
+/// The sources of a file's bytes: sorted, disjoint, covering exactly `0..len`.
+#[derive(Clone, Debug, Default)]
+pub struct Extents {
+    /// Start of each run -> its end and source.
+    runs: BTreeMap<u64, (u64, What)>,
+    len: u64,
+}
+
+impl Extents {
+    /// A file that is what S3 has.
+    pub fn of_base(len: u64) -> Self {
+        let mut extents = Self { runs: BTreeMap::new(), len };
+        if len > 0 {
+            extents.runs.insert(0, (len, What::Base));
+        }
+        extents
+    }
+
+    /// Length of the file in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Records a write; what lies between the old end and its start becomes zeros.
+    pub fn write(&mut self, range: ByteRange, stamp: u64) {
+        if range.start() > self.len {
+            self.grow(range.start(), stamp);
+        }
+        self.set(range, What::Staged(stamp));
+        self.len = self.len.max(range.end());
+    }
+
+    /// Cuts the file, or grows it with zeros.
+    pub fn truncate(&mut self, len: u64, stamp: u64) {
+        if len > self.len {
+            self.grow(len, stamp);
+        } else {
+            self.split_at(len);
+            self.runs.split_off(&len);
+            self.len = len;
+        }
+    }
+
+    /// Marks bytes of the base as staged, once they have been fetched.
+    pub fn materialise(&mut self, range: ByteRange, stamp: u64) {
+        let base: Vec<ByteRange> =
+            self.segments(range).into_iter().filter(|s| s.what == What::Base).map(|s| s.range).collect();
+        for run in base {
+            self.set(run, What::Staged(stamp));
+        }
+    }
+
+    /// Everything up to `stamp` is in S3 now, in an object of `base_len` bytes; what is newer stays.
+    pub fn clear(&mut self, stamp: u64, base_len: u64) {
+        let runs = std::mem::take(&mut self.runs);
+        for (start, (end, what)) in runs {
+            let what = match what {
+                What::Staged(at) | What::Zero(at) if at <= stamp => What::Base,
+                other => other,
+            };
+            self.runs.insert(start, (end, what));
+        }
+        debug_assert!(
+            self.runs.iter().all(|(_, (end, what))| *what != What::Base || *end <= base_len),
+            "a byte that S3 does not have would be read from it"
+        );
+        self.merge();
+    }
+
+    /// The runs that overlap `range`, cut to it, in order.
+    pub fn segments(&self, range: ByteRange) -> Vec<Segment> {
+        let first = self.runs.range(..=range.start()).next_back().map_or(0, |(start, _)| *start);
+        self.runs
+            .range(first..range.end())
+            .filter_map(|(start, (end, what))| {
+                let run = ByteRange::new(*start, *end)?.intersect(range)?;
+                Some(Segment { range: run, what: *what })
+            })
+            .collect()
+    }
+
+    /// Every run, in order.
+    pub fn all(&self) -> Vec<Segment> {
+        ByteRange::new(0, self.len).map_or_else(Vec::new, |whole| self.segments(whole))
+    }
+
+    /// Bytes that S3 does not have yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.all().iter().filter(|s| s.what != What::Base).map(|s| s.range.len()).sum()
+    }
+
+    fn grow(&mut self, to: u64, stamp: u64) {
+        if let Some(hole) = ByteRange::new(self.len, to) {
+            self.set(hole, What::Zero(stamp));
+        }
+        self.len = to;
+    }
+
+    fn set(&mut self, range: ByteRange, what: What) {
+        self.split_at(range.start());
+        self.split_at(range.end());
+        let covered: Vec<u64> = self.runs.range(range.start()..range.end()).map(|(start, _)| *start).collect();
+        for start in covered {
+            self.runs.remove(&start);
+        }
+        // A sequential writer extends its last run instead of adding one per write: the newer stamp
+        // covers the older bytes too, which at worst uploads them once more.
+        let mut start = range.start();
+        if let What::Staged(_) = what
+            && let Some((before, (end, What::Staged(_)))) = self.runs.range(..start).next_back()
+            && *end == start
+        {
+            start = *before;
+        }
+        self.runs.insert(start, (range.end(), what));
+    }
+
+    fn split_at(&mut self, at: u64) {
+        if let Some((start, (end, what))) = self.runs.range(..at).next_back().map(|(s, r)| (*s, *r))
+            && end > at
+        {
+            self.runs.insert(start, (at, what));
+            self.runs.insert(at, (end, what));
+        }
+    }
+
+    fn merge(&mut self) {
+        let runs = std::mem::take(&mut self.runs);
+        let mut last: Option<(u64, u64, What)> = None;
+        for (start, (end, what)) in runs {
+            match &mut last {
+                Some((_, last_end, last_what)) if *last_end == start && *last_what == what => *last_end = end,
+                _ => {
+                    if let Some((s, e, w)) = last.replace((start, end, what)) {
+                        self.runs.insert(s, (e, w));
+                    }
+                }
+            }
+        }
+        if let Some((s, e, w)) = last {
+            self.runs.insert(s, (e, w));
+        }
+    }
+
+    /// Sorted, disjoint, covering exactly `0..len`.
+    pub fn check(&self) {
+        let mut at = 0;
+        for (start, (end, _)) in &self.runs {
+            assert_eq!(*start, at, "no gap and no overlap");
+            assert!(end > start, "no empty run");
+            at = *end;
+        }
+        assert_eq!(at, self.len, "the runs end where the file ends");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Write(u64, u64),
+        Truncate(u64),
+        /// A commit begins, `n` more operations happen, and it ends.
+        Commit,
+        Finish,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Write(at, len)),
+            (0u64..80).prop_map(Op::Truncate),
+            Just(Op::Commit),
+            Just(Op::Finish),
+        ]
+    }
+
+    /// The file as bytes, by reading every segment from where it says.
+    fn bytes(extents: &Extents, base: &[u8], staged: &[u8]) -> Vec<u8> {
+        extents
+            .all()
+            .iter()
+            .flat_map(|s| {
+                let (a, b) = (s.range.start() as usize, s.range.end() as usize);
+                match s.what {
+                    What::Base => base[a..b].to_vec(),
+                    What::Staged(_) => staged[a..b].to_vec(),
+                    What::Zero(_) => vec![0; b - a],
+                }
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn extents_equal_a_byte_array_through_writes_truncates_and_commits(
+            base_len in 0usize..50,
+            ops in proptest::collection::vec(op(), 1..40),
+        ) {
+            let mut base: Vec<u8> = (0..base_len).map(|i| 100 + i as u8).collect();
+            let mut staged = vec![0u8; 200];
+            let mut oracle = base.clone();
+            let mut extents = Extents::of_base(base_len as u64);
+            let mut stamp = 0u64;
+            // A commit in flight: the stamp it carries and the bytes it uploads.
+            let mut in_flight: Option<(u64, Vec<u8>)> = None;
+            for (i, op) in ops.into_iter().enumerate() {
+                stamp += 1;
+                match op {
+                    Op::Write(at, len) => {
+                        let (a, b) = (at as usize, (at + len) as usize);
+                        if oracle.len() < b { oracle.resize(b, 0); }
+                        let byte = 1 + (i % 90) as u8;
+                        oracle[a..b].fill(byte);
+                        staged[a..b].fill(byte);
+                        extents.write(ByteRange::at(at, len).unwrap(), stamp);
+                    }
+                    Op::Truncate(len) => {
+                        oracle.resize(len as usize, 0);
+                        extents.truncate(len, stamp);
+                    }
+                    Op::Commit => if in_flight.is_none() {
+                        in_flight = Some((stamp, oracle.clone()));
+                    },
+                    Op::Finish => if let Some((carried, uploaded)) = in_flight.take() {
+                        base = uploaded;
+                        extents.clear(carried, base.len() as u64);
+                    },
+                }
+                extents.check();
+                prop_assert_eq!(extents.len(), oracle.len() as u64);
+                // While a commit is on its way the old base is still what Base means.
+                prop_assert_eq!(&bytes(&extents, &base, &staged), &oracle);
+            }
+        }
+    }
+
+    #[test]
+    fn sequential_writes_stay_one_run() {
+        let mut extents = Extents::of_base(0);
+        for i in 0..100 {
+            extents.write(ByteRange::at(i * 10, 10).unwrap(), i + 1);
+        }
+        assert_eq!(extents.all().len(), 1);
+        assert_eq!(extents.dirty_bytes(), 1000);
+    }
+}

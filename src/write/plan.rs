@@ -1,0 +1,149 @@
+//! How a file's bytes become an object: one Put, or parts to upload and parts to copy. Pure.
+
+use crate::base::ByteRange;
+use crate::s3::limits;
+
+use super::extents::{Segment, What};
+
+/// A file up to this size is one Put: below it a multipart upload's two extra round trips cost more than
+/// its parallel parts save.
+pub const SINGLE_PUT_MAX: u64 = 16 << 20;
+
+/// The most one copied part carries: large enough that 48 TiB fit in 10,000 parts, small enough that a
+/// server answers within one attempt's deadline.
+const COPY_PART_MAX: u64 = 512 << 20;
+
+/// How to commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    Put,
+    Parts(Vec<PartPlan>),
+}
+
+/// One part, in order of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartPlan {
+    pub range: ByteRange,
+    /// Whether all of it is unchanged bytes of the base, to be copied on the server.
+    pub copy: bool,
+}
+
+/// Size of the upload part that begins at `offset`.
+///
+/// It grows with the offset, so that S3's 10,000 parts reach past 5 TiB without a flag: 1,000 parts of
+/// 8 MiB, 2,000 of 32 MiB, 3,000 of 160 MiB, then 1.25 GiB. A part being uploaded is held in memory, which
+/// is why the first 540 GiB stay with the smaller ones.
+pub fn part_size(offset: u64) -> u64 {
+    const MIB: u64 = 1 << 20;
+    const STEP_1: u64 = 1_000 * 8 * MIB;
+    const STEP_2: u64 = STEP_1 + 2_000 * 32 * MIB;
+    const STEP_3: u64 = STEP_2 + 3_000 * 160 * MIB;
+    const _: () = assert!(STEP_3 + 4_000 * 1_280 * MIB > 5 << 40);
+    const _: () = assert!(1_280 * MIB <= limits::PART_MAX && 8 * MIB >= limits::PART_MIN);
+    match offset {
+        _ if offset < STEP_1 => 8 * MIB,
+        _ if offset < STEP_2 => 32 * MIB,
+        _ if offset < STEP_3 => 160 * MIB,
+        _ => 1_280 * MIB,
+    }
+}
+
+/// Plans a commit of a file whose sources are `segments` (in order, covering it).
+///
+/// Every part is within S3's limits, the parts cover the file in order, and unchanged bytes are copied
+/// where a whole part of them is unchanged.
+pub fn plan(len: u64, segments: &[Segment]) -> Plan {
+    if len <= SINGLE_PUT_MAX {
+        return Plan::Put;
+    }
+    let mut parts: Vec<PartPlan> = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let mut end = (at + part_size(at)).min(len);
+        // A last part may be small, but one that would be copied joins its neighbour's kind anyway.
+        if len - end < limits::PART_MIN && len - at <= limits::PART_MAX {
+            end = len;
+        }
+        let Some(range) = ByteRange::new(at, end) else { break };
+        let copy = segments
+            .iter()
+            .filter(|s| s.range.intersect(range).is_some())
+            .all(|s| s.what == What::Base);
+        match parts.last_mut() {
+            Some(last) if copy && last.copy && last.range.len() + range.len() <= COPY_PART_MAX => {
+                last.range = ByteRange::new(last.range.start(), end).unwrap_or(range);
+            }
+            _ => parts.push(PartPlan { range, copy }),
+        }
+        at = end;
+    }
+    Plan::Parts(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::write::Extents;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn one_byte_changed_in_ten_gib_uploads_one_part() {
+        let mut extents = Extents::of_base(10 << 30);
+        extents.write(ByteRange::at(5 << 30, 1).unwrap(), 1);
+        let Plan::Parts(parts) = plan(extents.len(), &extents.all()) else { panic!("a Put of 10 GiB") };
+        let uploaded: u64 = parts.iter().filter(|p| !p.copy).map(|p| p.range.len()).sum();
+        assert_eq!(uploaded, 8 * MIB);
+        assert!(parts.len() < 40, "copies are merged: {}", parts.len());
+    }
+
+    #[test]
+    fn ten_thousand_parts_reach_five_tebibytes() {
+        let len = 5u64 << 40;
+        let mut extents = Extents::of_base(0);
+        extents.truncate(len, 1);
+        let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of 5 TiB") };
+        assert!(parts.len() <= limits::PARTS_MAX as usize);
+    }
+
+    proptest! {
+        #[test]
+        fn parts_cover_the_file_within_the_limits(
+            base_mib in 0u64..200,
+            writes in proptest::collection::vec((0u64..200 * MIB, 1u64..12 * MIB), 0..6),
+            cut in proptest::option::of(0u64..220 * MIB),
+        ) {
+            let mut extents = Extents::of_base(base_mib * MIB);
+            for (stamp, (at, len)) in writes.iter().enumerate() {
+                extents.write(ByteRange::at(*at, *len).unwrap(), stamp as u64 + 1);
+            }
+            if let Some(len) = cut {
+                extents.truncate(len, 99);
+            }
+            let len = extents.len();
+            match plan(len, &extents.all()) {
+                Plan::Put => prop_assert!(len <= SINGLE_PUT_MAX),
+                Plan::Parts(parts) => {
+                    let mut at = 0;
+                    for (i, part) in parts.iter().enumerate() {
+                        prop_assert_eq!(part.range.start(), at);
+                        at = part.range.end();
+                        if i + 1 < parts.len() {
+                            prop_assert!(part.range.len() >= limits::PART_MIN);
+                        }
+                        prop_assert!(part.range.len() <= limits::PART_MAX);
+                        if part.copy {
+                            for s in extents.segments(part.range) {
+                                prop_assert_eq!(s.what, What::Base);
+                            }
+                        }
+                    }
+                    prop_assert_eq!(at, len);
+                    prop_assert!(parts.len() <= limits::PARTS_MAX as usize);
+                    prop_assert_eq!(plan(len, &extents.all()), plan(len, &extents.all()));
+                }
+            }
+        }
+    }
+}

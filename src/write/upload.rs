@@ -1,0 +1,309 @@
+//! Carries out a plan: reads the bytes, sends them, commits them under a condition.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::TryStreamExt;
+use md5::{Digest, Md5};
+
+use super::extents::{Segment, What};
+use super::plan::{PartPlan, Plan, plan};
+use super::staging::Staging;
+use crate::base::{Budget, ByteRange, ETag};
+use crate::error::{Error, Kind, Result};
+use crate::s3::{
+    Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store, Upload,
+    Written, limits,
+};
+
+/// Parts of one file under way at once.
+const PARTS_IN_FLIGHT: usize = 4;
+/// Size and number of parts in flight of a server-side copy too large for one CopyObject.
+const COPY_PART_BYTES: u64 = 512 << 20;
+const COPY_PARTS_IN_FLIGHT: usize = 8;
+
+/// The object that unchanged bytes come from.
+#[derive(Clone, Debug)]
+pub struct Base {
+    pub bucket: String,
+    pub key: String,
+    pub etag: ETag,
+}
+
+/// Which conditions the server honours; where it does not, a HEAD before the request stands in, which
+/// leaves a short window in which another client's change is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    pub put: bool,
+    pub complete: bool,
+    pub copy: bool,
+    pub delete: bool,
+}
+
+impl Conditions {
+    pub const ALL: Self = Self { put: true, complete: true, copy: true, delete: true };
+    pub const NONE: Self = Self { put: false, complete: false, copy: false, delete: false };
+}
+
+/// One commit of one file.
+pub struct Job {
+    pub store: Arc<dyn Store>,
+    pub bucket: String,
+    pub key: String,
+    pub attributes: Attributes,
+    pub condition: Condition,
+    pub honoured: Conditions,
+    pub len: u64,
+    /// Sources of the bytes, in order, covering `0..len`.
+    pub segments: Vec<Segment>,
+    pub base: Option<Base>,
+    pub staging: Option<Arc<Staging>>,
+    /// Bounds the bytes held in memory by all uploads together.
+    pub budget: Budget,
+}
+
+/// Makes the object, or fails with nothing changed.
+///
+/// `AlreadyExists` or `Stale`: the condition did not hold, so another client was first. Our own earlier
+/// attempt whose answer was lost is recognised by its ETag and is a success.
+pub async fn upload(job: Job) -> Result<Written> {
+    match plan(job.len, &job.segments) {
+        Plan::Put => put(&job).await,
+        Plan::Parts(parts) if parts.len() > limits::PARTS_MAX as usize => {
+            Err(Error::new(Kind::TooLarge, "the file needs more than 10,000 parts"))
+        }
+        Plan::Parts(parts) => multipart(&job, parts).await,
+    }
+}
+
+async fn put(job: &Job) -> Result<Written> {
+    let _grant = job.budget.take(job.len).await;
+    let body = match ByteRange::new(0, job.len) {
+        Some(whole) => assemble(job, whole).await?,
+        None => Bytes::new(),
+    };
+    let condition = stand_in(job, job.honoured.put).await?;
+    let request = PutRequest {
+        bucket: job.bucket.clone(),
+        key: job.key.clone(),
+        body: body.clone(),
+        attributes: job.attributes.clone(),
+        condition,
+        checksum: None,
+    };
+    match job.store.put(request).await {
+        Err(error) if lost_the_race(&error) => ours(job, &hex(&Md5::digest(&body)), error).await,
+        answer => answer,
+    }
+}
+
+async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
+    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
+    let result = send_parts_and_complete(job, &upload, parts).await;
+    if result.is_err() {
+        // Best effort: what stays behind costs storage, not correctness.
+        if let Err(error) = job.store.abort_upload(&upload).await {
+            tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
+        }
+    }
+    result
+}
+
+async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan>) -> Result<Written> {
+    let numbered = parts.into_iter().zip(1u16..);
+    let mut sent: Vec<Part> = futures::stream::iter(numbered)
+        .map(|(part, number)| send_part(job, upload, part, number))
+        .buffer_unordered(PARTS_IN_FLIGHT)
+        .try_collect()
+        .await?;
+    sent.sort_by_key(|part| part.number);
+    let condition = stand_in(job, job.honoured.complete).await?;
+    let etag = multipart_etag(&sent);
+    match job.store.complete_upload(upload, sent, condition).await {
+        Err(error) if lost_the_race(&error) || error.kind() == Kind::NotFound => ours(job, &etag, error).await,
+        answer => answer,
+    }
+}
+
+async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> Result<Part> {
+    if part.copy
+        && let Some(base) = &job.base
+    {
+        let source = PartSource {
+            bucket: base.bucket.clone(),
+            key: base.key.clone(),
+            range: part.range,
+            if_match: Some(base.etag.clone()),
+        };
+        match job.store.upload_part_copy(upload, number, source).await {
+            // A server without UploadPartCopy: the bytes go through us, as far as one part reaches.
+            Err(error) if error.kind() == Kind::Unsupported => {}
+            answer => return answer,
+        }
+    }
+    let _grant = job.budget.take(part.range.len()).await;
+    let body = assemble(job, part.range).await?;
+    job.store.upload_part(upload, number, body, None).await
+}
+
+/// The bytes of a range, from wherever each run of them is.
+async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
+    let length = usize::try_from(range.len())
+        .map_err(|_| Error::new(Kind::TooLarge, "the part does not fit in memory"))?;
+    let mut buffer = vec![0u8; length];
+    let runs = job.segments.iter().filter_map(|s| Some((s.range.intersect(range)?, s.what)));
+    for (run, what) in runs {
+        let target = &mut buffer[index(run.start() - range.start())..index(run.end() - range.start())];
+        match (what, &job.staging, &job.base) {
+            (What::Zero(_), _, _) => {}
+            (What::Staged(_), Some(staging), _) => staging.read(target, run.start())?,
+            (What::Base, _, Some(base)) => {
+                let request = GetRequest {
+                    bucket: base.bucket.clone(),
+                    key: base.key.clone(),
+                    range: Some(run),
+                    if_match: Some(base.etag.clone()),
+                    version_id: None,
+                };
+                let bytes = job.store.get(request).await?.bytes().await?;
+                if bytes.len() != target.len() {
+                    return Err(Error::new(Kind::Corrupt, format!("asked for {run}, got {} bytes", bytes.len())));
+                }
+                target.copy_from_slice(&bytes);
+            }
+            _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
+        }
+    }
+    Ok(buffer.into())
+}
+
+/// Within a buffer that was just made to that length.
+#[allow(clippy::cast_possible_truncation)]
+fn index(offset: u64) -> usize {
+    offset as usize
+}
+
+/// The condition to send; where the server ignores it, it is checked here first.
+async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
+    if honoured || job.condition == Condition::Any {
+        return Ok(job.condition.clone());
+    }
+    let current = match job.store.head(&job.bucket, &job.key, None).await {
+        Ok(info) => Some(info.etag),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error),
+    };
+    match (&job.condition, current) {
+        (Condition::Absent, Some(_)) => Err(Error::new(Kind::AlreadyExists, "another client made the object")),
+        (Condition::Matches(etag), current) if current.as_ref() != Some(etag) => {
+            Err(Error::new(Kind::Stale, "another client changed the object"))
+        }
+        _ => Ok(Condition::Any),
+    }
+}
+
+fn lost_the_race(error: &Error) -> bool {
+    matches!(error.kind(), Kind::AlreadyExists | Kind::Stale)
+}
+
+/// Tells an answer that was lost and retried from a race that was lost: what is there now carries our ETag.
+async fn ours(job: &Job, etag: &str, error: Error) -> Result<Written> {
+    match job.store.head(&job.bucket, &job.key, None).await {
+        Ok(info) if info.size == job.len && info.etag.as_str() == etag => {
+            Ok(Written { etag: info.etag, version_id: info.version_id })
+        }
+        _ => Err(error),
+    }
+}
+
+/// The ETag S3 gives a multipart object: the MD5 of its parts' MD5s, and their number.
+fn multipart_etag(parts: &[Part]) -> String {
+    let mut hash = Md5::new();
+    for part in parts {
+        let text = part.etag.as_str();
+        for pair in text.as_bytes().chunks(2) {
+            let byte = std::str::from_utf8(pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            hash.update([byte.unwrap_or(0)]);
+        }
+    }
+    format!("{}-{}", hex(&hash.finalize()), parts.len())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Copies an object of `size` bytes on the server, however large, and keeps its attributes.
+///
+/// The copy is of `etag` or fails `Stale`; the target takes it under `condition`.
+pub async fn copy_object(
+    store: &Arc<dyn Store>,
+    source: &Base,
+    size: u64,
+    bucket: &str,
+    key: &str,
+    condition: Condition,
+) -> Result<Written> {
+    if size <= limits::SINGLE_MAX {
+        let request = CopyRequest {
+            source_bucket: source.bucket.clone(),
+            source_key: source.key.clone(),
+            source_if_match: Some(source.etag.clone()),
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            condition,
+            ..CopyRequest::default()
+        };
+        return store.copy(request).await;
+    }
+    let info = store.head(&source.bucket, &source.key, None).await?;
+    let upload = store.create_upload(bucket, key, info.attributes).await?;
+    let result = async {
+        let ranges = (0..size.div_ceil(COPY_PART_BYTES)).zip(1u16..).filter_map(|(i, number)| {
+            let start = i * COPY_PART_BYTES;
+            Some((ByteRange::new(start, (start + COPY_PART_BYTES).min(size))?, number))
+        });
+        let mut parts: Vec<Part> = futures::stream::iter(ranges)
+            .map(|(range, number)| {
+                let source = PartSource {
+                    bucket: source.bucket.clone(),
+                    key: source.key.clone(),
+                    range,
+                    if_match: Some(source.etag.clone()),
+                };
+                store.upload_part_copy(&upload, number, source)
+            })
+            .buffer_unordered(COPY_PARTS_IN_FLIGHT)
+            .try_collect()
+            .await?;
+        parts.sort_by_key(|part| part.number);
+        store.complete_upload(&upload, parts, condition).await
+    }
+    .await;
+    if result.is_err() {
+        let _ = store.abort_upload(&upload).await;
+    }
+    result
+}
+
+/// Deletes `key`, only if it still is `etag` where the server can tell.
+pub async fn delete_object(
+    store: &Arc<dyn Store>,
+    bucket: &str,
+    key: &str,
+    etag: Option<&ETag>,
+    honoured: Conditions,
+) -> Result<()> {
+    let condition = match etag {
+        Some(etag) if honoured.delete => Condition::Matches(etag.clone()),
+        _ => Condition::Any,
+    };
+    let request =
+        DeleteRequest { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, condition };
+    store.delete(request).await.map(drop)
+}
