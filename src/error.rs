@@ -95,6 +95,40 @@ impl Kind {
         errno.raw_os_error()
     }
 
+    /// The kind's name in counters and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::NoSuchBucket => "no_such_bucket",
+            Self::AlreadyExists => "already_exists",
+            Self::Stale => "stale",
+            Self::Conflict => "conflict",
+            Self::AccessDenied => "access_denied",
+            Self::Credentials => "credentials",
+            Self::Archived => "archived",
+            Self::InvalidRange => "invalid_range",
+            Self::Unsupported => "unsupported",
+            Self::InvalidArgument => "invalid_argument",
+            Self::NameTooLong => "name_too_long",
+            Self::TooLarge => "too_large",
+            Self::NoSpace => "no_space",
+            Self::IsADirectory => "is_a_directory",
+            Self::NotADirectory => "not_a_directory",
+            Self::NotEmpty => "not_empty",
+            Self::CrossDevice => "cross_device",
+            Self::ReadOnly => "read_only",
+            Self::BadHandle => "bad_handle",
+            Self::NotPermitted => "not_permitted",
+            Self::Throttled => "throttled",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::Corrupt => "corrupt",
+            Self::Server => "server",
+            Self::Local => "local",
+            Self::Internal => "internal",
+        }
+    }
+
     /// What to do about it, in words; empty where the kind says it all.
     pub fn advice(self) -> &'static str {
         match self {

@@ -13,8 +13,8 @@ use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
-    Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store, Upload,
-    Written, limits,
+    Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store,
+    Upload, Written, limits, multipart_etag,
 };
 
 /// Parts of one file under way at once.
@@ -93,7 +93,9 @@ async fn put(job: &Job) -> Result<Written> {
         checksum: None,
     };
     match job.store.put(request).await {
-        Err(error) if lost_the_race(&error) => ours(job, &hex(&Md5::digest(&body)), error).await,
+        Err(error) if may_be_ours(&error) => {
+            ours(job, &ETag::new(&format!("{:x}", Md5::digest(&body))), error).await
+        }
         answer => answer,
     }
 }
@@ -121,7 +123,7 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
     match job.store.complete_upload(upload, sent, condition).await {
-        Err(error) if lost_the_race(&error) || error.kind() == Kind::NotFound => ours(job, &etag, error).await,
+        Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
         answer => answer,
     }
 }
@@ -168,7 +170,10 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
                 };
                 let bytes = job.store.get(request).await?.bytes().await?;
                 if bytes.len() != target.len() {
-                    return Err(Error::new(Kind::Corrupt, format!("asked for {run}, got {} bytes", bytes.len())));
+                    return Err(Error::new(
+                        Kind::Corrupt,
+                        format!("asked for {run}, got {} bytes", bytes.len()),
+                    ));
                 }
                 target.copy_from_slice(&bytes);
             }
@@ -195,7 +200,9 @@ async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
         Err(error) => return Err(error),
     };
     match (&job.condition, current) {
-        (Condition::Absent, Some(_)) => Err(Error::new(Kind::AlreadyExists, "another client made the object")),
+        (Condition::Absent, Some(_)) => {
+            Err(Error::new(Kind::AlreadyExists, "another client made the object"))
+        }
         (Condition::Matches(etag), current) if current.as_ref() != Some(etag) => {
             Err(Error::new(Kind::Stale, "another client changed the object"))
         }
@@ -203,39 +210,29 @@ async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
     }
 }
 
-fn lost_the_race(error: &Error) -> bool {
-    matches!(error.kind(), Kind::AlreadyExists | Kind::Stale)
+/// Failures after which the object may be there all the same: the answer to an earlier attempt was lost, so
+/// its repetition finds the condition broken or the upload gone.
+fn may_be_ours(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::AlreadyExists
+            | Kind::Stale
+            | Kind::NotFound
+            | Kind::TimedOut
+            | Kind::Unreachable
+            | Kind::Corrupt
+            | Kind::Server
+    )
 }
 
-/// Tells an answer that was lost and retried from a race that was lost: what is there now carries our ETag.
-async fn ours(job: &Job, etag: &str, error: Error) -> Result<Written> {
+/// Tells an answer that was lost from a race that was lost: what is there now carries our ETag.
+async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
     match job.store.head(&job.bucket, &job.key, None).await {
-        Ok(info) if info.size == job.len && info.etag.as_str() == etag => {
+        Ok(info) if info.size == job.len && info.etag == *etag => {
             Ok(Written { etag: info.etag, version_id: info.version_id })
         }
         _ => Err(error),
     }
-}
-
-/// The ETag S3 gives a multipart object: the MD5 of its parts' MD5s, and their number.
-fn multipart_etag(parts: &[Part]) -> String {
-    let mut hash = Md5::new();
-    for part in parts {
-        let text = part.etag.as_str();
-        for pair in text.as_bytes().chunks(2) {
-            let byte = std::str::from_utf8(pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-            hash.update([byte.unwrap_or(0)]);
-        }
-    }
-    format!("{}-{}", hex(&hash.finalize()), parts.len())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Copies an object of `size` bytes on the server, however large, and keeps its attributes.

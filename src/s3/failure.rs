@@ -1,0 +1,225 @@
+//! What the SDK calls an error, as ours: the one place that knows both.
+
+use std::time::SystemTime;
+
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use crate::error::{Error, Kind};
+use crate::s3::Condition;
+
+/// Turns an SDK error into ours. `condition` is what the request demanded of its target.
+pub(super) fn error_of<E>(error: SdkError<E, HttpResponse>, condition: &Condition) -> Error
+where
+    E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+{
+    match &error {
+        SdkError::ServiceError(service) => {
+            let raw = service.raw();
+            let status = raw.status().as_u16();
+            let meta = service.err().meta();
+            let code = meta.code().unwrap_or("").to_owned();
+            let kind = match status {
+                // The server did it, or says so, in words that the SDK cannot read.
+                200..300 if code.is_empty() => Kind::Corrupt,
+                _ => kind_of(&code, status, condition),
+            };
+            let mut message = meta.message().unwrap_or("").to_owned();
+            if message.is_empty() {
+                message = plain_words(kind, status).to_owned();
+            }
+            if let Some(hint) = hint(&code, raw.headers()) {
+                message = format!("{message}; {hint}");
+            }
+            let answer = Error::new(kind, message).with_answer(
+                Some(status),
+                raw.headers().get("x-amz-request-id"),
+                raw.headers().get("x-amz-id-2"),
+            );
+            // Without a code the SDK's own chain is all there is to tell.
+            if code.is_empty() { answer.with_source(error) } else { answer.with_code(&code) }
+        }
+        SdkError::TimeoutError(_) => {
+            Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
+        }
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => {
+            Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
+        }
+        SdkError::DispatchFailure(failure) if failure.is_io() => {
+            Error::new(Kind::Unreachable, "the endpoint cannot be reached").with_source(error)
+        }
+        SdkError::DispatchFailure(failure) => {
+            let chain = chain_of(failure.as_connector_error().map(|e| e as &dyn std::error::Error));
+            if chain.contains("credentials") || chain.contains("identity") {
+                Error::new(Kind::Credentials, "no credentials were found").with_source(error)
+            } else {
+                Error::new(Kind::Unreachable, "the request did not get through").with_source(error)
+            }
+        }
+        SdkError::ResponseError(response) => {
+            let status = response.raw().status().as_u16();
+            let kind = if status >= 500 { Kind::Server } else { Kind::Corrupt };
+            Error::new(kind, "the answer could not be read")
+                .with_answer(Some(status), response.raw().headers().get("x-amz-request-id"), None)
+                .with_source(error)
+        }
+        SdkError::ConstructionFailure(_) => {
+            let chain = chain_of(std::error::Error::source(&error));
+            if chain.contains("credentials") || chain.contains("identity") {
+                Error::new(Kind::Credentials, "no credentials were found").with_source(error)
+            } else {
+                Error::new(Kind::InvalidArgument, "the request could not be made").with_source(error)
+            }
+        }
+        _ => Error::new(Kind::Internal, "the request failed in an unknown way").with_source(error),
+    }
+}
+
+/// The one table from S3's codes and statuses to kinds.
+fn kind_of(code: &str, status: u16, condition: &Condition) -> Kind {
+    match code {
+        "NoSuchBucket" => Kind::NoSuchBucket,
+        "NoSuchKey" | "NoSuchVersion" | "NoSuchUpload" | "NotFound" | "NoSuchTagSet" => Kind::NotFound,
+        "BucketAlreadyExists" | "BucketAlreadyOwnedByYou" => Kind::AlreadyExists,
+        "BucketNotEmpty" => Kind::NotEmpty,
+        "PreconditionFailed" if *condition == Condition::Absent => Kind::AlreadyExists,
+        "PreconditionFailed" => Kind::Stale,
+        "ConditionalRequestConflict" | "OperationAborted" => Kind::Conflict,
+        "InvalidObjectState" => Kind::Archived,
+        "InvalidRange" => Kind::InvalidRange,
+        "NotImplemented" | "MethodNotAllowed" | "UnsupportedOperation" => Kind::Unsupported,
+        "KeyTooLongError" | "KeyTooLong" => Kind::NameTooLong,
+        "EntityTooLarge" => Kind::TooLarge,
+        "QuotaExceeded" | "InsufficientStorage" => Kind::NoSpace,
+        "SlowDown" | "TooManyRequests" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" => {
+            Kind::Throttled
+        }
+        "RequestTimeout" => Kind::TimedOut,
+        "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody" => Kind::Corrupt,
+        "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidToken"
+        | "TokenRefreshRequired"
+        | "RequestTimeTooSkewed"
+        | "AuthorizationHeaderMalformed" => Kind::Credentials,
+        _ => match status {
+            403 | 401 => Kind::AccessDenied,
+            404 => Kind::NotFound,
+            405 | 501 => Kind::Unsupported,
+            409 => Kind::Conflict,
+            412 if *condition == Condition::Absent => Kind::AlreadyExists,
+            412 => Kind::Stale,
+            413 => Kind::TooLarge,
+            416 => Kind::InvalidRange,
+            408 => Kind::TimedOut,
+            429 | 503 => Kind::Throttled,
+            507 => Kind::NoSpace,
+            500.. => Kind::Server,
+            _ => Kind::InvalidArgument,
+        },
+    }
+}
+
+/// An answer to HEAD has no body, so no message.
+fn plain_words(kind: Kind, status: u16) -> &'static str {
+    match kind {
+        Kind::NotFound => "not found",
+        Kind::AccessDenied => "access denied",
+        Kind::Stale => "the object is another version",
+        Kind::AlreadyExists => "it exists already",
+        Kind::Archived => "the object is archived",
+        Kind::Corrupt => "the answer could not be read",
+        _ if status >= 500 => "the server failed",
+        _ => "the server refused the request",
+    }
+}
+
+fn hint(code: &str, headers: &aws_smithy_runtime_api::http::Headers) -> Option<String> {
+    match code {
+        "RequestTimeTooSkewed" => Some(format!(
+            "the server's clock says {}; set this machine's clock",
+            headers.get("date").unwrap_or("?")
+        )),
+        "SignatureDoesNotMatch" => Some("the secret key does not belong to the access key".to_owned()),
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
+            headers.get("x-amz-bucket-region").map(|region| format!("the bucket is in region {region}"))
+        }
+        _ => None,
+    }
+}
+
+fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
+    let mut text = String::new();
+    while let Some(cause) = error {
+        text.push_str(&cause.to_string());
+        text.push(' ');
+        error = cause.source();
+    }
+    text
+}
+
+/// Whether a fresh set of credentials may help.
+pub(super) fn wants_new_credentials(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some("ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired")
+    )
+}
+
+/// Whether the server refused the checksum rather than the request.
+pub(super) fn refuses_checksum(error: &Error) -> bool {
+    let status = matches!(error.status(), Some(400 | 501));
+    let names_it = [error.message(), error.code().unwrap_or("")].iter().any(|text| {
+        let text = text.to_ascii_lowercase();
+        text.contains("checksum") || text.contains("x-amz-sdk") || text.contains("trailer")
+    });
+    let vague = matches!(error.code(), Some("InvalidRequest" | "NotImplemented" | "InvalidArgument"));
+    // A checksum that does not match is news of damaged bytes, not of a server that lacks checksums.
+    status && (names_it || vague) && !matches!(error.kind(), Kind::Corrupt)
+}
+
+pub(super) fn time_of(time: Option<&aws_sdk_s3::primitives::DateTime>) -> SystemTime {
+    time.and_then(|t| SystemTime::try_from(*t).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ETag;
+
+    #[test]
+    fn codes_come_before_statuses() {
+        let any = Condition::Any;
+        assert_eq!(kind_of("NoSuchBucket", 404, &any), Kind::NoSuchBucket);
+        assert_eq!(kind_of("InvalidObjectState", 403, &any), Kind::Archived);
+        assert_eq!(kind_of("SlowDown", 503, &any), Kind::Throttled);
+        assert_eq!(kind_of("", 403, &any), Kind::AccessDenied);
+        assert_eq!(kind_of("", 404, &any), Kind::NotFound);
+        assert_eq!(kind_of("", 418, &any), Kind::InvalidArgument);
+        assert_eq!(kind_of("InternalError", 500, &any), Kind::Server);
+    }
+
+    #[test]
+    fn a_failed_condition_tells_which_race_was_lost() {
+        assert_eq!(kind_of("PreconditionFailed", 412, &Condition::Absent), Kind::AlreadyExists);
+        assert_eq!(kind_of("", 412, &Condition::Matches(ETag::new("e"))), Kind::Stale);
+    }
+
+    #[test]
+    fn only_a_refused_checksum_is_downgraded() {
+        let refused =
+            Error::s3(Kind::InvalidArgument, "InvalidRequest", "x-amz-checksum-crc64nvme is unknown")
+                .with_answer(Some(400), None, None);
+        assert!(refuses_checksum(&refused));
+        let damaged = Error::s3(Kind::Corrupt, "BadDigest", "checksum did not match").with_answer(
+            Some(400),
+            None,
+            None,
+        );
+        assert!(!refuses_checksum(&damaged));
+        let denied = Error::s3(Kind::AccessDenied, "AccessDenied", "no").with_answer(Some(403), None, None);
+        assert!(!refuses_checksum(&denied));
+    }
+}
