@@ -1,7 +1,7 @@
 //! What one mount is asked to be, and what the configuration file says: plain, validated data.
 //!
-//! Does not own: the command line, the environment and files (`cli`), nor how a session is made of its
-//! settings (`s3::session`). Text is parsed here only when it is handed over.
+//! Does not own: the command line, the environment and files (`cli`), nor the settings of a session and what is
+//! made of them (`s3`). Text is parsed here only when it is handed over.
 //!
 //! Guarantees: a value of these types is well-formed; no secret appears in `Debug` output or in an error.
 
@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use crate::error::{Error, Kind, Result};
+use crate::s3::SessionConfig;
 
 /// The session that is meant where none is named.
 pub const DEFAULT_SESSION: &str = "default";
@@ -51,7 +53,7 @@ pub struct MountConfig {
     pub timeout: Duration,
     /// Memory for blocks, read-ahead and uploads, in bytes.
     pub memory_limit: u64,
-    /// Where written bytes are staged and journals are kept.
+    /// Where written bytes wait for their upload.
     pub state_dir: PathBuf,
     /// Path of the control socket.
     pub control_socket: PathBuf,
@@ -75,6 +77,12 @@ impl MountConfig {
             if mode & !0o777 != 0 {
                 return invalid(format!("{mode:o} is not a {what} mode; write it like 644"));
             }
+        }
+        if self.state_dir.starts_with(&self.mountpoint) {
+            return invalid(format!(
+                "the state directory {} lies inside of the mount, which would wait for itself",
+                self.state_dir.display()
+            ));
         }
         for session in self.source.sessions() {
             if !self.sessions.contains_key(session) {
@@ -177,138 +185,6 @@ fn check_bucket(bucket: &str) -> Result<(), String> {
 
 fn normal_prefix(prefix: &str) -> String {
     if prefix.is_empty() || prefix.ends_with('/') { prefix.to_owned() } else { format!("{prefix}/") }
-}
-
-/// The settings of one session; what is `None` is left to the standard AWS chain.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SessionConfig {
-    /// A profile of `~/.aws/config` and `~/.aws/credentials`.
-    pub profile: Option<String>,
-    pub access_key_id: Option<String>,
-    pub secret_access_key: Option<Secret>,
-    pub session_token: Option<Secret>,
-    pub region: Option<String>,
-    pub endpoint_url: Option<String>,
-    pub no_sign_request: Option<bool>,
-    pub requester_pays: Option<bool>,
-    /// A PEM file of certificates to trust beside the system's own.
-    pub ca_bundle: Option<PathBuf>,
-    pub path_style: Option<PathStyle>,
-}
-
-impl SessionConfig {
-    /// These settings, where `over` does not say otherwise.
-    #[must_use]
-    pub fn overridden_by(self, over: Self) -> Self {
-        // Another identity replaces the whole identity: keys of one and a token of the other are neither's.
-        let replaced =
-            over.profile.is_some() || over.access_key_id.is_some() || over.no_sign_request == Some(true);
-        let identity = if replaced { &over } else { &self };
-        Self {
-            profile: identity.profile.clone(),
-            access_key_id: identity.access_key_id.clone(),
-            secret_access_key: identity.secret_access_key.clone(),
-            session_token: identity.session_token.clone(),
-            no_sign_request: identity.no_sign_request.or(over.no_sign_request),
-            region: over.region.or(self.region),
-            endpoint_url: over.endpoint_url.or(self.endpoint_url),
-            requester_pays: over.requester_pays.or(self.requester_pays),
-            ca_bundle: over.ca_bundle.or(self.ca_bundle),
-            path_style: over.path_style.or(self.path_style),
-        }
-    }
-
-    /// Whether a secret is among the settings.
-    pub fn holds_secrets(&self) -> bool {
-        self.secret_access_key.is_some() || self.session_token.is_some()
-    }
-
-    fn check(&self) -> Result<(), String> {
-        match (&self.access_key_id, &self.secret_access_key) {
-            (Some(_), None) => return Err("access_key_id needs secret_access_key beside it".to_owned()),
-            (None, Some(_)) => return Err("secret_access_key needs access_key_id beside it".to_owned()),
-            _ => {}
-        }
-        if self.session_token.is_some() && self.access_key_id.is_none() {
-            return Err("session_token needs access_key_id and secret_access_key beside it".to_owned());
-        }
-        if self.access_key_id.is_some() && self.profile.is_some() {
-            return Err("give either profile or access_key_id, not both".to_owned());
-        }
-        let identity = self.access_key_id.is_some() || self.profile.is_some();
-        if self.no_sign_request == Some(true) && identity {
-            return Err(
-                "no_sign_request = true sends no identity, so profile and keys have no place".to_owned()
-            );
-        }
-        if let Some(url) = &self.endpoint_url {
-            check_endpoint(url)?;
-        }
-        Ok(())
-    }
-}
-
-/// An endpoint's address may not carry an identity, which would end up in logs.
-pub fn check_endpoint(url: &str) -> Result<(), String> {
-    let Some((_, rest)) = url
-        .split_once("://")
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
-    else {
-        return Err("the endpoint's address has to begin with http:// or https://".to_owned());
-    };
-    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if host.is_empty() {
-        return Err("the endpoint's address names no host".to_owned());
-    }
-    if host.contains('@') {
-        return Err("the endpoint's address may not hold a user name or password".to_owned());
-    }
-    if url.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err("the endpoint's address holds a space or control character".to_owned());
-    }
-    Ok(())
-}
-
-/// How a bucket is named in a request: in the path, or as a part of the host's name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PathStyle {
-    /// In the path for an own endpoint, in the host's name for AWS.
-    #[default]
-    Auto,
-    On,
-    Off,
-}
-
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-    /// The text itself, for a request's signature alone.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(hidden)")
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // By way of any value, because serde's own complaint about a wrong type quotes it.
-        match toml::Value::deserialize(deserializer)? {
-            toml::Value::String(text) if !text.is_empty() => Ok(Self(text)),
-            _ => Err(de::Error::custom("a secret has to be a non-empty string in quotes")),
-        }
-    }
 }
 
 /// What the configuration file says.
@@ -471,6 +347,7 @@ impl<'de> Deserialize<'de> for RawDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::s3::PathStyle;
 
     const EXAMPLE: &str = r#"
         [session.work]
@@ -577,6 +454,38 @@ mod tests {
         assert_eq!(session.profile.as_deref(), Some("other"));
         assert!(session.access_key_id.is_none() && !session.holds_secrets());
         assert_eq!(session.endpoint_url.as_deref(), Some("http://127.0.0.1:3900"));
+    }
+
+    #[test]
+    fn a_mount_that_could_not_work_is_refused() {
+        let good = MountConfig {
+            mountpoint: "/mnt".into(),
+            source: Source::Buckets { session: DEFAULT_SESSION.into() },
+            sessions: BTreeMap::from([(DEFAULT_SESSION.into(), SessionConfig::default())]),
+            read_only: false,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o644,
+            dir_mode: 0o755,
+            allow_other: false,
+            metadata_ttl: Duration::from_secs(1),
+            negative_ttl: Duration::from_secs(1),
+            timeout: Duration::from_secs(60),
+            memory_limit: 64 << 20,
+            state_dir: "/var/lib/pailfs".into(),
+            control_socket: "/run/pailfs/x".into(),
+        };
+        good.check().unwrap();
+        for (bad, word) in [
+            (MountConfig { memory_limit: 1 << 20, ..good.clone() }, "memory"),
+            (MountConfig { timeout: Duration::ZERO, ..good.clone() }, "timeout"),
+            (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
+            (MountConfig { state_dir: "/mnt/state".into(), ..good.clone() }, "state directory"),
+            (MountConfig { sessions: BTreeMap::new(), ..good.clone() }, "session"),
+        ] {
+            let error = bad.check().unwrap_err().report();
+            assert!(error.contains(word), "{error:?} does not say {word:?}");
+        }
     }
 
     #[test]

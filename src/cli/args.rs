@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::{parse_bytes, parse_duration};
-use crate::config::{DEFAULT_SESSION, PathStyle, SessionConfig, check_endpoint};
+use crate::config::DEFAULT_SESSION;
+use crate::s3::{PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
 #[derive(Debug, Parser)]

@@ -37,7 +37,8 @@ fn filter(level: &str) -> Result<EnvFilter, Failure> {
         ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
     let directives = match level {
         "off" | "error" => level.to_owned(),
-        _ if plain => format!("warn,pailfs={level}"),
+        // fuser warns of every request that a file system may well leave out.
+        _ if plain => format!("warn,fuser=error,pailfs={level}"),
         _ => level.to_owned(),
     };
     EnvFilter::try_new(directives)
@@ -64,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_bare_level_is_about_pailfs_and_a_filter_is_taken_as_it_is() {
-        assert_eq!(filter("debug").unwrap().to_string(), "pailfs=debug,warn");
+        assert_eq!(filter("debug").unwrap().to_string(), "pailfs=debug,fuser=error,warn");
         assert_eq!(filter("error").unwrap().to_string(), "error");
         assert_eq!(filter("aws_smithy_runtime=trace").unwrap().to_string(), "aws_smithy_runtime=trace");
         assert_eq!(filter("pailfs=loud").unwrap_err().code, Code::Usage);

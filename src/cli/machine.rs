@@ -48,7 +48,12 @@ pub fn load_config(named: Option<&Path>) -> Result<(ConfigFile, Vec<String>), Fa
     if text.len() as u64 > CONFIG_MAX_BYTES {
         return Err(failed("larger than any configuration".to_owned()));
     }
-    let config = ConfigFile::parse(&text).map_err(|error| failed(error.message().to_owned()))?;
+    let mut config = ConfigFile::parse(&text).map_err(|error| failed(error.message().to_owned()))?;
+    let base = std::path::absolute(&path).map_err(|error| failed(error.to_string()))?;
+    for session in config.sessions.values_mut() {
+        // Relative to the file, because a mount leaves the directory it was started in.
+        session.ca_bundle = session.ca_bundle.take().map(|bundle| base.with_file_name("").join(bundle));
+    }
     let mut warnings = Vec::new();
     if config.holds_secrets() && access.has_readers() {
         warnings.push(format!("{0} holds secrets that others can read: chmod 600 {0}", path.display()));
@@ -197,12 +202,16 @@ mod tests {
     fn a_configuration_that_others_can_write_is_refused_and_one_they_can_read_is_warned_about() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
-        std::fs::write(&path, "[session.a]\naccess_key_id = \"x\"\nsecret_access_key = \"hush\"\n").unwrap();
+        let text =
+            "[session.a]\naccess_key_id = \"x\"\nsecret_access_key = \"hush\"\nca_bundle = \"ca.pem\"\n";
+        std::fs::write(&path, text).unwrap();
         let load = |mode| {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             load_config(Some(&path))
         };
-        assert!(load(0o600).unwrap().1.is_empty());
+        let (config, warnings) = load(0o600).unwrap();
+        assert!(warnings.is_empty());
+        assert_eq!(config.sessions["a"].ca_bundle, Some(dir.path().join("ca.pem")));
         let warnings = load(0o644).unwrap().1;
         assert!(warnings[0].contains("chmod 600") && !warnings[0].contains("hush"), "{warnings:?}");
         for mode in [0o620, 0o602] {

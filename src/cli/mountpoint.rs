@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::exit::{Code, Failure};
 use super::machine;
 use super::mountinfo::{self, Mount};
@@ -17,16 +19,19 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, Failure> {
     let path = canonical(dir)?;
     let fail = |what: &str| Failure::new(Code::Mountpoint, format!("{}: {what}", path.display()));
     for _ in 0..DEAD_MOUNTS_MAX {
-        let mount = mount_at(&path)?.filter(Mount::is_ours);
-        match (std::fs::metadata(&path), mount) {
-            (Err(error), Some(_)) if is_dead(&error) => clear_dead(&path)?,
-            (_, Some(mount)) => {
+        match mount_at(&path)?.filter(Mount::is_ours) {
+            Some(_) if is_dead(&path) => clear_dead(&path)?,
+            Some(mount) => {
                 let source = mount.source.to_string_lossy().into_owned();
                 return Err(fail(&format!("{source} is mounted here already; see `pailfs status`")));
             }
-            (Ok(metadata), None) if metadata.is_dir() => return Ok(path),
-            (Ok(_), None) => return Err(fail("not a directory")),
-            (Err(error), None) => return Err(fail(&error.to_string())),
+            None => {
+                return match std::fs::metadata(&path) {
+                    Ok(metadata) if metadata.is_dir() => Ok(path),
+                    Ok(_) => Err(fail("not a directory")),
+                    Err(error) => Err(fail(&error.to_string())),
+                };
+            }
         }
     }
     Err(fail("too many dead mounts lie on top of each other here"))
@@ -53,7 +58,7 @@ impl Place {
                 format!("{} is no pailfs mount but of type {}", path.display(), mount.fs_type),
             ));
         }
-        let dead = std::fs::metadata(&path).is_err_and(|error| is_dead(&error));
+        let dead = is_dead(&path);
         let owner = mount.owner.unwrap_or_else(|| rustix::process::geteuid().as_raw());
         Ok(Self { path, owner, dead })
     }
@@ -94,7 +99,7 @@ pub fn clear_dead(path: &Path) -> Result<(), Failure> {
 fn canonical(dir: &Path) -> Result<PathBuf, Failure> {
     let resolved = match dir.canonicalize() {
         // What is mounted there is dead, so ask about everything but the last step.
-        Err(error) if is_dead(&error) => resolve_parent(dir),
+        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => resolve_parent(dir),
         other => other,
     };
     resolved.map_err(|error| Failure::new(Code::Mountpoint, format!("{}: {error}", dir.display())))
@@ -114,8 +119,10 @@ fn mount_at(path: &Path) -> Result<Option<Mount>, Failure> {
     Ok(mountinfo::mounted_at(&table, path))
 }
 
-fn is_dead(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
+/// Whether nobody answers for a mount any more. The kernel may still know the attributes of its root, so `stat` does
+/// not tell; `statfs` is always asked for.
+fn is_dead(path: &Path) -> bool {
+    rustix::fs::statfs(path).err() == Some(Errno::NOTCONN)
 }
 
 #[cfg(test)]

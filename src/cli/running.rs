@@ -2,11 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::args::{FlushArgs, StatusArgs, UmountArgs};
 use super::exit::{Code, Failure};
@@ -17,7 +15,7 @@ use crate::control::{Cause, Refusal, Reply, Request, Status, Unsaved};
 /// The first progress line comes after a second: what is done by then needs no words. Progress comes twice a second.
 const QUIET_PROGRESS: usize = 2;
 /// How long a process may take to end after it has said that all is saved and unmounted.
-const END_WAIT: Duration = Duration::from_secs(60);
+const END_WAIT_SECONDS: i64 = 60;
 
 pub async fn status(args: &StatusArgs) -> Result<(), Failure> {
     let client = live(Place::find(&args.dir)?)?.connect().await?;
@@ -54,18 +52,19 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
         other => return Err(refused(other)),
     }
     let Some(process) = process else { return Ok(()) };
-    let ended = async {
-        let process = AsyncFd::with_interest(process, Interest::READABLE)?;
-        process.readable().await.map(drop)
-    };
-    match tokio::time::timeout(END_WAIT, ended).await {
-        Ok(Ok(())) => Ok(()),
+    let ended = tokio::task::spawn_blocking(move || {
+        let end = rustix::event::Timespec { tv_sec: END_WAIT_SECONDS, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&end))
+    });
+    match ended.await {
+        Ok(Ok(1..)) => Ok(()),
+        Ok(Ok(0)) => {
+            Err(Failure::new(Code::NoAnswer, "all is saved and unmounted, but the process does not end"))
+        }
         Ok(Err(error)) => {
             Err(Failure::new(Code::Local, format!("cannot wait for the mount's process: {error}")))
         }
-        Err(_) => {
-            Err(Failure::new(Code::NoAnswer, "all is saved and unmounted, but the process does not end"))
-        }
+        Err(panic) => Err(Failure::new(Code::Internal, panic.to_string())),
     }
 }
 
@@ -93,6 +92,7 @@ fn progress() -> impl FnMut(&Unsaved) {
         if heard >= QUIET_PROGRESS && heard % QUIET_PROGRESS == 0 {
             let line = match unsaved.files {
                 0 => "waiting".to_owned(),
+                files if unsaved.bytes == 0 => format!("finishing {}", count(files)),
                 files => format!("saving {} in {}", format_bytes(unsaved.bytes), count(files)),
             };
             eprintln!("pailfs: {line}");

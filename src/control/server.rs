@@ -56,7 +56,10 @@ impl Server {
             Ok(_) => {
                 return Err(Error::new(
                     Kind::AlreadyExists,
-                    format!("a running mount answers on {}", path.display()),
+                    format!(
+                        "another mount of this directory has not ended yet: it answers on {}",
+                        path.display()
+                    ),
                 ));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
