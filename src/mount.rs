@@ -1,1 +1,476 @@
-//! (in work)
+//! One mount from its beginning to its end: the place where the parts are put together.
+//!
+//! Owns: the order of starting (sessions, first request, control socket, kernel) and of ending.
+//! Does not own: what any of the parts does.
+//!
+//! Guarantees: the caller is told that the mount is live only after S3 has answered for every bucket and the kernel
+//! shows the directory. The end is a sequence: commit every changed file, unmount, commit what was written
+//! meanwhile, answer whoever asked for it. What could not be saved is named.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use crate::base::{Clock, SystemClock, format_bytes};
+use crate::config::{BucketDir, MountConfig, Source};
+use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
+use crate::error::{Error, Kind, Result};
+use crate::fs::{Buckets, Fs, Options, Root, Volume};
+use crate::fuse::{self, Mounted};
+use crate::s3::{ListRequest, Session, Store};
+use crate::stats::Stats;
+
+/// Buckets that are asked for their region at once.
+const BUCKETS_AT_ONCE: usize = 16;
+/// How often saving is looked at for progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// How long the kernel may take to let go of a directory that was unmounted.
+const GONE_WAIT: Duration = Duration::from_secs(5);
+/// How long the process of an earlier mount may take to end.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(10);
+/// A program whose last close was waiting for us needs a moment to be gone.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Requests to unmount that wait for their turn.
+const UNMOUNTS_WAITING_MAX: usize = 8;
+
+/// Why there is no mount, or why it did not end well.
+#[derive(Debug)]
+pub struct Failure {
+    pub stage: Stage,
+    pub error: Error,
+}
+
+#[derive(Debug)]
+pub enum Stage {
+    /// A session could not be made of its settings.
+    Session,
+    /// S3 did not answer well.
+    FirstRequest,
+    /// A directory or socket of ours on this machine.
+    Machine,
+    /// The kernel.
+    Fuse,
+    /// It was mounted, and has ended with some files unsaved.
+    Unsaved(Unsaved),
+    /// A signal came, or whoever waited for the mount is gone.
+    Interrupted,
+}
+
+impl Failure {
+    fn at(stage: Stage) -> impl FnOnce(Error) -> Self {
+        |error| Self { stage, error }
+    }
+}
+
+/// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
+/// the control socket. If `ready` fails, nobody wants the mount any more.
+pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
+    let clock = Arc::new(SystemClock);
+    let stats = Arc::new(Stats::default());
+    // From here on a signal is a wish to end well.
+    let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
+    let root = tokio::select! {
+        root = connect(&config, &stats) => root?,
+        () = signals.next() => return Err(interrupted("before the mount was live")),
+    };
+    let options = fs_options(&config).map_err(Failure::at(Stage::Machine))?;
+    let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
+
+    let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
+    let handle = Arc::new(control_handle(&config, &fs, clock, asks));
+    let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
+    let kernel = fuse::Options {
+        source: config.source.name(),
+        allow_other: config.allow_other,
+        read_only: config.read_only,
+    };
+    let mounted =
+        fuse::mount(Arc::clone(&fs), tokio::runtime::Handle::current(), &config.mountpoint, &kernel)
+            .await
+            .map_err(Failure::at(Stage::Fuse))?;
+    tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+
+    let mut live = Live { fs, mounted: Arc::new(mounted), signals, stall: config.timeout, given_up: false };
+    let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
+    let answers = if wanted.is_ok() { live.until_the_end(asked).await } else { live.end().await };
+    let saved = live.save_the_rest().await;
+    for answer in answers {
+        // Who does not listen any more does not need the answer.
+        let _ = answer.send(saved.clone());
+    }
+    control.stop().await;
+    tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
+    wanted?;
+    saved.map_err(|refusal| Failure {
+        error: Error::new(Kind::Server, refusal.message),
+        stage: Stage::Unsaved(refusal.unsaved),
+    })
+}
+
+fn interrupted(when: &str) -> Failure {
+    Failure { stage: Stage::Interrupted, error: Error::new(Kind::Local, format!("stopped {when}")) }
+}
+
+impl Failure {
+    fn because(mut self, error: io::Error) -> Self {
+        self.error = self.error.with_source(error);
+        self
+    }
+}
+
+/// Asks S3 for every bucket of the mount. Nothing is mounted unless all of them answer in time.
+async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failure> {
+    let mut sessions = BTreeMap::new();
+    for name in config.source.sessions() {
+        let settings = config.sessions.get(name).cloned().unwrap_or_default();
+        let session = Session::builder()
+            .name(name)
+            .settings(settings)
+            .stats(Arc::clone(stats))
+            .timeout(config.timeout)
+            .build()
+            .await
+            .map_err(Failure::at(Stage::Session))?;
+        sessions.insert(name.to_owned(), Arc::new(session));
+    }
+    let late = || Error::new(Kind::TimedOut, "S3 did not answer in time");
+    tokio::time::timeout(config.timeout, open_root(config, &sessions))
+        .await
+        .unwrap_or_else(|_| Err(late()))
+        .map_err(Failure::at(Stage::FirstRequest))
+}
+
+async fn open_root(config: &MountConfig, sessions: &BTreeMap<String, Arc<Session>>) -> Result<Root> {
+    match &config.source {
+        Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, sessions).await?)),
+        Source::Named(dirs) => {
+            let opened = dirs.iter().map(async |(name, dir)| {
+                let volume = open_volume(dir, config.read_only, sessions).await?;
+                Ok::<_, Error>((name.clone(), volume))
+            });
+            let volumes =
+                futures::stream::iter(opened).buffer_unordered(BUCKETS_AT_ONCE).try_collect().await?;
+            Ok(Root::Named(volumes))
+        }
+        Source::Buckets { session: name } => {
+            let session = session_named(sessions, name)?;
+            let store: Arc<dyn Store> = Arc::new(session.client());
+            store.list_buckets().await?;
+            let read_only = config.read_only;
+            let open_with = Arc::clone(&session);
+            Ok(Root::Buckets(Buckets {
+                store,
+                session: Some(session),
+                read_only,
+                open: Box::new(move |bucket, store| volume(bucket, "", store, &open_with, read_only)),
+            }))
+        }
+    }
+}
+
+async fn open_volume(
+    dir: &BucketDir,
+    read_only: bool,
+    sessions: &BTreeMap<String, Arc<Session>>,
+) -> Result<Volume> {
+    let session = session_named(sessions, &dir.session)?;
+    let (store, _) = session.store_for(&dir.bucket).await?;
+    let first = ListRequest {
+        bucket: dir.bucket.clone(),
+        prefix: dir.prefix.clone(),
+        max_keys: Some(1),
+        ..ListRequest::default()
+    };
+    store.list(first).await?;
+    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only || dir.read_only))
+}
+
+fn volume(bucket: &str, prefix: &str, store: Arc<dyn Store>, session: &Session, read_only: bool) -> Volume {
+    Volume::new(bucket, prefix, store).read_only(read_only).reach(session.reach())
+}
+
+fn session_named(sessions: &BTreeMap<String, Arc<Session>>, name: &str) -> Result<Arc<Session>> {
+    sessions
+        .get(name)
+        .cloned()
+        .ok_or_else(|| Error::new(Kind::Internal, format!("no session was made for {name:?}")))
+}
+
+fn fs_options(config: &MountConfig) -> Result<Options> {
+    let staging_dir = config.state_dir.join("staging");
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
+    made.map_err(|error| {
+        Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
+            .with_source(error)
+    })?;
+    Ok(Options {
+        uid: config.uid,
+        gid: config.gid,
+        file_mode: config.file_mode,
+        dir_mode: config.dir_mode,
+        ttl: config.metadata_ttl,
+        negative_ttl: config.negative_ttl,
+        timeout: config.timeout,
+        memory_limit: config.memory_limit,
+        staging_dir,
+        ..Options::default()
+    })
+}
+
+type Answer = oneshot::Sender<Result<(), Refusal>>;
+
+fn control_handle(
+    config: &MountConfig,
+    fs: &Arc<Fs>,
+    clock: Arc<SystemClock>,
+    asks: mpsc::Sender<Answer>,
+) -> control::Handle {
+    let still = Status {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mountpoint: config.mountpoint.to_string_lossy().into_owned(),
+        source: config.source.name(),
+        read_only: config.read_only,
+        memory_limit_bytes: config.memory_limit,
+        ..Status::default()
+    };
+    let begun = clock.now();
+    let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
+    let stall = config.timeout;
+    control::Handle {
+        status: Box::new(move || Status {
+            uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
+            unsaved: unsaved(&of_status),
+            counters: counters(of_status.stats()),
+            requests: requests(of_status.stats()),
+            ..still.clone()
+        }),
+        unsaved: Box::new(move || unsaved(&of_unsaved)),
+        flush: Box::new(move || {
+            let fs = Arc::clone(&of_flush);
+            Box::pin(async move { save(&fs, stall).await })
+        }),
+        unmount: Box::new(move || {
+            let asks = asks.clone();
+            Box::pin(async move {
+                let ending = || Refusal::new(Cause::Failed, "the mount is ending already");
+                let (answer, answered) = oneshot::channel();
+                asks.send(answer).await.map_err(|_| ending())?;
+                answered.await.unwrap_or_else(|_| Err(ending()))
+            })
+        }),
+    }
+}
+
+/// The process of an earlier mount that has just been unmounted may still be on its way out.
+async fn start_control(config: &MountConfig, handle: &Arc<control::Handle>) -> Result<control::Server> {
+    let patience = tokio::time::Instant::now() + PREDECESSOR_WAIT;
+    loop {
+        match control::Server::start(&config.control_socket, Arc::clone(handle)) {
+            Err(error) if error.kind() == Kind::AlreadyExists && tokio::time::Instant::now() < patience => {
+                tokio::time::sleep(PROGRESS_EVERY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn unsaved(fs: &Fs) -> Unsaved {
+    Unsaved::of(fs.pending().into_iter().map(|file| UnsavedFile {
+        path: file.path,
+        bytes: file.bytes,
+        last_error: file.last_error,
+    }))
+}
+
+fn counters(stats: &Stats) -> Vec<CounterValue> {
+    let value = |(name, meaning, value): (&str, &str, u64)| CounterValue {
+        name: name.to_owned(),
+        meaning: meaning.to_owned(),
+        value,
+    };
+    stats.snapshot().into_iter().map(value).collect()
+}
+
+fn requests(stats: &Stats) -> Vec<RequestCount> {
+    let count = |((operation, outcome), count): ((&str, &str), u64)| RequestCount {
+        operation: operation.to_owned(),
+        outcome: outcome.to_owned(),
+        count,
+    };
+    stats.requests().into_iter().map(count).collect()
+}
+
+/// Commits every changed file. Gives up when nothing has moved for as long as one operation may take: a large
+/// upload may take its time, a dead endpoint may not.
+async fn save(fs: &Fs, stall: Duration) -> Result<(), Refusal> {
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = progress(fs);
+    let mut deadline = ticks.tick().await + stall;
+    let mut flush = std::pin::pin!(fs.flush_all());
+    let failed = loop {
+        tokio::select! {
+            flushed = &mut flush => break flushed.err(),
+            now = ticks.tick() => {
+                let current = progress(fs);
+                if current != seen {
+                    (seen, deadline) = (current, now + stall);
+                } else if now >= deadline {
+                    break Some(Error::new(Kind::TimedOut, format!("nothing moved for {} s", stall.as_secs())));
+                }
+            }
+        }
+    };
+    let unsaved = unsaved(fs);
+    match failed {
+        // A commit that lost against another client failed, and yet left nothing to save.
+        Some(error) if unsaved.files == 0 => {
+            tracing::warn!(error = %error.report(), "a file was not saved under its own name");
+            Ok(())
+        }
+        Some(error) => Err(Refusal {
+            cause: Cause::Unsaved,
+            message: format!("{} could not be saved: {}", describe(&unsaved), error.report()),
+            unsaved,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn describe(unsaved: &Unsaved) -> String {
+    let files = if unsaved.files == 1 { "1 file".to_owned() } else { format!("{} files", unsaved.files) };
+    format!("{} in {files}", format_bytes(unsaved.bytes))
+}
+
+/// What changes while bytes travel.
+fn progress(fs: &Fs) -> (u64, u64) {
+    (fs.stats().bytes_sent.value(), fs.stats().commits.value())
+}
+
+/// A mount that people use.
+struct Live {
+    fs: Arc<Fs>,
+    mounted: Arc<Mounted>,
+    signals: Signals,
+    stall: Duration,
+    /// Somebody was told twice to stop, and what is not saved by now will not be.
+    given_up: bool,
+}
+
+impl Live {
+    /// Waits for the end and brings it about. Returns who has to be told how it went.
+    async fn until_the_end(&mut self, mut asked: mpsc::Receiver<Answer>) -> Vec<Answer> {
+        loop {
+            tokio::select! {
+                () = self.mounted.wait() => return Vec::new(),
+                () = self.signals.next() => return self.end().await,
+                Some(answer) = asked.recv() => match self.save_and_unmount().await {
+                    Ok(()) => return vec![answer],
+                    // Who does not listen any more finds the mount as it was.
+                    Err(refusal) => drop(answer.send(Err(refusal))),
+                },
+            }
+        }
+    }
+
+    /// Unmounts if everything can be saved and nobody uses the mount; otherwise leaves it as it is.
+    async fn save_and_unmount(&self) -> Result<(), Refusal> {
+        save(&self.fs, self.stall).await?;
+        let patience = tokio::time::Instant::now() + BUSY_WAIT;
+        let mut unmounted = self.unmount(false).await;
+        while unmounted.as_ref().is_err_and(is_busy) && tokio::time::Instant::now() < patience {
+            tokio::time::sleep(BUSY_PAUSE).await;
+            unmounted = self.unmount(false).await;
+        }
+        match unmounted {
+            Ok(()) => Ok(()),
+            Err(error) if is_busy(&error) => Err(Refusal::new(
+                Cause::Busy,
+                "the mount is in use: a program has a file open there or works in one of its directories",
+            )),
+            Err(error) => Err(Refusal::new(Cause::Failed, error.report())),
+        }
+    }
+
+    /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
+    async fn end(&mut self) -> Vec<Answer> {
+        tokio::select! {
+            saved = save(&self.fs, self.stall) => if let Err(refusal) = saved {
+                tracing::error!("{}", refusal.message);
+            },
+            () = self.signals.next() => self.given_up = true,
+        }
+        if let Err(error) = self.unmount(false).await {
+            tracing::warn!(error = %error.report(), "detaching the mount from programs that use it");
+            if let Err(error) = self.unmount(true).await {
+                tracing::error!(error = %error.report(), "the directory stays as a dead mount");
+            }
+        }
+        Vec::new()
+    }
+
+    /// Commits what was written between the last commit and the kernel's letting go.
+    async fn save_the_rest(&mut self) -> Result<(), Refusal> {
+        if tokio::time::timeout(GONE_WAIT, self.mounted.wait()).await.is_err() {
+            tracing::warn!("programs still hold files of the mount open; they will get errors");
+        }
+        if !self.given_up {
+            tokio::select! {
+                saved = save(&self.fs, self.stall) => return saved,
+                () = self.signals.next() => {}
+            }
+        }
+        let unsaved = unsaved(&self.fs);
+        if unsaved.files == 0 {
+            return Ok(());
+        }
+        let message = format!("told to stop before {} could be saved", describe(&unsaved));
+        Err(Refusal { cause: Cause::Unsaved, message, unsaved })
+    }
+
+    /// Unmounting waits for the kernel, which may wait for us, so it gets a thread of its own.
+    async fn unmount(&self, lazy: bool) -> Result<()> {
+        let mounted = Arc::clone(&self.mounted);
+        tokio::task::spawn_blocking(move || mounted.unmount(lazy))
+            .await
+            .unwrap_or_else(|panic| Err(Error::new(Kind::Internal, panic.to_string())))
+    }
+}
+
+fn is_busy(error: &Error) -> bool {
+    error.kind() == Kind::Conflict
+}
+
+/// The signals that ask a program to end.
+pub struct Signals([Signal; 3]);
+
+impl Signals {
+    /// From now on they do not end the process by themselves.
+    pub fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(Error::from);
+        Ok(Self([
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// Waits for the next of them.
+    pub async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
