@@ -85,7 +85,11 @@ impl Client {
     pub async fn walk(&self, path: &str) -> Result<Attr> {
         let mut at = self.fs.getattr(ROOT).await?;
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            let next = self.fs.lookup(at.ino, OsStr::new(name)).await;
+            let next = if at.is_dir {
+                self.fs.lookup(at.ino, OsStr::new(name)).await
+            } else {
+                Err(Error::new(Kind::NotADirectory, "not a directory"))
+            };
             if at.ino != ROOT {
                 self.fs.forget(at.ino, 1);
             }
@@ -102,7 +106,12 @@ impl Client {
     ) -> Result<T> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         let parent = self.walk(dir).await?;
-        let answer = work(parent.ino, name.to_owned()).await;
+        let answer = if parent.is_dir {
+            work(parent.ino, name.to_owned()).await
+        } else {
+            // The kernel never asks below a file.
+            Err(Error::new(Kind::NotADirectory, "not a directory"))
+        };
         if parent.ino != ROOT {
             self.fs.forget(parent.ino, 1);
         }

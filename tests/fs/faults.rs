@@ -38,7 +38,7 @@ where
                 }
                 client.store.fail_nth(n, Kind::Server, when);
                 let (client, acknowledged) = scenario(client).await;
-                client.store.fail_nth(u64::MAX, Kind::Server, When::Before);
+                fail_no_more(&client);
                 // Let what was kept be saved now.
                 let _ = client.fs.flush_all().await;
                 client.pass_ttl();
@@ -58,6 +58,11 @@ where
             }
         }
     });
+}
+
+/// What follows only looks at the outcome.
+fn fail_no_more(client: &Client) {
+    client.store.fail_nth(u64::MAX, Kind::Server, When::Before);
 }
 
 #[test]
@@ -105,6 +110,7 @@ fn a_rename_of_a_file() {
         let bytes = bytes.clone();
         async move {
             let done = client.rename("d/f", "g").await.is_ok();
+            fail_no_more(&client);
             client.pass_ttl();
             // Whether it was done or not, the bytes are under one of the names.
             let name = if client.object("g").await.is_some() { "g" } else { "d/f" };
@@ -123,6 +129,7 @@ fn a_rename_of_a_directory() {
         let bytes = bytes.clone();
         async move {
             let _ = client.rename("d", "e").await;
+            fail_no_more(&client);
             client.pass_ttl();
             let mut kept = Vec::new();
             for (i, bytes) in bytes.into_iter().enumerate() {
@@ -143,6 +150,7 @@ fn a_removal_while_open() {
         async move {
             if let Ok(file) = client.open("d/f", WRITE).await {
                 if client.unlink("d/f").await.is_ok() {
+                    fail_no_more(&client);
                     assert_eq!(client.read_all(file.1).await.unwrap(), bytes);
                     assert!(client.object("d/f").await.is_none());
                 }
