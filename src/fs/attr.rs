@@ -57,9 +57,10 @@ impl Fs {
         };
         let mtime = entry.changes.mtime.unwrap_or(mtime);
         let default_mode = if is_dir { self.options.dir_mode } else { self.options.file_mode };
-        let perm = entry.changes.mode.map_or(default_mode, |mode| {
-            u16::try_from(mode & 0o7777).unwrap_or(default_mode)
-        });
+        let perm = entry
+            .changes
+            .mode
+            .map_or(default_mode, |mode| u16::try_from(mode & 0o7777).unwrap_or(default_mode));
         Attr {
             ino: entry.ino,
             is_dir,

@@ -46,7 +46,11 @@ struct Stream {
 enum StreamState {
     #[default]
     New,
-    Listing { listing: Box<Listing>, next: Option<String>, ticket: Ticket },
+    Listing {
+        listing: Box<Listing>,
+        next: Option<String>,
+        ticket: Ticket,
+    },
     Done,
 }
 
@@ -133,7 +137,13 @@ impl Fs {
             }
         };
         let attr = self.attr_of(&entry);
-        let given = DirEntry { cookie, name: name.clone(), is_dir: attr.is_dir, ino: Some(entry.ino), attr: Some(attr) };
+        let given = DirEntry {
+            cookie,
+            name: name.clone(),
+            is_dir: attr.is_dir,
+            ino: Some(entry.ino),
+            attr: Some(attr),
+        };
         // The lookup is counted first: once the reply is out the kernel may forget at any time.
         self.tree().looked_up(entry.ino);
         let taken = take(&given);
@@ -239,12 +249,14 @@ impl Fs {
         let volume = self.volume(volume)?;
         let child = dir.child(&name)?;
         if !dir.can_create(&name) {
-            return Err(Error::new(Kind::InvalidArgument, "this name is an escape of another key; see docs/NAMES.md"));
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "this name is an escape of another key; see docs/NAMES.md",
+            ));
         }
         {
             let _shared = volume.namespace.read().await;
-            let condition =
-                if volume.honoured().await.put { Condition::Absent } else { Condition::Any };
+            let condition = if volume.honoured().await.put { Condition::Absent } else { Condition::Any };
             match put_marker(&volume, &child, condition).await {
                 Err(error) if error.kind() == Kind::AlreadyExists => {
                     self.tree().forget_name(parent, &name);
@@ -266,7 +278,10 @@ impl Fs {
 
     async fn make_bucket(&self, name: &Name) -> Result<Attr> {
         let Some(buckets) = &self.buckets else {
-            return Err(Error::new(Kind::NotPermitted, "the buckets of this mount are set by its configuration"));
+            return Err(Error::new(
+                Kind::NotPermitted,
+                "the buckets of this mount are set by its configuration",
+            ));
         };
         buckets.store.create_bucket(name.as_str(), None).await?;
         self.tree().forget_name(ROOT, name);
@@ -371,7 +386,10 @@ pub(super) async fn put_marker(volume: &Volume, dir: &DirKey, condition: Conditi
         bucket: volume.bucket.clone(),
         key: key.to_owned(),
         body: Bytes::new(),
-        attributes: Attributes { content_type: Some("application/x-directory".to_owned()), ..Attributes::default() },
+        attributes: Attributes {
+            content_type: Some("application/x-directory".to_owned()),
+            ..Attributes::default()
+        },
         condition,
         checksum: None,
     };

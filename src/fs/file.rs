@@ -191,7 +191,13 @@ impl File {
     }
 
     /// Takes bytes; `None` appends. Returns the offset they went to.
-    pub(super) fn write(&self, offset: Option<u64>, data: &[u8], staging: &std::path::Path, now: SystemTime) -> Result<()> {
+    pub(super) fn write(
+        &self,
+        offset: Option<u64>,
+        data: &[u8],
+        staging: &std::path::Path,
+        now: SystemTime,
+    ) -> Result<()> {
         let mut state = lock(&self.state);
         self.require_current(&state)?;
         let offset = offset.unwrap_or(state.extents.len());
@@ -420,7 +426,11 @@ impl Fs {
                 // Nothing points into it any more.
                 state.staging = None;
             }
-            (Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false }, before, clean)
+            (
+                Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false },
+                before,
+                clean,
+            )
         };
         self.tree().committed(file.ino, facts, self.clock.now());
         if clean {
@@ -435,7 +445,13 @@ impl Fs {
     }
 
     /// Another client was first: its object stays, and the bytes written here go beside it.
-    async fn keep_as_conflict_copy(&self, file: &Arc<File>, volume: &Volume, key: &str, cause: Error) -> Error {
+    async fn keep_as_conflict_copy(
+        &self,
+        file: &Arc<File>,
+        volume: &Volume,
+        key: &str,
+        cause: Error,
+    ) -> Error {
         self.stats.conflicts.add(1);
         let copy = conflict_key(key, &self.options.host, self.clock.wall());
         let job = {
@@ -479,7 +495,10 @@ impl Fs {
                 tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
                 Error::new(
                     Kind::Stale,
-                    format!("another client changed s3://{}/{key} first; these bytes are in {copy}", volume.bucket),
+                    format!(
+                        "another client changed s3://{}/{key} first; these bytes are in {copy}",
+                        volume.bucket
+                    ),
                 )
                 .with_source(cause)
             }
@@ -603,7 +622,8 @@ impl Fs {
         use futures::StreamExt;
         let files: Vec<Arc<File>> = lock(&self.files).values().filter(|f| f.is_dirty()).cloned().collect();
         let mut first = Ok(());
-        let mut commits = futures::stream::iter(files.iter().map(|file| self.commit(file))).buffer_unordered(8);
+        let mut commits =
+            futures::stream::iter(files.iter().map(|file| self.commit(file))).buffer_unordered(8);
         while let Some(result) = commits.next().await {
             if first.is_ok() {
                 first = result;

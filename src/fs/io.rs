@@ -89,7 +89,11 @@ impl Fs {
         }
         let facts = Facts::from(&info);
         if facts.archived {
-            return Err(Error::new(Kind::Archived, "the object is archived").on("open", &volume.bucket, &key));
+            return Err(Error::new(Kind::Archived, "the object is archived").on(
+                "open",
+                &volume.bucket,
+                &key,
+            ));
         }
         let object = Object::new(
             ObjectId { volume: id.0, key: Arc::from(key.as_str()), etag: info.etag.clone() },
@@ -100,7 +104,9 @@ impl Fs {
         let mut files = lock(&self.files);
         match files.get(&ino) {
             // Written here while the question was on its way, or open at this very version.
-            Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => Ok(Arc::clone(open)),
+            Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
+                Ok(Arc::clone(open))
+            }
             _ => {
                 let file = Arc::new(File::of_object(ino, object, info.attributes, self.clock.wall()));
                 files.insert(ino, Arc::clone(&file));
@@ -110,12 +116,21 @@ impl Fs {
     }
 
     /// Makes a file and opens it. It is in S3 once it is closed.
-    pub async fn create(&self, parent: Ino, name: &OsStr, flags: OpenFlags, mode: u32) -> Result<(Attr, Opened)> {
+    pub async fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        flags: OpenFlags,
+        mode: u32,
+    ) -> Result<(Attr, Opened)> {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let (_, _, dir) = self.dir_in_volume(parent)?;
         if !dir.can_create(&name) {
-            return Err(Error::new(Kind::InvalidArgument, "this name is an escape of another key; see docs/NAMES.md"));
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "this name is an escape of another key; see docs/NAMES.md",
+            ));
         }
         dir.object_key(&name)?;
         let _turn = self.lock_name(parent, &name).await;
@@ -161,17 +176,20 @@ impl Fs {
             }
             (None, None) => false,
         };
-        let handle =
-            FileHandle { file, write: flags.write, append: flags.append, window: Mutex::new(Window::default()) };
+        let handle = FileHandle {
+            file,
+            write: flags.write,
+            append: flags.append,
+            window: Mutex::new(Window::default()),
+        };
         Opened { fh: self.handles.add(Handle::File(Arc::new(handle))), keep_cache }
     }
 
     /// Reads up to `len` bytes; fewer only at the end of the file.
     pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Vec<Bytes>> {
         let handle = self.handles.file(fh)?;
-        let slices = self
-            .within(self.read_file(&handle.file, &handle.window, offset, u64::from(len)))
-            .await?;
+        let slices =
+            self.within(self.read_file(&handle.file, &handle.window, offset, u64::from(len))).await?;
         self.stats.bytes_read.add(slices.iter().map(|s| s.len() as u64).sum());
         Ok(slices)
     }

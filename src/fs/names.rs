@@ -80,10 +80,16 @@ impl Fs {
         let from = self.at(parent, name)?;
         let to = self.at(new_parent, new_name)?;
         if from.volume.reach != to.volume.reach {
-            return Err(Error::new(Kind::CrossDevice, "the buckets belong to different sessions or endpoints"));
+            return Err(Error::new(
+                Kind::CrossDevice,
+                "the buckets belong to different sessions or endpoints",
+            ));
         }
         if !to.dir.can_create(&to.name) {
-            return Err(Error::new(Kind::InvalidArgument, "this name is an escape of another key; see docs/NAMES.md"));
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "this name is an escape of another key; see docs/NAMES.md",
+            ));
         }
         let _turns = self.lock_names((parent, &from.name), (new_parent, &to.name)).await;
         let source = self.within(self.resolve(parent, &from.name)).await?.ok_or_else(no_such_name)?;
@@ -152,11 +158,21 @@ impl Fs {
             _ => Condition::Any,
         };
         let written = copy_object(store, &source, info.size, &to.volume.bucket, &to_key, condition).await?;
-        delete_object(store, &from.volume.bucket, &from_key, Some(&source.etag), from.volume.honoured().await)
-            .await?;
+        delete_object(
+            store,
+            &from.volume.bucket,
+            &from_key,
+            Some(&source.etag),
+            from.volume.honoured().await,
+        )
+        .await?;
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
-        let facts =
-            Facts { size: info.size, etag: Some(written.etag.clone()), mtime: info.last_modified, archived: false };
+        let facts = Facts {
+            size: info.size,
+            etag: Some(written.etag.clone()),
+            mtime: info.last_modified,
+            archived: false,
+        };
         self.tree().moved(ino, facts);
         if let Some(file) = file {
             file.moved(to.id.0, &to.volume, &to_key, Some(&written.etag));
@@ -263,9 +279,15 @@ async fn copy_all(
                 key: object.key.clone(),
                 etag: object.etag.clone(),
             };
-            let written =
-                copy_object(&from.volume.store, &source, object.size, &to.volume.bucket, &key, Condition::Any)
-                    .await?;
+            let written = copy_object(
+                &from.volume.store,
+                &source,
+                object.size,
+                &to.volume.bucket,
+                &key,
+                Condition::Any,
+            )
+            .await?;
             Ok((key, written.etag))
         })
         .buffer_unordered(COPIES_IN_FLIGHT)

@@ -66,7 +66,9 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
             else => Err(Error::new(Kind::Internal, "the FUSE thread ended without a word")),
         }
     });
-    greeted.await.unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "the kernel did not greet the new mount")))?;
+    greeted
+        .await
+        .unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "the kernel did not greet the new mount")))?;
     raise_read_ahead(mountpoint);
     Ok(Mounted { mountpoint: mountpoint.to_owned(), ended })
 }
@@ -127,7 +129,8 @@ fn cannot_mount(mountpoint: &Path, error: std::io::Error) -> Error {
         }
         _ => "",
     };
-    Error::new(Kind::Local, format!("cannot mount at {}: {error}{hint}", mountpoint.display())).with_source(error)
+    Error::new(Kind::Local, format!("cannot mount at {}: {error}{hint}", mountpoint.display()))
+        .with_source(error)
 }
 
 fn config(options: &Options) -> Config {

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    LockOwner, OpenAccMode, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
 use futures::FutureExt;
 use tokio::runtime::Handle;
@@ -241,15 +242,7 @@ impl Filesystem for Adapter {
         self.spawn("setattr", reply, work, move |reply, attr| reply.attr(&ttl, &file_attr(&attr)));
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.mkdir(Ino(parent.0), &name, mode & !umask).await };
@@ -283,12 +276,16 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.spawn("unlink", reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| reply.ok());
+        self.spawn("unlink", reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| {
+            reply.ok()
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.spawn("rmdir", reply, async move { fs.rmdir(Ino(parent.0), &name).await }, |reply, ()| reply.ok());
+        self.spawn("rmdir", reply, async move { fs.rmdir(Ino(parent.0), &name).await }, |reply, ()| {
+            reply.ok()
+        });
     }
 
     fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
@@ -315,9 +312,8 @@ impl Filesystem for Adapter {
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
         let fs = Arc::clone(&self.fs);
         let (name, new_name): (OsString, OsString) = (name.to_owned(), new_name.to_owned());
-        let work = async move {
-            fs.rename(Ino(parent.0), &name, Ino(new_parent.0), &new_name, no_replace).await
-        };
+        let work =
+            async move { fs.rename(Ino(parent.0), &name, Ino(new_parent.0), &new_name, no_replace).await };
         self.spawn("rename", reply, work, |reply, ()| reply.ok());
     }
 
@@ -449,7 +445,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
         let fs = Arc::clone(&self.fs);
         let ttl = self.ttl();
         let mut reply = reply;

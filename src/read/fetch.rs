@@ -65,7 +65,10 @@ impl Block {
 impl Fetcher {
     pub(super) fn new(settings: ReadSettings, budget: Budget) -> Arc<Self> {
         Arc::new(Self {
-            shared: Mutex::new(Shared { cache: BlockCache::new(settings.cache_bytes), in_flight: HashMap::new() }),
+            shared: Mutex::new(Shared {
+                cache: BlockCache::new(settings.cache_bytes),
+                in_flight: HashMap::new(),
+            }),
             gets: Arc::new(Semaphore::new(settings.gets_max.max(1))),
             budget,
             settings,
@@ -142,7 +145,9 @@ impl Fetcher {
         let mut runs: Vec<Run> = Vec::new();
         for (index, sender) in missing {
             match runs.last_mut() {
-                Some(run) if run.first + run.len() as u64 == index && run.len() < most => run.waiters.push(sender),
+                Some(run) if run.first + run.len() as u64 == index && run.len() < most => {
+                    run.waiters.push(sender)
+                }
                 _ => runs.push(Run { first: index, waiters: vec![sender] }),
             }
         }

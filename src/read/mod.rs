@@ -101,7 +101,8 @@ impl Reader {
     /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in flight.
     pub fn new(settings: ReadSettings, budget: Budget, stats: Arc<Stats>) -> Self {
         // A window that memory cannot hold would push out its own blocks before they are read.
-        let window_max_bytes = settings.window_max_bytes.min(settings.cache_bytes / 4).min(budget.limit_bytes());
+        let window_max_bytes =
+            settings.window_max_bytes.min(settings.cache_bytes / 4).min(budget.limit_bytes());
         let settings = ReadSettings { window_max_bytes, ..settings };
         Self { fetcher: Fetcher::new(settings, budget), settings, stats }
     }
@@ -118,7 +119,12 @@ impl Reader {
     /// Reads a range, clipped to the object. Slices of blocks, in order, without a copy.
     ///
     /// `Stale` where the object is no longer this version.
-    pub async fn read(&self, object: &Object, window: &Mutex<Window>, range: ByteRange) -> Result<Vec<Bytes>> {
+    pub async fn read(
+        &self,
+        object: &Object,
+        window: &Mutex<Window>,
+        range: ByteRange,
+    ) -> Result<Vec<Bytes>> {
         let Some(range) = ByteRange::new(range.start(), range.end().min(object.size)) else {
             return Ok(Vec::new());
         };
@@ -155,10 +161,11 @@ impl Reader {
     }
 
     fn read_ahead(&self, object: &Object, window: &Mutex<Window>, range: ByteRange) {
-        let ahead = window
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .advance(range, object.size, self.settings.window_max_bytes);
+        let ahead = window.lock().unwrap_or_else(std::sync::PoisonError::into_inner).advance(
+            range,
+            object.size,
+            self.settings.window_max_bytes,
+        );
         if let Some(ahead) = ahead {
             self.fetcher.prefetch(object, block_indices(ahead));
         }

@@ -11,4 +11,11 @@ pub use store::Store;
 pub use types::*;
 #[derive(Debug)]
 pub struct Session;
-impl Session { pub async fn store_for(&self, _b: &str) -> crate::error::Result<(std::sync::Arc<dyn Store>, Option<String>)> { unreachable!() } }
+impl Session {
+    pub async fn store_for(
+        &self,
+        _b: &str,
+    ) -> crate::error::Result<(std::sync::Arc<dyn Store>, Option<String>)> {
+        unreachable!()
+    }
+}

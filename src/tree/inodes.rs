@@ -75,7 +75,12 @@ impl Node {
 
 impl Tree {
     /// A tree with only a root. `root` is the root's own volume where the mount shows one bucket.
-    pub fn new(root: Option<(VolumeId, DirKey)>, ttl: Duration, negative_ttl: Duration, now: SystemTime) -> Self {
+    pub fn new(
+        root: Option<(VolumeId, DirKey)>,
+        ttl: Duration,
+        negative_ttl: Duration,
+        now: SystemTime,
+    ) -> Self {
         let mut node = Node::new(None, Found::Dir { marker: Some(now) });
         node.volume = root;
         node.lookups = 1;
@@ -315,7 +320,14 @@ impl Tree {
     // ---- changing here
 
     /// A file or directory made on this mount. `local` files have no object yet.
-    pub fn create(&mut self, parent: Ino, name: &Name, found: Found, local: bool, now: Instant) -> Result<Entry> {
+    pub fn create(
+        &mut self,
+        parent: Ino,
+        name: &Name,
+        found: Found,
+        local: bool,
+        now: Instant,
+    ) -> Result<Entry> {
         self.note_change(parent, name);
         if let Some(old) = self.child(parent, name) {
             self.detach(old);

@@ -54,9 +54,9 @@ enum Decoded {
 impl Name {
     /// Takes a name from the kernel. `NameTooLong` over 255 bytes; `InvalidArgument` where no key has it.
     pub fn parse(name: &OsStr) -> Result<Self> {
-        let text = name.to_str().ok_or_else(|| {
-            Error::new(Kind::InvalidArgument, "S3 keys are UTF-8, and this name is not")
-        })?;
+        let text = name
+            .to_str()
+            .ok_or_else(|| Error::new(Kind::InvalidArgument, "S3 keys are UTF-8, and this name is not"))?;
         if text.len() > NAME_MAX {
             return Err(Error::new(Kind::NameTooLong, "a name is at most 255 bytes"));
         }
@@ -290,8 +290,19 @@ mod tests {
 
     fn keys() -> impl Strategy<Value = String> {
         let letters = prop_oneof![
-            Just("/"), Just("."), Just("%"), Just("~"), Just("0"), Just("f"), Just("+"), Just("x25"),
-            Just("x00"), Just("\0"), Just("a"), Just("é"), Just("\n"),
+            Just("/"),
+            Just("."),
+            Just("%"),
+            Just("~"),
+            Just("0"),
+            Just("f"),
+            Just("+"),
+            Just("x25"),
+            Just("x00"),
+            Just("\0"),
+            Just("a"),
+            Just("é"),
+            Just("\n"),
         ];
         let short = proptest::collection::vec(letters, 1..12).prop_map(|v| v.concat());
         let long = (short.clone(), 200usize..300, short.clone())
@@ -346,7 +357,8 @@ mod tests {
     #[test]
     fn the_table_of_escapes_is_as_documented() {
         let dir = DirKey::root("");
-        let path = |key| path_of(&dir, key).unwrap().iter().map(|n| n.as_str().to_owned()).collect::<Vec<_>>();
+        let path =
+            |key| path_of(&dir, key).unwrap().iter().map(|n| n.as_str().to_owned()).collect::<Vec<_>>();
         assert_eq!(path("a//b"), ["a", "%~0", "b"]);
         assert_eq!(path("./.."), ["%~1", "%~2"]);
         assert_eq!(path("a\0b"), ["a%~x00b"]);
@@ -356,6 +368,9 @@ mod tests {
         assert_eq!(dir.object_key(&object).unwrap(), "foo");
         assert_eq!(object.without_object_mark().unwrap().as_str(), "foo");
         let long = "x".repeat(600);
-        assert_eq!(path(&long), [format!("{}%~+", &long[..252]), format!("{}%~+", &long[..252]), long[..96].into()]);
+        assert_eq!(
+            path(&long),
+            [format!("{}%~+", &long[..252]), format!("{}%~+", &long[..252]), long[..96].into()]
+        );
     }
 }

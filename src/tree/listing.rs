@@ -400,7 +400,8 @@ mod tests {
             common_prefixes: vec!["other/".into(), "p/d/".into()],
             next: None,
         };
-        let names: Vec<_> = listing.page(page).unwrap().into_iter().map(|e| e.name.as_str().to_owned()).collect();
+        let names: Vec<_> =
+            listing.page(page).unwrap().into_iter().map(|e| e.name.as_str().to_owned()).collect();
         assert_eq!(names, ["d", "ok"]);
         assert_eq!(listing.foreign_keys(), 3);
     }

@@ -60,8 +60,7 @@ impl From<&ListedObject> for Facts {
 
 impl From<&ObjectInfo> for Facts {
     fn from(object: &ObjectInfo) -> Self {
-        let restored =
-            object.restore.as_deref().is_some_and(|r| r.contains("ongoing-request=\"false\""));
+        let restored = object.restore.as_deref().is_some_and(|r| r.contains("ongoing-request=\"false\""));
         Self {
             size: object.size,
             etag: Some(object.etag.clone()),
@@ -76,7 +75,9 @@ impl From<&ObjectInfo> for Facts {
 pub enum Found {
     File(Facts),
     /// A directory, with its marker's time where it is known to have a marker.
-    Dir { marker: Option<SystemTime> },
+    Dir {
+        marker: Option<SystemTime>,
+    },
 }
 
 /// An inode as `fs` needs it.
@@ -120,7 +121,10 @@ impl AttrChanges {
 pub enum DirPlace {
     /// The root of a mount of several buckets: its children are volumes.
     Buckets,
-    In { volume: VolumeId, dir: DirKey },
+    In {
+        volume: VolumeId,
+        dir: DirKey,
+    },
 }
 
 /// What the tree knows about a name.

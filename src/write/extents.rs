@@ -127,7 +127,8 @@ impl Extents {
     fn set(&mut self, range: ByteRange, what: What) {
         self.split_at(range.start());
         self.split_at(range.end());
-        let covered: Vec<u64> = self.runs.range(range.start()..range.end()).map(|(start, _)| *start).collect();
+        let covered: Vec<u64> =
+            self.runs.range(range.start()..range.end()).map(|(start, _)| *start).collect();
         for start in covered {
             self.runs.remove(&start);
         }

@@ -65,10 +65,8 @@ pub fn plan(len: u64, segments: &[Segment]) -> Plan {
             end = len;
         }
         let Some(range) = ByteRange::new(at, end) else { break };
-        let copy = segments
-            .iter()
-            .filter(|s| s.range.intersect(range).is_some())
-            .all(|s| s.what == What::Base);
+        let copy =
+            segments.iter().filter(|s| s.range.intersect(range).is_some()).all(|s| s.what == What::Base);
         match parts.last_mut() {
             Some(last) if copy && last.copy && last.range.len() + range.len() <= COPY_PART_MAX => {
                 last.range = ByteRange::new(last.range.start(), end).unwrap_or(range);

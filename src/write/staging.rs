@@ -19,9 +19,7 @@ pub struct Staging {
 impl Staging {
     /// Opens a new staging file in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
-        let file = tempfile::tempfile_in(dir).map_err(|e| {
-            Error::from(e).on("stage", "", "")
-        })?;
+        let file = tempfile::tempfile_in(dir).map_err(|e| Error::from(e).on("stage", "", ""))?;
         Ok(Self { file })
     }
 

@@ -13,8 +13,8 @@ use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
-    Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store, Upload,
-    Written, limits,
+    Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store,
+    Upload, Written, limits,
 };
 
 /// Parts of one file under way at once.
@@ -121,7 +121,9 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
     match job.store.complete_upload(upload, sent, condition).await {
-        Err(error) if lost_the_race(&error) || error.kind() == Kind::NotFound => ours(job, &etag, error).await,
+        Err(error) if lost_the_race(&error) || error.kind() == Kind::NotFound => {
+            ours(job, &etag, error).await
+        }
         answer => answer,
     }
 }
@@ -168,7 +170,10 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
                 };
                 let bytes = job.store.get(request).await?.bytes().await?;
                 if bytes.len() != target.len() {
-                    return Err(Error::new(Kind::Corrupt, format!("asked for {run}, got {} bytes", bytes.len())));
+                    return Err(Error::new(
+                        Kind::Corrupt,
+                        format!("asked for {run}, got {} bytes", bytes.len()),
+                    ));
                 }
                 target.copy_from_slice(&bytes);
             }
@@ -195,7 +200,9 @@ async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
         Err(error) => return Err(error),
     };
     match (&job.condition, current) {
-        (Condition::Absent, Some(_)) => Err(Error::new(Kind::AlreadyExists, "another client made the object")),
+        (Condition::Absent, Some(_)) => {
+            Err(Error::new(Kind::AlreadyExists, "another client made the object"))
+        }
         (Condition::Matches(etag), current) if current.as_ref() != Some(etag) => {
             Err(Error::new(Kind::Stale, "another client changed the object"))
         }
