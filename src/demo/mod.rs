@@ -17,6 +17,8 @@ mod operation;
 mod seed;
 mod server;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 pub use counts::Counts;
 pub use faults::{Fault, FaultRule};

@@ -301,12 +301,13 @@ impl Front {
         }
         self.tally.status(Some(answer.status().as_u16()));
         let answer = identified(answer, &id);
-        let size = if is_head { Some(0) } else { answer.body().size_hint().exact() };
-        let ending = match (plan.stall, plan.truncate, size) {
-            (true, _, Some(0)) => std::future::pending().await,
-            (true, _, size) => Ending::StallAfter(size.unwrap_or(0) / 2),
-            (false, Some(limit), _) => Ending::CutAfter(limit),
-            (false, None, _) => Ending::Whole,
+        let ending = match (plan.stall, plan.truncate) {
+            (true, _) => match body_size(&answer) {
+                Some(size) if size > 0 && !is_head => Ending::StallAfter(size / 2),
+                _ => std::future::pending().await,
+            },
+            (false, Some(limit)) => Ending::CutAfter(limit),
+            (false, None) => Ending::Whole,
         };
         Ok(self.shaped(answer, line, &Shape { rate: plan.rate, ending }))
     }
@@ -496,6 +497,11 @@ impl Instead {
         );
         with_type(text(status, xml), "application/xml")
     }
+}
+
+fn body_size(answer: &Response<s3s::Body>) -> Option<u64> {
+    let announced = answer.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    announced.or_else(|| answer.body().size_hint().exact())
 }
 
 fn named(request: &Request<Incoming>) -> Operation {
