@@ -151,7 +151,7 @@ async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failu
 async fn open_root(config: &MountConfig, sessions: &BTreeMap<String, Arc<Session>>) -> Result<Root> {
     match &config.source {
         Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, sessions).await?)),
-        Source::Named(dirs) => {
+        Source::Named { dirs, .. } => {
             let opened = dirs.iter().map(async |(name, dir)| {
                 let volume = open_volume(dir, config.read_only, sessions).await?;
                 Ok::<_, Error>((name.clone(), volume))

@@ -110,7 +110,7 @@ fn choose(
             ));
         }
         let dirs = file.mount(name).map_err(|error| Failure::coded(Code::Config, &error))?;
-        let source = Source::Named(dirs.clone());
+        let source = Source::Named { name: name.to_owned(), dirs: dirs.clone() };
         let sessions = source
             .sessions()
             .into_iter()
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_named_mount_takes_its_sessions_from_the_configuration_alone() {
         let (source, sessions) = chosen(&["@data"]).unwrap();
-        assert_eq!(source.name(), "a+b");
+        assert_eq!(source.name(), "@data");
         assert_eq!(sessions.keys().collect::<Vec<_>>(), [DEFAULT_SESSION, "work"]);
         assert_eq!(chosen(&["@data", "--region=x"]).unwrap_err().code, Code::Usage);
         assert_eq!(chosen(&["@other"]).unwrap_err().code, Code::Config);
