@@ -253,10 +253,16 @@ pub async fn copy_object(
             source_if_match: Some(source.etag.clone()),
             bucket: bucket.to_owned(),
             key: key.to_owned(),
-            condition,
+            condition: condition.clone(),
             ..CopyRequest::default()
         };
-        return store.copy(request).await;
+        return match store.copy(request).await {
+            // Some servers keep a directory's marker as a directory, and cannot copy it (SeaweedFS 4.48).
+            Err(error) if error.is_not_found() && size == 0 => {
+                make_empty_again(store, source, bucket, key, condition).await
+            }
+            answer => answer,
+        };
     }
     let info = store.head(&source.bucket, &source.key, None).await?;
     let upload = store.create_upload(bucket, key, info.attributes).await?;
@@ -286,6 +292,29 @@ pub async fn copy_object(
         let _ = store.abort_upload(&upload).await;
     }
     result
+}
+
+/// An empty object's copy is a new empty object with the same attributes.
+async fn make_empty_again(
+    store: &Arc<dyn Store>,
+    source: &Base,
+    bucket: &str,
+    key: &str,
+    condition: Condition,
+) -> Result<Written> {
+    let info = store.head(&source.bucket, &source.key, None).await?;
+    if info.size != 0 || info.etag != source.etag {
+        return Err(Error::new(Kind::Stale, "another client changed the object"));
+    }
+    let request = PutRequest {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        body: Bytes::new(),
+        attributes: info.attributes,
+        condition,
+        checksum: None,
+    };
+    store.put(request).await
 }
 
 /// Deletes `key`, only if it still is `etag` where the server can tell.
