@@ -481,7 +481,7 @@ mod tests {
             (MountConfig { timeout: Duration::ZERO, ..good.clone() }, "timeout"),
             (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
             (MountConfig { state_dir: "/mnt/state".into(), ..good.clone() }, "state directory"),
-            (MountConfig { sessions: BTreeMap::new(), ..good.clone() }, "session"),
+            (MountConfig { sessions: BTreeMap::new(), ..good }, "session"),
         ] {
             let error = bad.check().unwrap_err().report();
             assert!(error.contains(word), "{error:?} does not say {word:?}");

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, SystemClock, format_bytes};
@@ -100,7 +101,12 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
 
     let mut live = Live { fs, mounted: Arc::new(mounted), signals, stall: config.timeout, given_up: false };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
-    let answers = if wanted.is_ok() { live.until_the_end(asked).await } else { live.end().await };
+    let mut answers = Vec::new();
+    if wanted.is_ok() {
+        answers = live.until_the_end(asked).await;
+    } else {
+        live.end().await;
+    }
     let saved = live.save_the_rest().await;
     for answer in answers {
         // Who does not listen any more does not need the answer.
@@ -311,15 +317,21 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
 
 /// Commits every changed file. Gives up when nothing has moved for as long as one operation may take: a large
 /// upload may take its time, a dead endpoint may not.
-async fn save(fs: &Fs, stall: Duration) -> Result<(), Refusal> {
+///
+/// Giving up is not cancelling: a request that S3 has taken and we have forgotten would look like another client's.
+async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = progress(fs);
     let mut deadline = ticks.tick().await + stall;
-    let mut flush = std::pin::pin!(fs.flush_all());
+    let flushing = Arc::clone(fs);
+    let mut flush = tokio::spawn(async move { flushing.flush_all().await });
     let failed = loop {
         tokio::select! {
-            flushed = &mut flush => break flushed.err(),
+            flushed = &mut flush => {
+                let panicked = |panic: JoinError| Err(Error::new(Kind::Internal, panic.to_string()));
+                break flushed.unwrap_or_else(panicked).err();
+            }
             now = ticks.tick() => {
                 let current = progress(fs);
                 if current != seen {
@@ -369,17 +381,29 @@ struct Live {
 impl Live {
     /// Waits for the end and brings it about. Returns who has to be told how it went.
     async fn until_the_end(&mut self, mut asked: mpsc::Receiver<Answer>) -> Vec<Answer> {
+        let mut answers = Vec::new();
         loop {
             tokio::select! {
-                () = self.mounted.wait() => return Vec::new(),
-                () = self.signals.next() => return self.end().await,
+                () = self.mounted.wait() => break,
+                () = self.signals.next() => {
+                    self.end().await;
+                    break;
+                }
                 Some(answer) = asked.recv() => match self.save_and_unmount().await {
-                    Ok(()) => return vec![answer],
+                    Ok(()) => {
+                        answers.push(answer);
+                        break;
+                    }
                     // Who does not listen any more finds the mount as it was.
                     Err(refusal) => drop(answer.send(Err(refusal))),
                 },
             }
         }
+        asked.close();
+        while let Ok(answer) = asked.try_recv() {
+            answers.push(answer);
+        }
+        answers
     }
 
     /// Unmounts if everything can be saved and nobody uses the mount; otherwise leaves it as it is.
@@ -402,7 +426,7 @@ impl Live {
     }
 
     /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
-    async fn end(&mut self) -> Vec<Answer> {
+    async fn end(&mut self) {
         tokio::select! {
             saved = save(&self.fs, self.stall) => if let Err(refusal) = saved {
                 tracing::error!("{}", refusal.message);
@@ -415,7 +439,6 @@ impl Live {
                 tracing::error!(error = %error.report(), "the directory stays as a dead mount");
             }
         }
-        Vec::new()
     }
 
     /// Commits what was written between the last commit and the kernel's letting go.
