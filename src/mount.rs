@@ -32,6 +32,9 @@ use crate::stats::Stats;
 const BUCKETS_AT_ONCE: usize = 16;
 /// How often saving is looked at for progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// How many operations' time may pass without progress before saving is given up. With more than one, what is heard
+/// is the operation's own error.
+const STALL_TIMEOUTS: u32 = 2;
 /// How long the kernel may take to let go of a directory that was unmounted.
 const GONE_WAIT: Duration = Duration::from_secs(5);
 /// How long the process of an earlier mount may take to end.
@@ -99,7 +102,13 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
             .map_err(Failure::at(Stage::Fuse))?;
     tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
 
-    let mut live = Live { fs, mounted: Arc::new(mounted), signals, stall: config.timeout, given_up: false };
+    let mut live = Live {
+        fs,
+        mounted: Arc::new(mounted),
+        signals,
+        stall: config.timeout * STALL_TIMEOUTS,
+        given_up: None,
+    };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
     let mut answers = Vec::new();
     if wanted.is_ok() {
@@ -116,7 +125,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
     tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
     wanted?;
     saved.map_err(|refusal| Failure {
-        error: Error::new(Kind::Server, refusal.message),
+        error: Error::new(Kind::Local, refusal.message),
         stage: Stage::Unsaved(refusal.unsaved),
     })
 }
@@ -250,7 +259,7 @@ fn control_handle(
     };
     let begun = clock.now();
     let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
-    let stall = config.timeout;
+    let stall = config.timeout * STALL_TIMEOUTS;
     control::Handle {
         status: Box::new(move || Status {
             uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
@@ -315,8 +324,8 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
     stats.requests().into_iter().map(count).collect()
 }
 
-/// Commits every changed file. Gives up when nothing has moved for as long as one operation may take: a large
-/// upload may take its time, a dead endpoint may not.
+/// Commits every changed file. Gives up when nothing has moved for so long that every operation on its way must have
+/// ended: a large upload may take its time, a dead endpoint may not.
 ///
 /// Giving up is not cancelling: a request that S3 has taken and we have forgotten would look like another client's.
 async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
@@ -374,8 +383,8 @@ struct Live {
     mounted: Arc<Mounted>,
     signals: Signals,
     stall: Duration,
-    /// Somebody was told twice to stop, and what is not saved by now will not be.
-    given_up: bool,
+    /// Why what is not saved by now will not be.
+    given_up: Option<String>,
 }
 
 impl Live {
@@ -427,12 +436,11 @@ impl Live {
 
     /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
     async fn end(&mut self) {
-        tokio::select! {
-            saved = save(&self.fs, self.stall) => if let Err(refusal) = saved {
-                tracing::error!("{}", refusal.message);
-            },
-            () = self.signals.next() => self.given_up = true,
-        }
+        let saved = tokio::select! {
+            saved = save(&self.fs, self.stall) => saved.map_err(|refusal| refusal.message),
+            () = self.signals.next() => Err("told to stop before everything was saved".to_owned()),
+        };
+        self.given_up = saved.err();
         if let Err(error) = self.unmount(false).await {
             tracing::warn!(error = %error.report(), "detaching the mount from programs that use it");
             if let Err(error) = self.unmount(true).await {
@@ -446,18 +454,18 @@ impl Live {
         if tokio::time::timeout(GONE_WAIT, self.mounted.wait()).await.is_err() {
             tracing::warn!("programs still hold files of the mount open; they will get errors");
         }
-        if !self.given_up {
-            tokio::select! {
+        let why = match self.given_up.take() {
+            Some(why) => why,
+            None => tokio::select! {
                 saved = save(&self.fs, self.stall) => return saved,
-                () = self.signals.next() => {}
-            }
-        }
+                () = self.signals.next() => "told to stop before everything was saved".to_owned(),
+            },
+        };
         let unsaved = unsaved(&self.fs);
         if unsaved.files == 0 {
             return Ok(());
         }
-        let message = format!("told to stop before {} could be saved", describe(&unsaved));
-        Err(Refusal { cause: Cause::Unsaved, message, unsaved })
+        Err(Refusal { cause: Cause::Unsaved, message: why, unsaved })
     }
 
     /// Unmounting waits for the kernel, which may wait for us, so it gets a thread of its own.

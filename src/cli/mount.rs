@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::args::{MountArgs, SessionArgs};
 use super::background::{self, Child};
 use super::exit::{Code, Failure};
-use super::{logging, machine, mountpoint};
+use super::{logging, machine, mountpoint, running};
 use crate::config::{
     BucketDir, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Source, default_memory_limit,
 };
@@ -54,7 +54,9 @@ pub fn failure_of(failure: mount::Failure) -> Failure {
         Stage::Session | Stage::FirstRequest | Stage::Machine => Code::of(error.kind()),
         Stage::Fuse => Code::Fuse,
         Stage::Interrupted => Code::Failed,
-        Stage::Unsaved(_) => Code::UnsavedData,
+        Stage::Unsaved(unsaved) => {
+            return Failure::new(Code::UnsavedData, running::name_files(&error.report(), &unsaved));
+        }
     };
     Failure::coded(code, &error)
 }
