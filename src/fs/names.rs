@@ -306,8 +306,7 @@ async fn copy_one(
     }
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
     let store = &from.volume.store;
-    let written =
-        copy_object(store, &source, object.size, &to.volume.bucket, &key, Condition::Any).await?;
+    let written = copy_object(store, &source, object.size, &to.volume.bucket, &key, Condition::Any).await?;
     Ok((key, written.etag))
 }
 
@@ -316,7 +315,8 @@ async fn copy_one(
 /// Markers go last and deepest first: a server that keeps them as directories (SeaweedFS) leaves one behind
 /// whose entries were still there.
 async fn delete_all(volume: &Volume, keys: Vec<String>) -> Result<()> {
-    let (mut markers, others): (Vec<String>, Vec<String>) = keys.into_iter().partition(|key| key.ends_with('/'));
+    let (mut markers, others): (Vec<String>, Vec<String>) =
+        keys.into_iter().partition(|key| key.ends_with('/'));
     markers.sort_by(|a, b| b.cmp(a));
     let first = delete_batches(volume, others).await;
     first.and(delete_batches(volume, markers).await)

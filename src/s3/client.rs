@@ -28,7 +28,7 @@ use super::failure::{error_of, refuses_checksum, time_of, wants_new_credentials}
 use super::session::Refreshing;
 use super::store::Store;
 use super::types::*;
-use crate::base::{ByteRange, ETag};
+use crate::base::{ByteRange, ETag, hex};
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
@@ -223,6 +223,11 @@ pub fn checksum_of(body: &[u8]) -> Checksum {
     Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value: BASE64.encode(crc.to_be_bytes()) }
 }
 
+/// The ETag S3 gives an object that one Put made: the MD5 of its bytes.
+pub fn content_etag(body: &[u8]) -> ETag {
+    ETag::new(&hex(&Md5::digest(body)))
+}
+
 /// The ETag S3 gives an object of these parts: the MD5 of their MD5s, and their number.
 pub fn multipart_etag(parts: &[Part]) -> ETag {
     let mut hash = Md5::new();
@@ -232,7 +237,7 @@ pub fn multipart_etag(parts: &[Part]) -> ETag {
             hash.update([byte.unwrap_or(0)]);
         }
     }
-    ETag::new(&format!("{:x}-{}", hash.finalize(), parts.len()))
+    ETag::new(&format!("{}-{}", hex(&hash.finalize()), parts.len()))
 }
 
 /// Sets the right header of a checksum on a Put or UploadPart.

@@ -17,8 +17,8 @@ mod settings;
 mod store;
 mod types;
 
-pub use client::{Client, checksum_of, multipart_etag};
-pub use mem::MemStore;
+pub use client::{Client, checksum_of, content_etag, multipart_etag};
+pub use mem::{MemStore, When};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};
 pub use store::Store;

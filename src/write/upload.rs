@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::TryStreamExt;
-use md5::{Digest, Md5};
 
 use super::extents::{Segment, What};
 use super::plan::{PartPlan, Plan, plan};
@@ -14,7 +13,7 @@ use crate::base::{Budget, ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store,
-    Upload, Written, limits, multipart_etag,
+    Upload, Written, content_etag, limits, multipart_etag,
 };
 
 /// Parts of one file under way at once.
@@ -93,9 +92,7 @@ async fn put(job: &Job) -> Result<Written> {
         checksum: None,
     };
     match job.store.put(request).await {
-        Err(error) if may_be_ours(&error) => {
-            ours(job, &ETag::new(&format!("{:x}", Md5::digest(&body))), error).await
-        }
+        Err(error) if may_be_ours(&error) => ours(job, &content_etag(&body), error).await,
         answer => answer,
     }
 }

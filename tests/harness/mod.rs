@@ -2,7 +2,12 @@
 //!
 //! A test target says `#[path = "../harness/mod.rs"] mod harness;`.
 
+#[allow(dead_code)]
 pub mod bucket;
+// Each target uses a part of what is shared.
+#[allow(dead_code)]
+pub mod mount;
+#[allow(dead_code)]
 pub mod server;
 
 pub use bucket::Place;

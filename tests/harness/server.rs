@@ -192,3 +192,57 @@ impl Running {
         }
     }
 }
+
+/// Bytes of request bodies the demo server has received.
+pub fn bytes_in(server: Server) -> u64 {
+    let counts: serde_json::Value =
+        serde_json::from_str(&admin(server, "GET", "/-/counts", "")).expect("JSON");
+    counts["bytes_in"].as_u64().expect("a number")
+}
+
+/// Requests of one API name the demo server has answered.
+pub fn requests(server: Server, operation: &str) -> u64 {
+    let counts: serde_json::Value =
+        serde_json::from_str(&admin(server, "GET", "/-/counts", "")).expect("JSON");
+    counts["requests"][operation].as_u64().unwrap_or(0)
+}
+
+/// Fault rules of the demo server, until this goes out of scope. Tests of one process share the server, so
+/// a rule names its own bucket.
+pub struct Faults(Server, String);
+
+/// Adds a rule; see `pailfs demo --help`.
+pub fn faults(server: Server, rule: &str) -> Faults {
+    static ONE_CHANGE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = ONE_CHANGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let rules = admin(server, "GET", "/-/faults", "");
+    admin(server, "PUT", "/-/faults", &format!("{rules}\n{rule}\n"));
+    Faults(server, rule.to_owned())
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        let rules = admin(self.0, "GET", "/-/faults", "");
+        let bucket = self.1.split(',').find(|part| part.starts_with("bucket=")).unwrap_or("").to_owned();
+        let kept: Vec<&str> = rules.lines().filter(|line| !line.contains(&bucket)).collect();
+        admin(self.0, "PUT", "/-/faults", &kept.join("\n"));
+    }
+}
+
+/// One request to the demo server's own pages.
+fn admin(server: Server, method: &str, path: &str, body: &str) -> String {
+    let endpoint = server.endpoint().expect("the server runs").expect("the server is a process");
+    let address = endpoint.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket takes a deadline");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).expect("the server reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the server answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    assert!(head.contains(" 200 ") || head.contains(" 204 "), "{method} {path}: {answer}");
+    body.to_owned()
+}

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::time::Duration;
 
-use pailfs::s3::{Attributes, Condition, Store};
+use pailfs::s3::{Attributes, Condition};
 
 use crate::harness::mount::{Mounted, wait_for};
 use crate::harness::{Server, block_on};
@@ -440,8 +440,23 @@ fn odd_keys_are_reachable_and_never_break_a_listing() {
     let m = mounted!("odd_keys_are_reachable_and_never_break_a_listing");
     let long = "l".repeat(400);
     let keys = [
-        "a//b", "foo", "foo/bar", "foo-x", "dot/./x", "dot/../y", "tail/", "/lead", "comma,name", "new\nline",
-        "tab\t", "space at end ", "100%", "odd%~name", "8.2.2/x", "ünïcödé", &long,
+        "a//b",
+        "foo",
+        "foo/bar",
+        "foo-x",
+        "dot/./x",
+        "dot/../y",
+        "tail/",
+        "/lead",
+        "comma,name",
+        "new\nline",
+        "tab\t",
+        "space at end ",
+        "100%",
+        "odd%~name",
+        "8.2.2/x",
+        "ünïcödé",
+        &long,
     ];
     for key in keys {
         let body = if key.ends_with('/') { "marker with bytes" } else { key };
