@@ -105,8 +105,8 @@ pub enum Source {
     Bucket(BucketDir),
     /// A directory for each bucket the session can list.
     Buckets { session: String },
-    /// A directory for each of these.
-    Named(BTreeMap<String, BucketDir>),
+    /// A directory for each of these, as `[mount.NAME]` lists them.
+    Named { name: String, dirs: BTreeMap<String, BucketDir> },
 }
 
 impl Source {
@@ -115,7 +115,7 @@ impl Source {
         match self {
             Self::Bucket(dir) => BTreeSet::from([dir.session.as_str()]),
             Self::Buckets { session } => BTreeSet::from([session.as_str()]),
-            Self::Named(dirs) => dirs.values().map(|dir| dir.session.as_str()).collect(),
+            Self::Named { dirs, .. } => dirs.values().map(|dir| dir.session.as_str()).collect(),
         }
     }
 
@@ -124,7 +124,7 @@ impl Source {
         match self {
             Self::Bucket(dir) => dir.url(),
             Self::Buckets { .. } => "s3://".to_owned(),
-            Self::Named(dirs) => dirs.keys().cloned().collect::<Vec<_>>().join("+"),
+            Self::Named { name, .. } => format!("@{name}"),
         }
     }
 }
@@ -481,7 +481,7 @@ mod tests {
             (MountConfig { timeout: Duration::ZERO, ..good.clone() }, "timeout"),
             (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
             (MountConfig { state_dir: "/mnt/state".into(), ..good.clone() }, "state directory"),
-            (MountConfig { sessions: BTreeMap::new(), ..good.clone() }, "session"),
+            (MountConfig { sessions: BTreeMap::new(), ..good }, "session"),
         ] {
             let error = bad.check().unwrap_err().report();
             assert!(error.contains(word), "{error:?} does not say {word:?}");

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, SystemClock, format_bytes};
@@ -31,6 +32,9 @@ use crate::stats::Stats;
 const BUCKETS_AT_ONCE: usize = 16;
 /// How often saving is looked at for progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// How many operations' time may pass without progress before saving is given up. With more than one, what is heard
+/// is the operation's own error.
+const STALL_TIMEOUTS: u32 = 2;
 /// How long the kernel may take to let go of a directory that was unmounted.
 const GONE_WAIT: Duration = Duration::from_secs(5);
 /// How long the process of an earlier mount may take to end.
@@ -98,9 +102,20 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
             .map_err(Failure::at(Stage::Fuse))?;
     tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
 
-    let mut live = Live { fs, mounted: Arc::new(mounted), signals, stall: config.timeout, given_up: false };
+    let mut live = Live {
+        fs,
+        mounted: Arc::new(mounted),
+        signals,
+        stall: config.timeout * STALL_TIMEOUTS,
+        given_up: None,
+    };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
-    let answers = if wanted.is_ok() { live.until_the_end(asked).await } else { live.end().await };
+    let mut answers = Vec::new();
+    if wanted.is_ok() {
+        answers = live.until_the_end(asked).await;
+    } else {
+        live.end().await;
+    }
     let saved = live.save_the_rest().await;
     for answer in answers {
         // Who does not listen any more does not need the answer.
@@ -110,7 +125,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
     tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
     wanted?;
     saved.map_err(|refusal| Failure {
-        error: Error::new(Kind::Server, refusal.message),
+        error: Error::new(Kind::Local, refusal.message),
         stage: Stage::Unsaved(refusal.unsaved),
     })
 }
@@ -151,7 +166,7 @@ async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failu
 async fn open_root(config: &MountConfig, sessions: &BTreeMap<String, Arc<Session>>) -> Result<Root> {
     match &config.source {
         Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, sessions).await?)),
-        Source::Named(dirs) => {
+        Source::Named { dirs, .. } => {
             let opened = dirs.iter().map(async |(name, dir)| {
                 let volume = open_volume(dir, config.read_only, sessions).await?;
                 Ok::<_, Error>((name.clone(), volume))
@@ -244,7 +259,7 @@ fn control_handle(
     };
     let begun = clock.now();
     let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
-    let stall = config.timeout;
+    let stall = config.timeout * STALL_TIMEOUTS;
     control::Handle {
         status: Box::new(move || Status {
             uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
@@ -309,17 +324,23 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
     stats.requests().into_iter().map(count).collect()
 }
 
-/// Commits every changed file. Gives up when nothing has moved for as long as one operation may take: a large
-/// upload may take its time, a dead endpoint may not.
-async fn save(fs: &Fs, stall: Duration) -> Result<(), Refusal> {
+/// Commits every changed file. Gives up when nothing has moved for so long that every operation on its way must have
+/// ended: a large upload may take its time, a dead endpoint may not.
+///
+/// Giving up is not cancelling: a request that S3 has taken and we have forgotten would look like another client's.
+async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = progress(fs);
     let mut deadline = ticks.tick().await + stall;
-    let mut flush = std::pin::pin!(fs.flush_all());
+    let flushing = Arc::clone(fs);
+    let mut flush = tokio::spawn(async move { flushing.flush_all().await });
     let failed = loop {
         tokio::select! {
-            flushed = &mut flush => break flushed.err(),
+            flushed = &mut flush => {
+                let panicked = |panic: JoinError| Err(Error::new(Kind::Internal, panic.to_string()));
+                break flushed.unwrap_or_else(panicked).err();
+            }
             now = ticks.tick() => {
                 let current = progress(fs);
                 if current != seen {
@@ -362,24 +383,36 @@ struct Live {
     mounted: Arc<Mounted>,
     signals: Signals,
     stall: Duration,
-    /// Somebody was told twice to stop, and what is not saved by now will not be.
-    given_up: bool,
+    /// Why what is not saved by now will not be.
+    given_up: Option<String>,
 }
 
 impl Live {
     /// Waits for the end and brings it about. Returns who has to be told how it went.
     async fn until_the_end(&mut self, mut asked: mpsc::Receiver<Answer>) -> Vec<Answer> {
+        let mut answers = Vec::new();
         loop {
             tokio::select! {
-                () = self.mounted.wait() => return Vec::new(),
-                () = self.signals.next() => return self.end().await,
+                () = self.mounted.wait() => break,
+                () = self.signals.next() => {
+                    self.end().await;
+                    break;
+                }
                 Some(answer) = asked.recv() => match self.save_and_unmount().await {
-                    Ok(()) => return vec![answer],
+                    Ok(()) => {
+                        answers.push(answer);
+                        break;
+                    }
                     // Who does not listen any more finds the mount as it was.
                     Err(refusal) => drop(answer.send(Err(refusal))),
                 },
             }
         }
+        asked.close();
+        while let Ok(answer) = asked.try_recv() {
+            answers.push(answer);
+        }
+        answers
     }
 
     /// Unmounts if everything can be saved and nobody uses the mount; otherwise leaves it as it is.
@@ -402,20 +435,18 @@ impl Live {
     }
 
     /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
-    async fn end(&mut self) -> Vec<Answer> {
-        tokio::select! {
-            saved = save(&self.fs, self.stall) => if let Err(refusal) = saved {
-                tracing::error!("{}", refusal.message);
-            },
-            () = self.signals.next() => self.given_up = true,
-        }
+    async fn end(&mut self) {
+        let saved = tokio::select! {
+            saved = save(&self.fs, self.stall) => saved.map_err(|refusal| refusal.message),
+            () = self.signals.next() => Err("told to stop before everything was saved".to_owned()),
+        };
+        self.given_up = saved.err();
         if let Err(error) = self.unmount(false).await {
             tracing::warn!(error = %error.report(), "detaching the mount from programs that use it");
             if let Err(error) = self.unmount(true).await {
                 tracing::error!(error = %error.report(), "the directory stays as a dead mount");
             }
         }
-        Vec::new()
     }
 
     /// Commits what was written between the last commit and the kernel's letting go.
@@ -423,18 +454,18 @@ impl Live {
         if tokio::time::timeout(GONE_WAIT, self.mounted.wait()).await.is_err() {
             tracing::warn!("programs still hold files of the mount open; they will get errors");
         }
-        if !self.given_up {
-            tokio::select! {
+        let why = match self.given_up.take() {
+            Some(why) => why,
+            None => tokio::select! {
                 saved = save(&self.fs, self.stall) => return saved,
-                () = self.signals.next() => {}
-            }
-        }
+                () = self.signals.next() => "told to stop before everything was saved".to_owned(),
+            },
+        };
         let unsaved = unsaved(&self.fs);
         if unsaved.files == 0 {
             return Ok(());
         }
-        let message = format!("told to stop before {} could be saved", describe(&unsaved));
-        Err(Refusal { cause: Cause::Unsaved, message, unsaved })
+        Err(Refusal { cause: Cause::Unsaved, message: why, unsaved })
     }
 
     /// Unmounting waits for the kernel, which may wait for us, so it gets a thread of its own.

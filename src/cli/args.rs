@@ -2,7 +2,6 @@
 //!
 //! No flag takes a secret: a command line can be read by every user of the machine.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -255,12 +254,9 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// The address to serve on; port 0 takes a free one
+    /// The loopback address to serve on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
-    pub listen: SocketAddr,
-    /// Keep the objects in this directory instead of in memory
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
+    pub listen: String,
     /// A bucket to have from the start
     #[arg(long, value_name = "NAME", default_value = "demo")]
     pub bucket: Vec<String>,

@@ -3,11 +3,12 @@
 //! Owns: flags, exit codes, messages, the log, and what the program reads of its environment and files.
 //! Does not own: what a mount is made of and how it ends (`mount`).
 //!
-//! Guarantees: every command ends with a code of [`exit::Code`]; an error is one line on standard error; no secret
+//! Guarantees: every command ends with a code of [`exit::Code`]; an error is told on standard error; no secret
 //! is printed, and none is taken from the command line.
 
 mod args;
 mod background;
+mod demo;
 mod exit;
 mod logging;
 mod machine;
@@ -60,7 +61,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             None => runtime()?.block_on(sessions::list(args)),
             Some(SessionsCommand::Check(args)) => runtime()?.block_on(sessions::check(args)),
         },
-        Command::Demo(_) => Err(Failure::new(Code::Internal, "the demo server is not part of this build")),
+        Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }
 

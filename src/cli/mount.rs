@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::args::{MountArgs, SessionArgs};
 use super::background::{self, Child};
 use super::exit::{Code, Failure};
-use super::{logging, machine, mountpoint};
+use super::{logging, machine, mountpoint, running};
 use crate::config::{
     BucketDir, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Source, default_memory_limit,
 };
@@ -54,7 +54,9 @@ pub fn failure_of(failure: mount::Failure) -> Failure {
         Stage::Session | Stage::FirstRequest | Stage::Machine => Code::of(error.kind()),
         Stage::Fuse => Code::Fuse,
         Stage::Interrupted => Code::Failed,
-        Stage::Unsaved(_) => Code::UnsavedData,
+        Stage::Unsaved(unsaved) => {
+            return Failure::new(Code::UnsavedData, running::name_files(&error.report(), &unsaved));
+        }
     };
     Failure::coded(code, &error)
 }
@@ -110,7 +112,7 @@ fn choose(
             ));
         }
         let dirs = file.mount(name).map_err(|error| Failure::coded(Code::Config, &error))?;
-        let source = Source::Named(dirs.clone());
+        let source = Source::Named { name: name.to_owned(), dirs: dirs.clone() };
         let sessions = source
             .sessions()
             .into_iter()
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn a_named_mount_takes_its_sessions_from_the_configuration_alone() {
         let (source, sessions) = chosen(&["@data"]).unwrap();
-        assert_eq!(source.name(), "a+b");
+        assert_eq!(source.name(), "@data");
         assert_eq!(sessions.keys().collect::<Vec<_>>(), [DEFAULT_SESSION, "work"]);
         assert_eq!(chosen(&["@data", "--region=x"]).unwrap_err().code, Code::Usage);
         assert_eq!(chosen(&["@other"]).unwrap_err().code, Code::Config);

@@ -91,6 +91,11 @@ impl Place {
     }
 }
 
+/// Whether anything of ours is mounted there.
+pub fn is_mounted(path: &Path) -> Result<bool, Failure> {
+    Ok(mount_at(path)?.is_some_and(|mount| mount.is_ours()))
+}
+
 /// Takes a mount away whose process is gone. Nothing can be lost by it.
 pub fn clear_dead(path: &Path) -> Result<(), Failure> {
     crate::fuse::unmount(path, true).map_err(|error| Failure::coded(Code::Mountpoint, &error))

@@ -10,7 +10,7 @@ use super::args::{FlushArgs, StatusArgs, UmountArgs};
 use super::exit::{Code, Failure};
 use super::mountpoint::{self, Place};
 use crate::base::format_bytes;
-use crate::control::{Cause, Refusal, Reply, Request, Status, Unsaved};
+use crate::control::{Cause, Reply, Request, Status, Unsaved};
 
 /// The first progress line comes after a second: what is done by then needs no words. Progress comes twice a second.
 const QUIET_PROGRESS: usize = 2;
@@ -110,21 +110,22 @@ fn refused(reply: Reply) -> Failure {
                 Cause::BadRequest => Code::Internal,
                 Cause::Failed => Code::Failed,
             };
-            Failure::new(code, name_files(&refusal))
+            Failure::new(code, name_files(&refusal.message, &refusal.unsaved))
         }
         _ => Failure::new(Code::Internal, "the mount answered something else than it was asked"),
     }
 }
 
-fn name_files(refusal: &Refusal) -> String {
-    let mut text = refusal.message.clone();
-    for file in &refusal.unsaved.first {
+/// A message and the files it is about.
+pub fn name_files(message: &str, unsaved: &Unsaved) -> String {
+    let mut text = message.to_owned();
+    for file in &unsaved.first {
         let error = file.last_error.as_deref().unwrap_or("not tried yet");
         let _ = write!(text, "\n  {} ({}): {error}", printable(&file.path), format_bytes(file.bytes));
     }
-    let named = refusal.unsaved.first.len() as u64;
-    if refusal.unsaved.files > named {
-        let _ = write!(text, "\n  and {} more", refusal.unsaved.files - named);
+    let named = unsaved.first.len() as u64;
+    if unsaved.files > named {
+        let _ = write!(text, "\n  and {} more", unsaved.files - named);
     }
     text
 }
@@ -181,7 +182,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{CounterValue, RequestCount, UnsavedFile};
+    use crate::control::{CounterValue, Refusal, RequestCount, UnsavedFile};
 
     #[test]
     fn a_status_reads_as_lines_without_control_characters() {

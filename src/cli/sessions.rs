@@ -50,9 +50,8 @@ pub async fn list(args: &SessionsArgs) -> Result<(), Failure> {
 
 /// The default session, those of the configuration, and the profiles of the AWS files.
 fn known(file: &ConfigFile, aws_files: &[String]) -> Vec<Known> {
-    let mut names = BTreeSet::from([DEFAULT_SESSION]);
-    names.extend(file.sessions.keys().map(String::as_str));
-    let configured = names.iter().map(|&name| Known {
+    let others = file.sessions.keys().map(String::as_str).filter(|&name| name != DEFAULT_SESSION);
+    let configured = std::iter::once(DEFAULT_SESSION).chain(others).map(|name| Known {
         name: name.to_owned(),
         flag: "--session",
         settings: file.sessions.get(name).cloned().unwrap_or_default(),
@@ -168,8 +167,25 @@ pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
         Some((bucket, prefix)) => Some(check_bucket(&session, bucket, &prefix).await?),
         None => None,
     };
-    let checked = Checked { session: session.describe().await, caller, caller_unknown, bucket };
+    let described = with_typed(session.describe().await, &args.session.settings());
+    let checked = Checked { session: described, caller, caller_unknown, bucket };
     print(&if args.json { json(&checked)? } else { show_checked(&checked) })
+}
+
+/// What was typed reached the session in the same way as the configuration did, but people tell them apart.
+fn with_typed(mut described: SessionDescription, typed: &SessionConfig) -> SessionDescription {
+    let values = [
+        (typed.profile.is_some(), described.profile.as_mut()),
+        (typed.region.is_some(), Some(&mut described.region)),
+        (typed.endpoint_url.is_some(), Some(&mut described.endpoint)),
+        (typed.no_sign_request.is_some(), Some(&mut described.credentials)),
+    ];
+    for (typed, value) in values {
+        if let Some(value) = value.filter(|_| typed) {
+            value.source = "command line".to_owned();
+        }
+    }
+    described
 }
 
 async fn check_bucket(session: &Session, name: String, _prefix: &str) -> Result<CheckedBucket, Failure> {
@@ -237,7 +253,7 @@ fn print(text: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    const FILE: &str = "[session.lab]\naccess_key_id = 'AKIDLABLABLAB'\nsecret_access_key = 'hush-hush'\nregion = 'garage'\n";
+    const FILE: &str = "[session.a]\nregion = 'x'\n[session.lab]\naccess_key_id = 'AKIDLABLABLAB'\nsecret_access_key = 'hush-hush'\nregion = 'garage'\n";
 
     #[test]
     fn the_default_session_the_configured_ones_and_the_profiles_are_known() {
@@ -252,6 +268,7 @@ mod tests {
             names,
             [
                 ("--session", "default"),
+                ("--session", "a"),
                 ("--session", "lab"),
                 ("--profile", "default"),
                 ("--profile", "two words"),
