@@ -7,6 +7,7 @@
 //! Everything that talks to S3 does so through [`Store`]. [`Client`] is S3 over HTTP; [`MemStore`] is the pure
 //! [`model`] in memory. `tests/store` holds both, and servers that we did not write, to the same promises.
 
+mod capability;
 mod changes;
 mod client;
 mod failure;
@@ -18,6 +19,7 @@ mod settings;
 mod store;
 mod types;
 
+pub use capability::{Capabilities, CapabilityCache, Depth, Verdict, probe};
 pub use client::{Client, checksum_of, content_etag, multipart_etag};
 pub use mem::{MemStore, When};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
