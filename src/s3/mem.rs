@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::changes::{Change, Done, Log};
 use super::model::Model;
 use super::store::Store;
 use super::types::*;
@@ -25,6 +27,8 @@ pub struct MemStore {
 
 struct State {
     model: Model,
+    /// Where changes are kept, for an S3 that outlives its process.
+    log: Option<Log>,
     calls: Vec<&'static str>,
     /// Calls to come until one fails, and how.
     failing: Option<(u64, Kind, When)>,
@@ -53,9 +57,39 @@ impl MemStore {
     }
 
     pub fn in_region(region: &str, clock: Arc<dyn Clock>, stats: Arc<Stats>) -> Self {
-        let state =
-            State { model: Model::new(region), calls: Vec::new(), failing: None, ignores_conditions: false };
+        let state = State {
+            model: Model::new(region),
+            log: None,
+            calls: Vec::new(),
+            failing: None,
+            ignores_conditions: false,
+        };
         Self { state: Mutex::new(state), clock, stats }
+    }
+
+    /// An S3 that keeps what it holds in a directory, and finds it there again.
+    ///
+    /// A change is in the directory when its call returns: it survives the end of the process, though not of the
+    /// machine. A torn end of the log, as a crash leaves one, is dropped. `Local` where another process
+    /// uses the directory.
+    pub fn open_dir(
+        dir: &std::path::Path,
+        region: &str,
+        clock: Arc<dyn Clock>,
+        stats: Arc<Stats>,
+    ) -> Result<Self> {
+        let store = Self::in_region(region, clock, stats);
+        {
+            let mut state = store.lock();
+            let log = Log::open(dir, |change, body, at| {
+                // It worked when it was written, and the model has no chance in it.
+                if let Err(error) = change.apply(&mut state.model, body, at) {
+                    tracing::error!(error = %error.report(), "a change of the log could not be repeated");
+                }
+            })?;
+            state.log = Some(log);
+        }
+        Ok(store)
     }
 
     /// The same with a bucket in it.
@@ -126,6 +160,15 @@ impl MemStore {
 }
 
 impl State {
+    /// Changes the model, and the log where there is one.
+    fn change(&mut self, change: Change, body: Bytes, now: SystemTime) -> Result<Done> {
+        let done = change.clone().apply(&mut self.model, body.clone(), now)?;
+        if let Some(log) = &mut self.log {
+            log.append(&change, &body, now)?;
+        }
+        Ok(done)
+    }
+
     fn heed(&self, condition: Condition) -> Condition {
         if self.ignores_conditions { Condition::Any } else { condition }
     }
@@ -143,11 +186,14 @@ impl Store for MemStore {
 
     async fn create_bucket(&self, bucket: &str, region: Option<&str>) -> Result<()> {
         let now = self.clock.wall();
-        self.call("CreateBucket", bucket, "", |s| s.model.create_bucket(bucket, region, now))
+        let change = Change::CreateBucket(bucket.to_owned(), region.map(str::to_owned));
+        self.call("CreateBucket", bucket, "", |s| s.change(change, Bytes::new(), now).map(drop))
     }
 
     async fn delete_bucket(&self, bucket: &str) -> Result<()> {
-        self.call("DeleteBucket", bucket, "", |s| s.model.delete_bucket(bucket))
+        let change = Change::DeleteBucket(bucket.to_owned());
+        let now = self.clock.wall();
+        self.call("DeleteBucket", bucket, "", |s| s.change(change, Bytes::new(), now).map(drop))
     }
 
     async fn versioning(&self, bucket: &str) -> Result<Versioning> {
@@ -155,7 +201,9 @@ impl Store for MemStore {
     }
 
     async fn set_versioning(&self, bucket: &str, enabled: bool) -> Result<()> {
-        self.call("PutBucketVersioning", bucket, "", |s| s.model.set_versioning(bucket, enabled))
+        let change = Change::SetVersioning(bucket.to_owned(), enabled);
+        let now = self.clock.wall();
+        self.call("PutBucketVersioning", bucket, "", |s| s.change(change, Bytes::new(), now).map(drop))
     }
 
     async fn head(&self, bucket: &str, key: &str, version_id: Option<&str>) -> Result<ObjectInfo> {
@@ -181,7 +229,8 @@ impl Store for MemStore {
         self.stats.bytes_sent.add(request.body.len() as u64);
         self.call("PutObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
-            s.model.put(request, now)
+            let body = std::mem::take(&mut request.body);
+            s.change(Change::Put(request), body, now)?.written()
         })
     }
 
@@ -190,7 +239,7 @@ impl Store for MemStore {
         let (bucket, key) = (request.bucket.clone(), request.key.clone());
         self.call("DeleteObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
-            s.model.delete(&request, now)
+            s.change(Change::Delete(request), Bytes::new(), now)?.deleted()
         })
     }
 
@@ -201,7 +250,7 @@ impl Store for MemStore {
             let delete = |key: String| {
                 let request =
                     DeleteRequest { bucket: bucket.to_owned(), key: key.clone(), ..DeleteRequest::default() };
-                (key, s.model.delete(&request, now).map(drop))
+                (key, s.change(Change::Delete(request), Bytes::new(), now).map(drop))
             };
             Ok(keys.into_iter().map(delete).collect())
         })
@@ -215,7 +264,7 @@ impl Store for MemStore {
             if s.ignores_conditions {
                 request.source_if_match = None;
             }
-            s.model.copy(request, now)
+            s.change(Change::Copy(request), Bytes::new(), now)?.written()
         })
     }
 
@@ -232,11 +281,15 @@ impl Store for MemStore {
     }
 
     async fn set_tags(&self, bucket: &str, key: &str, tags: BTreeMap<String, String>) -> Result<()> {
-        self.call("PutObjectTagging", bucket, key, |s| s.model.set_tags(bucket, key, tags))
+        let change = Change::SetTags(bucket.to_owned(), key.to_owned(), tags);
+        let now = self.clock.wall();
+        self.call("PutObjectTagging", bucket, key, |s| s.change(change, Bytes::new(), now).map(drop))
     }
 
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {
-        self.call("CreateMultipartUpload", bucket, key, |s| s.model.create_upload(bucket, key, attributes))
+        let change = Change::CreateUpload(bucket.to_owned(), key.to_owned(), attributes);
+        let now = self.clock.wall();
+        self.call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload())
     }
 
     async fn upload_part(
@@ -247,17 +300,19 @@ impl Store for MemStore {
         checksum: Option<Checksum>,
     ) -> Result<Part> {
         self.stats.bytes_sent.add(body.len() as u64);
+        let now = self.clock.wall();
         self.call("UploadPart", &upload.bucket, &upload.key, |s| {
-            s.model.upload_part(upload, number, body, checksum)
+            s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()
         })
     }
 
     async fn upload_part_copy(&self, upload: &Upload, number: u16, mut source: PartSource) -> Result<Part> {
+        let now = self.clock.wall();
         self.call("UploadPartCopy", &upload.bucket, &upload.key, |s| {
             if s.ignores_conditions {
                 source.if_match = None;
             }
-            s.model.upload_part_copy(upload, number, &source)
+            s.change(Change::UploadPartCopy(upload.clone(), number, source), Bytes::new(), now)?.part()
         })
     }
 
@@ -270,12 +325,16 @@ impl Store for MemStore {
         let now = self.clock.wall();
         self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
             let condition = s.heed(condition);
-            s.model.complete_upload(upload, &parts, &condition, now)
+            s.change(Change::CompleteUpload(upload.clone(), parts, condition), Bytes::new(), now)?.written()
         })
     }
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {
-        self.call("AbortMultipartUpload", &upload.bucket, &upload.key, |s| s.model.abort_upload(upload))
+        let change = Change::AbortUpload(upload.clone());
+        let now = self.clock.wall();
+        self.call("AbortMultipartUpload", &upload.bucket, &upload.key, |s| {
+            s.change(change, Bytes::new(), now).map(drop)
+        })
     }
 
     async fn list_parts(&self, upload: &Upload) -> Result<Vec<Part>> {
