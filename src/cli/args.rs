@@ -257,6 +257,9 @@ pub struct DemoArgs {
     /// The loopback address to serve on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub listen: String,
+    /// Keep the objects in this directory, so that the next demo finds them again
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
     /// A bucket to have from the start
     #[arg(long, value_name = "NAME", default_value = "demo")]
     pub bucket: Vec<String>,

@@ -43,10 +43,15 @@ async fn start(args: &DemoArgs) -> Result<Server, Failure> {
             rule.parse().map_err(|error| Failure::new(Code::Usage, format!("--fault {rule:?}: {error}")))
         })
         .collect::<Result<Vec<FaultRule>, _>>()?;
+    let clock = Arc::new(SystemClock);
+    let store = match &args.dir {
+        Some(dir) => MemStore::open_dir(dir, REGION, clock, Arc::default())?,
+        None => MemStore::in_region(REGION, clock, Arc::default()),
+    };
     let mut builder = Server::builder()
         .listen(&args.listen)
         .region(REGION)
-        .store(Arc::new(MemStore::in_region(REGION, Arc::new(SystemClock), Arc::default())))
+        .store(Arc::new(store))
         .faults(faults)
         .seed(args.fault_seed);
     for bucket in &args.bucket {
