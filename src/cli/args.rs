@@ -47,8 +47,6 @@ pub struct MountArgs {
     /// The directory to mount it on
     pub dir: PathBuf,
     #[command(flatten)]
-    pub session: SessionArgs,
-    #[command(flatten)]
     pub config: ConfigArg,
     /// Stay in the foreground
     #[arg(long, short)]
@@ -68,6 +66,9 @@ pub struct MountArgs {
     /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    // Headings hold for whatever follows, so these come last.
+    #[command(flatten)]
+    pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -244,12 +245,12 @@ pub struct CheckArgs {
     #[arg(num_args = 0..=2, value_name = "NAME|s3://BUCKET")]
     pub what: Vec<String>,
     #[command(flatten)]
-    pub session: SessionArgs,
-    #[command(flatten)]
     pub config: ConfigArg,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub session: SessionArgs,
 }
 
 #[derive(Debug, Args)]
