@@ -171,8 +171,7 @@ async fn open_root(config: &MountConfig, sessions: &BTreeMap<String, Arc<Session
                 let volume = open_volume(dir, config.read_only, sessions).await?;
                 Ok::<_, Error>((name.clone(), volume))
             });
-            let volumes =
-                futures::stream::iter(opened).buffer_unordered(BUCKETS_AT_ONCE).try_collect().await?;
+            let volumes = futures::stream::iter(opened).buffered(BUCKETS_AT_ONCE).try_collect().await?;
             Ok(Root::Named(volumes))
         }
         Source::Buckets { session: name } => {
@@ -503,5 +502,138 @@ impl Signals {
             _ = interrupt.recv() => {}
             _ = hangup.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    use crate::config::DEFAULT_SESSION;
+    use crate::demo::Server;
+    use crate::fs::OpenFlags;
+    use crate::s3::{DeleteRequest, MemStore, Secret, SessionConfig};
+    use crate::tree::ROOT;
+
+    const STALL: Duration = Duration::from_secs(60);
+
+    struct Fixture {
+        fs: Arc<Fs>,
+        store: Arc<MemStore>,
+        _staging: tempfile::TempDir,
+    }
+
+    /// A file system on a bucket, with a file that was written and is still open.
+    async fn written() -> Fixture {
+        let staging = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::default()).with_bucket("bucket"));
+        let root = Root::Volume(Volume::new("bucket", "", Arc::clone(&store) as Arc<dyn Store>));
+        let options = Options { staging_dir: staging.path().to_owned(), ..Options::default() };
+        let fs = Fs::new(root, options, Arc::new(SystemClock), Arc::default()).unwrap();
+        let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true };
+        let (_, opened) = fs.create(ROOT, OsStr::new("file"), flags, 0o644).await.unwrap();
+        fs.write(opened.fh, 0, b"bytes").unwrap();
+        Fixture { fs, store, _staging: staging }
+    }
+
+    #[tokio::test]
+    async fn saving_commits_files_that_are_still_open() {
+        let mount = written().await;
+        assert_eq!(unsaved(&mount.fs).bytes, 5);
+        save(&mount.fs, STALL).await.unwrap();
+        assert_eq!(unsaved(&mount.fs).files, 0);
+        assert_eq!(mount.store.head("bucket", "file", None).await.unwrap().size, 5);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_saved_is_named_with_its_reason() {
+        let mount = written().await;
+        let emptied = DeleteRequest { bucket: "bucket".into(), key: "file".into(), ..Default::default() };
+        mount.store.delete(emptied).await.unwrap();
+        mount.store.delete_bucket("bucket").await.unwrap();
+        let refusal = save(&mount.fs, STALL).await.unwrap_err();
+        assert_eq!(refusal.cause, Cause::Unsaved);
+        assert!(refusal.message.contains("5 B in 1 file could not be saved: "), "{}", refusal.message);
+        assert_eq!(refusal.unsaved.first[0].path, "file");
+        assert!(refusal.unsaved.first[0].last_error.is_some());
+    }
+
+    /// A mount of what two sessions of one server see.
+    fn config(endpoint: &str, source: Source) -> MountConfig {
+        let settings = SessionConfig {
+            access_key_id: Some("pailfs".into()),
+            secret_access_key: Some(Secret::new("pailfs-demo-secret")),
+            region: Some("us-east-1".into()),
+            endpoint_url: Some(endpoint.into()),
+            ..SessionConfig::default()
+        };
+        MountConfig {
+            mountpoint: "/mnt".into(),
+            source,
+            sessions: [DEFAULT_SESSION, "other"].map(|name| (name.to_owned(), settings.clone())).into(),
+            read_only: false,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o644,
+            dir_mode: 0o755,
+            allow_other: false,
+            metadata_ttl: Duration::from_secs(1),
+            negative_ttl: Duration::from_secs(1),
+            timeout: Duration::from_secs(20),
+            memory_limit: 64 << 20,
+            state_dir: "/nowhere".into(),
+            control_socket: "/nowhere/socket".into(),
+        }
+    }
+
+    fn bucket(bucket: &str, session: &str) -> BucketDir {
+        BucketDir {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            session: session.into(),
+            read_only: session == "other",
+        }
+    }
+
+    async fn server() -> Server {
+        let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::default()));
+        Server::builder().store(store).bucket("one").bucket("two").start().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_bucket_is_asked_for_with_its_own_session() {
+        let server = server().await;
+        let dirs = BTreeMap::from([
+            ("a".to_owned(), bucket("one", DEFAULT_SESSION)),
+            ("b".to_owned(), bucket("two", "other")),
+        ]);
+        let config = config(&server.endpoint(), Source::Named { name: "data".into(), dirs });
+        let stats = Arc::default();
+        let Root::Named(volumes) = connect(&config, &stats).await.unwrap() else { panic!("not named") };
+        let seen: Vec<_> = volumes.iter().map(|(name, v)| (name.as_str(), v.read_only)).collect();
+        assert_eq!(seen, [("a", false), ("b", true)]);
+        assert_ne!(volumes[0].1.reach, volumes[1].1.reach, "two sessions are two places");
+        assert_eq!(stats.requests_of("ListObjectsV2"), 2);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_told_apart() {
+        let server = server().await;
+        let absent = config(&server.endpoint(), Source::Bucket(bucket("absent", DEFAULT_SESSION)));
+        let failure = connect(&absent, &Arc::default()).await.err().unwrap();
+        assert!(matches!(failure.stage, Stage::FirstRequest));
+        assert_eq!(failure.error.kind(), Kind::NoSuchBucket, "{}", failure.error.report());
+
+        let all = config(&server.endpoint(), Source::Buckets { session: DEFAULT_SESSION.into() });
+        assert!(matches!(connect(&all, &Arc::default()).await, Ok(Root::Buckets(_))));
+        server.stop().await;
+        let failure = connect(&all, &Arc::default()).await.err().unwrap();
+        assert!(
+            matches!(failure.error.kind(), Kind::Unreachable | Kind::TimedOut),
+            "{}",
+            failure.error.report()
+        );
     }
 }

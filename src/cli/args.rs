@@ -47,8 +47,6 @@ pub struct MountArgs {
     /// The directory to mount it on
     pub dir: PathBuf,
     #[command(flatten)]
-    pub session: SessionArgs,
-    #[command(flatten)]
     pub config: ConfigArg,
     /// Stay in the foreground
     #[arg(long, short)]
@@ -68,6 +66,9 @@ pub struct MountArgs {
     /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    // Headings hold for whatever follows, so these come last.
+    #[command(flatten)]
+    pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -244,12 +245,12 @@ pub struct CheckArgs {
     #[arg(num_args = 0..=2, value_name = "NAME|s3://BUCKET")]
     pub what: Vec<String>,
     #[command(flatten)]
-    pub session: SessionArgs,
-    #[command(flatten)]
     pub config: ConfigArg,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub session: SessionArgs,
 }
 
 #[derive(Debug, Args)]
@@ -257,6 +258,9 @@ pub struct DemoArgs {
     /// The loopback address to serve on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub listen: String,
+    /// Keep the objects in this directory, so that the next demo finds them again
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
     /// A bucket to have from the start
     #[arg(long, value_name = "NAME", default_value = "demo")]
     pub bucket: Vec<String>,

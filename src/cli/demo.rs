@@ -16,7 +16,7 @@ use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Source, default_mem
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::Signals;
-use crate::s3::{MemStore, Secret, Session, SessionConfig};
+use crate::s3::{Client, ListRequest, MemStore, Secret, Session, SessionConfig, Store};
 
 /// How long a request to the demo server may take: it is on this machine, and faults are part of the demo.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,10 +43,15 @@ async fn start(args: &DemoArgs) -> Result<Server, Failure> {
             rule.parse().map_err(|error| Failure::new(Code::Usage, format!("--fault {rule:?}: {error}")))
         })
         .collect::<Result<Vec<FaultRule>, _>>()?;
+    let clock = Arc::new(SystemClock);
+    let store = match &args.dir {
+        Some(dir) => MemStore::open_dir(dir, REGION, clock, Arc::default())?,
+        None => MemStore::in_region(REGION, clock, Arc::default()),
+    };
     let mut builder = Server::builder()
         .listen(&args.listen)
         .region(REGION)
-        .store(Arc::new(MemStore::in_region(REGION, Arc::new(SystemClock), Arc::default())))
+        .store(Arc::new(store))
         .faults(faults)
         .seed(args.fault_seed);
     for bucket in &args.bucket {
@@ -104,7 +109,7 @@ async fn try_out(
     let session = Session::builder().name("demo").settings(settings.clone()).timeout(TIMEOUT).build().await?;
     let client = session.client();
     tokio::select! {
-        seeded = seed_tree(&client, bucket) => seeded?,
+        seeded = seed(&client, bucket) => seeded?,
         () = signals.next() => return Ok(()),
     }
 
@@ -129,6 +134,12 @@ async fn try_out(
         return Err(Failure::new(Code::Mountpoint, format!("{} is still mounted", kept.display())));
     }
     outcome
+}
+
+/// An empty bucket gets something to look at; one that was kept from an earlier demo stays as it was left.
+async fn seed(client: &Client, bucket: &str) -> crate::error::Result<()> {
+    let any = ListRequest { bucket: bucket.to_owned(), max_keys: Some(1), ..ListRequest::default() };
+    if client.list(any).await?.objects.is_empty() { seed_tree(client, bucket).await } else { Ok(()) }
 }
 
 fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> Result<MountConfig, Failure> {
