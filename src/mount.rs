@@ -25,8 +25,9 @@ use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, U
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Buckets, Fs, Options, Root, Volume};
 use crate::fuse::{self, Mounted};
-use crate::s3::{ListRequest, Session, Store};
+use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Session, Store, Verdict, probe};
 use crate::stats::Stats;
+use crate::write::Conditions;
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -157,45 +158,54 @@ async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failu
         sessions.insert(name.to_owned(), Arc::new(session));
     }
     let late = || Error::new(Kind::TimedOut, "S3 did not answer in time");
-    tokio::time::timeout(config.timeout, open_root(config, &sessions))
+    let endpoints = Endpoints {
+        capabilities: Arc::new(CapabilityCache::new(Some(&config.state_dir), Arc::new(SystemClock))),
+        sessions,
+    };
+    tokio::time::timeout(config.timeout, open_root(config, &endpoints))
         .await
         .unwrap_or_else(|_| Err(late()))
         .map_err(Failure::at(Stage::FirstRequest))
 }
 
-async fn open_root(config: &MountConfig, sessions: &BTreeMap<String, Arc<Session>>) -> Result<Root> {
+/// The sessions of a mount, and what is known of the endpoints they speak to.
+struct Endpoints {
+    sessions: BTreeMap<String, Arc<Session>>,
+    capabilities: Arc<CapabilityCache>,
+}
+
+async fn open_root(config: &MountConfig, endpoints: &Endpoints) -> Result<Root> {
     match &config.source {
-        Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, sessions).await?)),
+        Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, endpoints).await?)),
         Source::Named { dirs, .. } => {
             let opened = dirs.iter().map(async |(name, dir)| {
-                let volume = open_volume(dir, config.read_only, sessions).await?;
+                let volume = open_volume(dir, config.read_only, endpoints).await?;
                 Ok::<_, Error>((name.clone(), volume))
             });
             let volumes = futures::stream::iter(opened).buffered(BUCKETS_AT_ONCE).try_collect().await?;
             Ok(Root::Named(volumes))
         }
         Source::Buckets { session: name } => {
-            let session = session_named(sessions, name)?;
+            let session = endpoints.session(name)?;
             let store: Arc<dyn Store> = Arc::new(session.client());
             store.list_buckets().await?;
             let read_only = config.read_only;
             let open_with = Arc::clone(&session);
+            let capabilities = Arc::clone(&endpoints.capabilities);
             Ok(Root::Buckets(Buckets {
                 store,
                 session: Some(session),
                 read_only,
-                open: Box::new(move |bucket, store| volume(bucket, "", store, &open_with, read_only)),
+                open: Box::new(move |bucket, store| {
+                    volume(bucket, "", store, &open_with, read_only, &capabilities)
+                }),
             }))
         }
     }
 }
 
-async fn open_volume(
-    dir: &BucketDir,
-    read_only: bool,
-    sessions: &BTreeMap<String, Arc<Session>>,
-) -> Result<Volume> {
-    let session = session_named(sessions, &dir.session)?;
+async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) -> Result<Volume> {
+    let session = endpoints.session(&dir.session)?;
     let (store, _) = session.store_for(&dir.bucket).await?;
     let first = ListRequest {
         bucket: dir.bucket.clone(),
@@ -204,18 +214,61 @@ async fn open_volume(
         ..ListRequest::default()
     };
     store.list(first).await?;
-    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only || dir.read_only))
+    let read_only = read_only || dir.read_only;
+    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.capabilities))
 }
 
-fn volume(bucket: &str, prefix: &str, store: Arc<dyn Store>, session: &Session, read_only: bool) -> Volume {
-    Volume::new(bucket, prefix, store).read_only(read_only).reach(session.reach())
+fn volume(
+    bucket: &str,
+    prefix: &str,
+    store: Arc<dyn Store>,
+    session: &Session,
+    read_only: bool,
+    capabilities: &Arc<CapabilityCache>,
+) -> Volume {
+    let volume = Volume::new(bucket, prefix, Arc::clone(&store)).read_only(read_only).reach(session.reach());
+    // Amazon's own S3 keeps what it documents; any other server has to show it.
+    let Some(endpoint) = session.endpoint_url() else { return volume };
+    let (bucket, prefix, capabilities) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(capabilities));
+    volume.probe(Box::new(move || {
+        let (store, capabilities) = (Arc::clone(&store), Arc::clone(&capabilities));
+        let (endpoint, bucket, prefix) = (endpoint.clone(), bucket.clone(), prefix.clone());
+        Box::pin(async move {
+            let asked = probe(&*store, &bucket, &prefix, Depth::Writes);
+            let found = capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
+            Ok(conditions_of(&found, &bucket))
+        })
+    }))
 }
 
-fn session_named(sessions: &BTreeMap<String, Arc<Session>>, name: &str) -> Result<Arc<Session>> {
-    sessions
-        .get(name)
-        .cloned()
-        .ok_or_else(|| Error::new(Kind::Internal, format!("no session was made for {name:?}")))
+/// What the write path may rely on; said once where that is not everything.
+fn conditions_of(found: &Capabilities, bucket: &str) -> Conditions {
+    let [put, complete, copy, delete] = found.conditions();
+    let conditions = Conditions { put, complete, copy, delete };
+    if conditions != Conditions::ALL {
+        let missing: Vec<String> = found
+            .table()
+            .into_iter()
+            .filter(|(name, verdict, _)| name.starts_with("conditional") && *verdict != Verdict::Works)
+            .map(|(name, verdict, _)| format!("{name}: {verdict}"))
+            .collect();
+        tracing::warn!(
+            bucket,
+            missing = missing.join(", "),
+            "the endpoint does not honour every condition; a request before each write stands in, which leaves a \
+             short window in which another client's change can be lost"
+        );
+    }
+    conditions
+}
+
+impl Endpoints {
+    fn session(&self, name: &str) -> Result<Arc<Session>> {
+        self.sessions
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::new(Kind::Internal, format!("no session was made for {name:?}")))
+    }
 }
 
 fn fs_options(config: &MountConfig) -> Result<Options> {

@@ -12,7 +12,7 @@ use super::exit::{Code, Failure};
 use super::{machine, mount};
 use crate::config::{ConfigFile, DEFAULT_SESSION, S3Url};
 use crate::error::{Error, Kind};
-use crate::s3::{Caller, Session, SessionConfig, SessionDescription};
+use crate::s3::{Caller, Capabilities, Depth, Session, SessionConfig, SessionDescription, probe};
 
 /// Sessions whose credentials are looked for at once.
 const SESSIONS_AT_ONCE: usize = 8;
@@ -146,6 +146,7 @@ struct Checked {
 struct CheckedBucket {
     name: String,
     region: Option<String>,
+    capabilities: Capabilities,
 }
 
 pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
@@ -188,10 +189,11 @@ fn with_typed(mut described: SessionDescription, typed: &SessionConfig) -> Sessi
     described
 }
 
-async fn check_bucket(session: &Session, name: String, _prefix: &str) -> Result<CheckedBucket, Failure> {
+async fn check_bucket(session: &Session, name: String, prefix: &str) -> Result<CheckedBucket, Failure> {
     let (store, region) = session.store_for(&name).await?;
     store.head_bucket(&name).await?;
-    Ok(CheckedBucket { name, region })
+    let capabilities = probe(&*store, &name, prefix, Depth::Full).await?;
+    Ok(CheckedBucket { name, region, capabilities })
 }
 
 fn show_checked(checked: &Checked) -> String {
@@ -207,7 +209,10 @@ fn show_checked(checked: &Checked) -> String {
     }
     if let Some(bucket) = &checked.bucket {
         let region = bucket.region.as_deref().unwrap_or("not told by the endpoint");
-        let _ = writeln!(text, "s3://{}\n  {:<12} {region}", bucket.name, "region");
+        let _ = writeln!(text, "s3://{}\n  {:<34} {region}", bucket.name, "region");
+        for (name, verdict, meaning) in bucket.capabilities.table() {
+            let _ = writeln!(text, "  {name:<34} {verdict:<8} {meaning}");
+        }
     }
     text
 }

@@ -45,6 +45,18 @@ pub enum Verdict {
     Unknown,
 }
 
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Works => "works",
+            Self::Ignored => "ignored",
+            Self::Refused => "refused",
+            Self::Denied => "denied",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
 /// How much to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -130,11 +142,8 @@ impl Capabilities {
 
 /// Probes a bucket under `prefix`, and leaves nothing there. An error means that nothing was found out.
 pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Capabilities> {
-    let scratch = Scratch {
-        store,
-        bucket,
-        root: format!("{prefix}.pailfs-probe-{:016x}/", rand::random::<u64>()),
-    };
+    let scratch =
+        Scratch { store, bucket, root: format!("{prefix}.pailfs-probe-{:016x}/", rand::random::<u64>()) };
     let found = scratch.run(depth).await;
     scratch.clean().await;
     found
@@ -407,8 +416,11 @@ impl Scratch<'_> {
             for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
                 self.store.abort_upload(&upload).await?;
             }
-            let request =
-                ListRequest { bucket: self.bucket.to_owned(), prefix: self.root.clone(), ..ListRequest::default() };
+            let request = ListRequest {
+                bucket: self.bucket.to_owned(),
+                prefix: self.root.clone(),
+                ..ListRequest::default()
+            };
             let objects = self.store.list(request).await?.objects;
             for object in objects {
                 let request = DeleteRequest {
@@ -607,7 +619,8 @@ mod tests {
         };
         let count = || asked.load(std::sync::atomic::Ordering::Relaxed);
         let cache = CapabilityCache::new(Some(dir.path()), clock.clone());
-        let (a, b) = tokio::join!(cache.get_or_probe("e", "b", probe()), cache.get_or_probe("e", "b", probe()));
+        let (a, b) =
+            tokio::join!(cache.get_or_probe("e", "b", probe()), cache.get_or_probe("e", "b", probe()));
         assert_eq!(a.unwrap(), b.unwrap());
         assert_eq!(count(), 1);
         cache.get_or_probe("e", "other", probe()).await.unwrap();
