@@ -10,7 +10,7 @@ use aws_sdk_s3::Client as Sdk;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
-    BucketLocationConstraint, BucketVersioningStatus, CompletedMultipartUpload, CompletedPart,
+    BucketLocationConstraint, BucketVersioningStatus, ChecksumMode, CompletedMultipartUpload, CompletedPart,
     CreateBucketConfiguration, Delete, EncodingType, MetadataDirective, ObjectCannedAcl, ObjectIdentifier,
     OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective,
     VersioningConfiguration,
@@ -417,6 +417,7 @@ impl Store for Client {
                 s3.head_object()
                     .bucket(bucket)
                     .key(key)
+                    .checksum_mode(ChecksumMode::Enabled)
                     .set_version_id(version_id.map(str::to_owned))
                     .set_request_payer(self.payer())
                     .send()
