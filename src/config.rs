@@ -1,1 +1,497 @@
-//! (in work)
+//! What one mount is asked to be, and what the configuration file says: plain, validated data.
+//!
+//! Does not own: the command line, the environment and files (`cli`), nor the settings of a session and what is
+//! made of them (`s3`). Text is parsed here only when it is handed over.
+//!
+//! Guarantees: a value of these types is well-formed; no secret appears in `Debug` output or in an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+
+use crate::error::{Error, Kind, Result};
+use crate::s3::SessionConfig;
+
+/// The session that is meant where none is named.
+pub const DEFAULT_SESSION: &str = "default";
+
+/// Bounds of the memory budget that is chosen where none is given, in bytes.
+const DEFAULT_MEMORY_MIN_BYTES: u64 = 64 << 20;
+const DEFAULT_MEMORY_MAX_BYTES: u64 = 1 << 30;
+/// Below this a single part of an upload no longer fits beside anything else.
+const MEMORY_MIN_BYTES: u64 = 16 << 20;
+/// What a directory entry may be long on Linux, in bytes.
+const NAME_MAX_BYTES: usize = 255;
+
+/// Everything a mount is made of.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// Absolute, without symbolic links.
+    pub mountpoint: PathBuf,
+    pub source: Source,
+    /// The settings of every session that `source` names.
+    pub sessions: BTreeMap<String, SessionConfig>,
+    /// Makes every bucket read-only, whatever its own setting.
+    pub read_only: bool,
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits of files that say nothing else.
+    pub file_mode: u16,
+    pub dir_mode: u16,
+    /// Whether other users than the mount's owner may enter it.
+    pub allow_other: bool,
+    /// How long `stat` and `readdir` may answer from memory.
+    pub metadata_ttl: Duration,
+    /// How long an absent name may be answered from memory.
+    pub negative_ttl: Duration,
+    /// How long any operation may take before it fails.
+    pub timeout: Duration,
+    /// Memory for blocks, read-ahead and uploads, in bytes.
+    pub memory_limit: u64,
+    /// Where written bytes wait for their upload.
+    pub state_dir: PathBuf,
+    /// Path of the control socket.
+    pub control_socket: PathBuf,
+}
+
+impl MountConfig {
+    /// Checks what no single field can tell.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |message: String| Err(Error::new(Kind::InvalidArgument, message));
+        if self.memory_limit < MEMORY_MIN_BYTES {
+            return invalid(format!(
+                "the memory limit is {}, and less than {} cannot hold one part of an upload",
+                crate::base::format_bytes(self.memory_limit),
+                crate::base::format_bytes(MEMORY_MIN_BYTES)
+            ));
+        }
+        if self.timeout.is_zero() {
+            return invalid("a timeout of 0 would fail every request".to_owned());
+        }
+        for (what, mode) in [("file", self.file_mode), ("directory", self.dir_mode)] {
+            if mode & !0o777 != 0 {
+                return invalid(format!("{mode:o} is not a {what} mode; write it like 644"));
+            }
+        }
+        if self.state_dir.starts_with(&self.mountpoint) {
+            return invalid(format!(
+                "the state directory {} lies inside of the mount, which would wait for itself",
+                self.state_dir.display()
+            ));
+        }
+        for session in self.source.sessions() {
+            if !self.sessions.contains_key(session) {
+                return invalid(no_such_session(session, self.sessions.keys()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A quarter of what there is, but neither a pittance nor a hog.
+pub fn default_memory_limit(available_bytes: u64) -> u64 {
+    (available_bytes / 4).clamp(DEFAULT_MEMORY_MIN_BYTES, DEFAULT_MEMORY_MAX_BYTES)
+}
+
+/// What a mount shows at its root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// One bucket, or a prefix of it.
+    Bucket(BucketDir),
+    /// A directory for each bucket the session can list.
+    Buckets { session: String },
+    /// A directory for each of these, as `[mount.NAME]` lists them.
+    Named { name: String, dirs: BTreeMap<String, BucketDir> },
+}
+
+impl Source {
+    /// The names of the sessions it needs.
+    pub fn sessions(&self) -> BTreeSet<&str> {
+        match self {
+            Self::Bucket(dir) => BTreeSet::from([dir.session.as_str()]),
+            Self::Buckets { session } => BTreeSet::from([session.as_str()]),
+            Self::Named { dirs, .. } => dirs.values().map(|dir| dir.session.as_str()).collect(),
+        }
+    }
+
+    /// What a person would call it, for messages and the name of the mount.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Bucket(dir) => dir.url(),
+            Self::Buckets { .. } => "s3://".to_owned(),
+            Self::Named { name, .. } => format!("@{name}"),
+        }
+    }
+}
+
+/// A bucket, or the part of it below a prefix, seen as a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketDir {
+    pub bucket: String,
+    /// Empty, or ends with `/`.
+    pub prefix: String,
+    pub session: String,
+    pub read_only: bool,
+}
+
+impl BucketDir {
+    pub fn url(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.prefix)
+    }
+}
+
+/// What may be named on a command line: a bucket with an optional prefix, or all buckets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum S3Url {
+    AllBuckets,
+    Bucket { bucket: String, prefix: String },
+}
+
+impl S3Url {
+    /// Reads `s3://`, `s3://bucket` and `s3://bucket/any/prefix`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let invalid = |message: String| Error::new(Kind::InvalidArgument, message);
+        let Some(rest) = text.strip_prefix("s3://") else {
+            return Err(invalid(format!("{text:?} is not an S3 location; write it like s3://bucket/prefix")));
+        };
+        if rest.is_empty() {
+            return Ok(Self::AllBuckets);
+        }
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        check_bucket(bucket).map_err(invalid)?;
+        Ok(Self::Bucket { bucket: bucket.to_owned(), prefix: normal_prefix(prefix) })
+    }
+}
+
+/// A bucket's name ends up in requests and in the mount table, so it may not hold what separates things there.
+/// The stricter rules of naming are the server's to apply.
+fn check_bucket(bucket: &str) -> Result<(), String> {
+    if bucket.is_empty() {
+        return Err("a bucket's name is missing".to_owned());
+    }
+    if bucket.len() > NAME_MAX_BYTES {
+        return Err("the bucket's name is too long".to_owned());
+    }
+    match bucket.chars().find(|c| matches!(c, ',' | '/' | '\\') || c.is_control() || c.is_whitespace()) {
+        Some(c) => Err(format!("the bucket's name {bucket:?} holds {c:?}, which no bucket may")),
+        None => Ok(()),
+    }
+}
+
+fn normal_prefix(prefix: &str) -> String {
+    if prefix.is_empty() || prefix.ends_with('/') { prefix.to_owned() } else { format!("{prefix}/") }
+}
+
+/// What the configuration file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// `[session.NAME]`
+    pub sessions: BTreeMap<String, SessionConfig>,
+    /// `[mount.NAME]`: the directories of `pailfs mount @NAME`.
+    pub mounts: BTreeMap<String, BTreeMap<String, BucketDir>>,
+}
+
+impl ConfigFile {
+    /// Reads the file's text. An error names the line and the field, and never quotes a value that may be secret.
+    pub fn parse(text: &str) -> Result<Self> {
+        let raw: RawFile = toml::from_str(text).map_err(|error| {
+            let place = match error.span() {
+                Some(span) => {
+                    let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+                    format!("line {line}: ")
+                }
+                None => String::new(),
+            };
+            invalid(format!("{place}{}", error.message().trim_end().replace('\n', ", ")))
+        })?;
+        let file = Self {
+            sessions: raw.session,
+            mounts: raw
+                .mount
+                .into_iter()
+                .map(|(name, dirs)| (name, dirs.into_iter().map(|(dir, raw)| (dir, raw.0)).collect()))
+                .collect(),
+        };
+        file.check()?;
+        Ok(file)
+    }
+
+    /// The settings of a session. The default session needs no entry.
+    pub fn session(&self, name: &str) -> Result<SessionConfig> {
+        match self.sessions.get(name) {
+            Some(session) => Ok(session.clone()),
+            None if name == DEFAULT_SESSION => Ok(SessionConfig::default()),
+            None => Err(invalid(no_such_session(name, self.sessions.keys()))),
+        }
+    }
+
+    /// The directories of `@NAME`.
+    pub fn mount(&self, name: &str) -> Result<&BTreeMap<String, BucketDir>> {
+        self.mounts.get(name).ok_or_else(|| {
+            let known = self.mounts.keys().map(|name| format!("@{name}")).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {known}") };
+            invalid(format!("the configuration has no [mount.{name}]; {known}"))
+        })
+    }
+
+    /// Whether others than its owner must not read the file.
+    pub fn holds_secrets(&self) -> bool {
+        self.sessions.values().any(SessionConfig::holds_secrets)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, session) in &self.sessions {
+            session.check().map_err(|message| invalid(format!("[session.{name}]: {message}")))?;
+        }
+        for (mount, dirs) in &self.mounts {
+            if dirs.is_empty() {
+                return Err(invalid(format!("[mount.{mount}] names no bucket")));
+            }
+            for (dir, place) in dirs {
+                check_dir_name(dir).map_err(|message| invalid(format!("[mount.{mount}]: {message}")))?;
+                if place.session != DEFAULT_SESSION && !self.sessions.contains_key(&place.session) {
+                    let message = no_such_session(&place.session, self.sessions.keys());
+                    return Err(invalid(format!("[mount.{mount}] {dir}: {message}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Kind::InvalidArgument, message)
+}
+
+fn no_such_session<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let known = known.map(String::as_str).collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "none is configured".to_owned() } else { format!("there are {known}") };
+    format!("there is no session {name:?}; {known}")
+}
+
+fn check_dir_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(format!("{name:?} cannot be the name of a directory"));
+    }
+    if name.len() > NAME_MAX_BYTES {
+        return Err(format!("the name {name:?} is longer than {NAME_MAX_BYTES} bytes"));
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    #[serde(default)]
+    session: BTreeMap<String, SessionConfig>,
+    #[serde(default)]
+    mount: BTreeMap<String, BTreeMap<String, RawDir>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTable {
+    bucket: String,
+    #[serde(default)]
+    prefix: String,
+    session: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+}
+
+/// A bucket in its short form, `"s3://bucket/prefix"`, or its long one, a table.
+struct RawDir(BucketDir);
+
+impl<'de> Deserialize<'de> for RawDir {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawDir;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"s3://bucket/prefix\" or { bucket = \"...\", ... }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawDir, E> {
+                match S3Url::parse(text).map_err(|error| E::custom(error.message()))? {
+                    S3Url::Bucket { bucket, prefix } => Ok(RawDir(BucketDir {
+                        bucket,
+                        prefix,
+                        session: DEFAULT_SESSION.to_owned(),
+                        read_only: false,
+                    })),
+                    S3Url::AllBuckets => Err(E::custom("a bucket's name is missing")),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawDir, A::Error> {
+                let raw = RawTable::deserialize(MapAccessDeserializer::new(map))?;
+                check_bucket(&raw.bucket).map_err(de::Error::custom)?;
+                Ok(RawDir(BucketDir {
+                    bucket: raw.bucket,
+                    prefix: normal_prefix(&raw.prefix),
+                    session: raw.session.unwrap_or_else(|| DEFAULT_SESSION.to_owned()),
+                    read_only: raw.read_only,
+                }))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::s3::PathStyle;
+
+    const EXAMPLE: &str = r#"
+        [session.work]
+        profile = "work"
+        region = "eu-west-1"
+
+        [session.lab]
+        access_key_id = "AKIDLAB"
+        secret_access_key = "hush-hush"
+        session_token = "psst"
+        endpoint_url = "http://127.0.0.1:3900"
+        path_style = "on"
+
+        [mount.data]
+        photos = { bucket = "my-photos", prefix = "2026", session = "work", read_only = true }
+        logs = "s3://logs"
+    "#;
+
+    #[test]
+    fn a_file_names_sessions_and_the_directories_of_a_mount() {
+        let file = ConfigFile::parse(EXAMPLE).unwrap();
+        assert_eq!(file.session("work").unwrap().profile.as_deref(), Some("work"));
+        assert_eq!(file.session("lab").unwrap().path_style, Some(PathStyle::On));
+        assert_eq!(file.session(DEFAULT_SESSION).unwrap(), SessionConfig::default());
+        let dirs = file.mount("data").unwrap();
+        assert_eq!(
+            dirs["photos"],
+            BucketDir {
+                bucket: "my-photos".into(),
+                prefix: "2026/".into(),
+                session: "work".into(),
+                read_only: true
+            }
+        );
+        assert_eq!(dirs["logs"].session, DEFAULT_SESSION);
+        assert!(file.holds_secrets());
+    }
+
+    #[test]
+    fn no_secret_shows_in_debug_output() {
+        let text = format!("{:?}", ConfigFile::parse(EXAMPLE).unwrap());
+        assert!(!text.contains("hush-hush") && !text.contains("psst"), "{text}");
+    }
+
+    #[test]
+    fn no_secret_shows_in_an_error_about_its_line() {
+        for line in [
+            "secret_access_key = 8315551",
+            "secret_access_key = 8315551-x",
+            "secret_access_key = [\"8315551\"]",
+            "secret_access_key = 8315551\"",
+            "session_token = { a = \"8315551\" }",
+        ] {
+            let error = ConfigFile::parse(&format!("[session.a]\n{line}\n")).unwrap_err().report();
+            assert!(error.contains("line 2"), "{error}");
+            assert!(!error.contains("8315551"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_the_field() {
+        for (text, wanted) in [
+            ("[session.a]\nregion = \"x\"\nreggion = \"y\"\n", ["line 3", "reggion"]),
+            ("[mount.m]\na = \"s3://b\"\nb = { bucket = \"c\", sesion = \"x\" }\n", ["line 3", "sesion"]),
+            ("[mount.m]\na = \"b\"\n", ["line 2", "s3://bucket"]),
+            ("[mount.m]\na = 5\n", ["line 2", "s3://bucket"]),
+            ("[mount.m]\na = { prefix = \"x\" }\n", ["line 2", "bucket"]),
+            ("[sessions.a]\n", ["line 1", "sessions"]),
+            ("[session.a]\npath_style = \"maybe\"\n", ["line 2", "maybe"]),
+            ("[mount.m]\na = { bucket = \"b,rw\" }\n", ["line 2", "','"]),
+            ("[mount.m]\na = { bucket = \"b\", session = \"nobody\" }\n", ["nobody", "a"]),
+            ("[mount.m]\n\"a/b\" = \"s3://b\"\n", ["[mount.m]", "a/b"]),
+            ("[mount.m]\n", ["[mount.m]", "no bucket"]),
+            ("[session.a]\naccess_key_id = \"x\"\n", ["[session.a]", "secret_access_key"]),
+            ("[session.a]\nendpoint_url = \"http://u:p@h\"\n", ["[session.a]", "password"]),
+            ("[session.a]\nprofile = \"p\"\nno_sign_request = true\n", ["[session.a]", "no_sign_request"]),
+        ] {
+            let error = ConfigFile::parse(text).unwrap_err().report();
+            for word in wanted {
+                assert!(error.contains(word), "{text:?}: {error:?} does not say {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_location_is_a_bucket_with_a_prefix_or_all_buckets() {
+        let bucket =
+            |bucket: &str, prefix: &str| S3Url::Bucket { bucket: bucket.into(), prefix: prefix.into() };
+        assert_eq!(S3Url::parse("s3://").unwrap(), S3Url::AllBuckets);
+        assert_eq!(S3Url::parse("s3://b").unwrap(), bucket("b", ""));
+        assert_eq!(S3Url::parse("s3://b/").unwrap(), bucket("b", ""));
+        assert_eq!(S3Url::parse("s3://b/x/y").unwrap(), bucket("b", "x/y/"));
+        assert_eq!(S3Url::parse("s3://b//a,b\n/").unwrap(), bucket("b", "/a,b\n/"));
+        for wrong in ["b", "s3:/b", "s3:///x", "s3://a,b", "s3://a\nb/x", "s3://a b", "https://b", ""] {
+            assert!(S3Url::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn another_identity_on_the_command_line_replaces_the_whole_identity() {
+        let file = ConfigFile::parse(EXAMPLE).unwrap();
+        let over = SessionConfig { profile: Some("other".into()), ..Default::default() };
+        let session = file.session("lab").unwrap().overridden_by(over);
+        assert_eq!(session.profile.as_deref(), Some("other"));
+        assert!(session.access_key_id.is_none() && !session.holds_secrets());
+        assert_eq!(session.endpoint_url.as_deref(), Some("http://127.0.0.1:3900"));
+    }
+
+    #[test]
+    fn a_mount_that_could_not_work_is_refused() {
+        let good = MountConfig {
+            mountpoint: "/mnt".into(),
+            source: Source::Buckets { session: DEFAULT_SESSION.into() },
+            sessions: BTreeMap::from([(DEFAULT_SESSION.into(), SessionConfig::default())]),
+            read_only: false,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o644,
+            dir_mode: 0o755,
+            allow_other: false,
+            metadata_ttl: Duration::from_secs(1),
+            negative_ttl: Duration::from_secs(1),
+            timeout: Duration::from_secs(60),
+            memory_limit: 64 << 20,
+            state_dir: "/var/lib/pailfs".into(),
+            control_socket: "/run/pailfs/x".into(),
+        };
+        good.check().unwrap();
+        for (bad, word) in [
+            (MountConfig { memory_limit: 1 << 20, ..good.clone() }, "memory"),
+            (MountConfig { timeout: Duration::ZERO, ..good.clone() }, "timeout"),
+            (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
+            (MountConfig { state_dir: "/mnt/state".into(), ..good.clone() }, "state directory"),
+            (MountConfig { sessions: BTreeMap::new(), ..good }, "session"),
+        ] {
+            let error = bad.check().unwrap_err().report();
+            assert!(error.contains(word), "{error:?} does not say {word:?}");
+        }
+    }
+
+    #[test]
+    fn the_default_memory_limit_is_a_bounded_quarter() {
+        assert_eq!(default_memory_limit(0), 64 << 20);
+        assert_eq!(default_memory_limit(2 << 30), 512 << 20);
+        assert_eq!(default_memory_limit(u64::MAX), 1 << 30);
+    }
+}

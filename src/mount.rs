@@ -1,1 +1,692 @@
-//! (in work)
+//! One mount from its beginning to its end: the place where the parts are put together.
+//!
+//! Owns: the order of starting (sessions, first request, control socket, kernel) and of ending.
+//! Does not own: what any of the parts does.
+//!
+//! Guarantees: the caller is told that the mount is live only after S3 has answered for every bucket and the kernel
+//! shows the directory. The end is a sequence: commit every changed file, unmount, commit what was written
+//! meanwhile, answer whoever asked for it. What could not be saved is named.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
+use tokio::time::MissedTickBehavior;
+
+use crate::base::{Clock, SystemClock, format_bytes};
+use crate::config::{BucketDir, MountConfig, Source};
+use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
+use crate::error::{Error, Kind, Result};
+use crate::fs::{Buckets, Fs, Options, Root, Volume};
+use crate::fuse::{self, Mounted};
+use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Session, Store, Verdict, probe};
+use crate::stats::Stats;
+use crate::write::Conditions;
+
+/// Buckets that are asked for their region at once.
+const BUCKETS_AT_ONCE: usize = 16;
+/// How often saving is looked at for progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// How many operations' time may pass without progress before saving is given up. With more than one, what is heard
+/// is the operation's own error.
+const STALL_TIMEOUTS: u32 = 2;
+/// How long the kernel may take to let go of a directory that was unmounted.
+const GONE_WAIT: Duration = Duration::from_secs(5);
+/// How long the process of an earlier mount may take to end.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(10);
+/// A program whose last close was waiting for us needs a moment to be gone.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Requests to unmount that wait for their turn.
+const UNMOUNTS_WAITING_MAX: usize = 8;
+
+/// Why there is no mount, or why it did not end well.
+#[derive(Debug)]
+pub struct Failure {
+    pub stage: Stage,
+    pub error: Error,
+}
+
+#[derive(Debug)]
+pub enum Stage {
+    /// A session could not be made of its settings.
+    Session,
+    /// S3 did not answer well.
+    FirstRequest,
+    /// A directory or socket of ours on this machine.
+    Machine,
+    /// The kernel.
+    Fuse,
+    /// It was mounted, and has ended with some files unsaved.
+    Unsaved(Unsaved),
+    /// A signal came, or whoever waited for the mount is gone.
+    Interrupted,
+}
+
+impl Failure {
+    fn at(stage: Stage) -> impl FnOnce(Error) -> Self {
+        |error| Self { stage, error }
+    }
+}
+
+/// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
+/// the control socket. If `ready` fails, nobody wants the mount any more.
+pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
+    let clock = Arc::new(SystemClock);
+    let stats = Arc::new(Stats::default());
+    // From here on a signal is a wish to end well.
+    let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
+    let root = tokio::select! {
+        root = connect(&config, &stats) => root?,
+        () = signals.next() => return Err(interrupted("before the mount was live")),
+    };
+    let options = fs_options(&config).map_err(Failure::at(Stage::Machine))?;
+    let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
+
+    let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
+    let handle = Arc::new(control_handle(&config, &fs, clock, asks));
+    let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
+    let kernel = fuse::Options {
+        source: config.source.name(),
+        allow_other: config.allow_other,
+        read_only: config.read_only,
+    };
+    let mounted =
+        fuse::mount(Arc::clone(&fs), tokio::runtime::Handle::current(), &config.mountpoint, &kernel)
+            .await
+            .map_err(Failure::at(Stage::Fuse))?;
+    tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+
+    let mut live = Live {
+        fs,
+        mounted: Arc::new(mounted),
+        signals,
+        stall: config.timeout * STALL_TIMEOUTS,
+        given_up: None,
+    };
+    let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
+    let mut answers = Vec::new();
+    if wanted.is_ok() {
+        answers = live.until_the_end(asked).await;
+    } else {
+        live.end().await;
+    }
+    let saved = live.save_the_rest().await;
+    for answer in answers {
+        // Who does not listen any more does not need the answer.
+        let _ = answer.send(saved.clone());
+    }
+    control.stop().await;
+    tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
+    wanted?;
+    saved.map_err(|refusal| Failure {
+        error: Error::new(Kind::Local, refusal.message),
+        stage: Stage::Unsaved(refusal.unsaved),
+    })
+}
+
+fn interrupted(when: &str) -> Failure {
+    Failure { stage: Stage::Interrupted, error: Error::new(Kind::Local, format!("stopped {when}")) }
+}
+
+impl Failure {
+    fn because(mut self, error: io::Error) -> Self {
+        self.error = self.error.with_source(error);
+        self
+    }
+}
+
+/// Asks S3 for every bucket of the mount. Nothing is mounted unless all of them answer in time.
+async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failure> {
+    let mut sessions = BTreeMap::new();
+    for name in config.source.sessions() {
+        let settings = config.sessions.get(name).cloned().unwrap_or_default();
+        let session = Session::builder()
+            .name(name)
+            .settings(settings)
+            .stats(Arc::clone(stats))
+            .timeout(config.timeout)
+            .build()
+            .await
+            .map_err(Failure::at(Stage::Session))?;
+        sessions.insert(name.to_owned(), Arc::new(session));
+    }
+    let late = || Error::new(Kind::TimedOut, "S3 did not answer in time");
+    let endpoints = Endpoints {
+        capabilities: Arc::new(CapabilityCache::new(Some(&config.state_dir), Arc::new(SystemClock))),
+        sessions,
+    };
+    tokio::time::timeout(config.timeout, open_root(config, &endpoints))
+        .await
+        .unwrap_or_else(|_| Err(late()))
+        .map_err(Failure::at(Stage::FirstRequest))
+}
+
+/// The sessions of a mount, and what is known of the endpoints they speak to.
+struct Endpoints {
+    sessions: BTreeMap<String, Arc<Session>>,
+    capabilities: Arc<CapabilityCache>,
+}
+
+async fn open_root(config: &MountConfig, endpoints: &Endpoints) -> Result<Root> {
+    match &config.source {
+        Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, endpoints).await?)),
+        Source::Named { dirs, .. } => {
+            let opened = dirs.iter().map(async |(name, dir)| {
+                let volume = open_volume(dir, config.read_only, endpoints).await?;
+                Ok::<_, Error>((name.clone(), volume))
+            });
+            let volumes = futures::stream::iter(opened).buffered(BUCKETS_AT_ONCE).try_collect().await?;
+            Ok(Root::Named(volumes))
+        }
+        Source::Buckets { session: name } => {
+            let session = endpoints.session(name)?;
+            let store: Arc<dyn Store> = Arc::new(session.client());
+            store.list_buckets().await?;
+            let read_only = config.read_only;
+            let open_with = Arc::clone(&session);
+            let capabilities = Arc::clone(&endpoints.capabilities);
+            Ok(Root::Buckets(Buckets {
+                store,
+                session: Some(session),
+                read_only,
+                open: Box::new(move |bucket, store| {
+                    volume(bucket, "", store, &open_with, read_only, &capabilities)
+                }),
+            }))
+        }
+    }
+}
+
+async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) -> Result<Volume> {
+    let session = endpoints.session(&dir.session)?;
+    let (store, _) = session.store_for(&dir.bucket).await?;
+    let first = ListRequest {
+        bucket: dir.bucket.clone(),
+        prefix: dir.prefix.clone(),
+        max_keys: Some(1),
+        ..ListRequest::default()
+    };
+    store.list(first).await?;
+    let read_only = read_only || dir.read_only;
+    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.capabilities))
+}
+
+fn volume(
+    bucket: &str,
+    prefix: &str,
+    store: Arc<dyn Store>,
+    session: &Session,
+    read_only: bool,
+    capabilities: &Arc<CapabilityCache>,
+) -> Volume {
+    let volume = Volume::new(bucket, prefix, Arc::clone(&store)).read_only(read_only).reach(session.reach());
+    // Amazon's own S3 keeps what it documents; any other server has to show it.
+    let Some(endpoint) = session.endpoint_url() else { return volume };
+    let (bucket, prefix, capabilities) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(capabilities));
+    volume.probe(Box::new(move || {
+        let (store, capabilities) = (Arc::clone(&store), Arc::clone(&capabilities));
+        let (endpoint, bucket, prefix) = (endpoint.clone(), bucket.clone(), prefix.clone());
+        Box::pin(async move {
+            let asked = probe(&*store, &bucket, &prefix, Depth::Writes);
+            let found = capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
+            Ok(conditions_of(&found, &bucket))
+        })
+    }))
+}
+
+/// What the write path may rely on; said once where that is not everything.
+fn conditions_of(found: &Capabilities, bucket: &str) -> Conditions {
+    let [put, complete, copy, delete] = found.conditions();
+    let conditions = Conditions { put, complete, copy, delete };
+    if conditions != Conditions::ALL {
+        let missing: Vec<String> = found
+            .table()
+            .into_iter()
+            .filter(|(name, verdict, _)| name.starts_with("conditional") && *verdict != Verdict::Works)
+            .map(|(name, verdict, _)| format!("{name}: {verdict}"))
+            .collect();
+        tracing::warn!(
+            bucket,
+            missing = missing.join(", "),
+            "the endpoint does not honour every condition; a request before each write stands in, which leaves a \
+             short window in which another client's change can be lost"
+        );
+    }
+    conditions
+}
+
+impl Endpoints {
+    fn session(&self, name: &str) -> Result<Arc<Session>> {
+        self.sessions
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::new(Kind::Internal, format!("no session was made for {name:?}")))
+    }
+}
+
+fn fs_options(config: &MountConfig) -> Result<Options> {
+    let staging_dir = config.state_dir.join("staging");
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
+    made.map_err(|error| {
+        Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
+            .with_source(error)
+    })?;
+    Ok(Options {
+        uid: config.uid,
+        gid: config.gid,
+        file_mode: config.file_mode,
+        dir_mode: config.dir_mode,
+        ttl: config.metadata_ttl,
+        negative_ttl: config.negative_ttl,
+        timeout: config.timeout,
+        memory_limit: config.memory_limit,
+        staging_dir,
+        ..Options::default()
+    })
+}
+
+type Answer = oneshot::Sender<Result<(), Refusal>>;
+
+fn control_handle(
+    config: &MountConfig,
+    fs: &Arc<Fs>,
+    clock: Arc<SystemClock>,
+    asks: mpsc::Sender<Answer>,
+) -> control::Handle {
+    let still = Status {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mountpoint: config.mountpoint.to_string_lossy().into_owned(),
+        source: config.source.name(),
+        read_only: config.read_only,
+        memory_limit_bytes: config.memory_limit,
+        ..Status::default()
+    };
+    let begun = clock.now();
+    let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
+    let stall = config.timeout * STALL_TIMEOUTS;
+    control::Handle {
+        status: Box::new(move || Status {
+            uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
+            unsaved: unsaved(&of_status),
+            counters: counters(of_status.stats()),
+            requests: requests(of_status.stats()),
+            ..still.clone()
+        }),
+        unsaved: Box::new(move || unsaved(&of_unsaved)),
+        flush: Box::new(move || {
+            let fs = Arc::clone(&of_flush);
+            Box::pin(async move { save(&fs, stall).await })
+        }),
+        unmount: Box::new(move || {
+            let asks = asks.clone();
+            Box::pin(async move {
+                let ending = || Refusal::new(Cause::Failed, "the mount is ending already");
+                let (answer, answered) = oneshot::channel();
+                asks.send(answer).await.map_err(|_| ending())?;
+                answered.await.unwrap_or_else(|_| Err(ending()))
+            })
+        }),
+    }
+}
+
+/// The process of an earlier mount that has just been unmounted may still be on its way out.
+async fn start_control(config: &MountConfig, handle: &Arc<control::Handle>) -> Result<control::Server> {
+    let patience = tokio::time::Instant::now() + PREDECESSOR_WAIT;
+    loop {
+        match control::Server::start(&config.control_socket, Arc::clone(handle)) {
+            Err(error) if error.kind() == Kind::AlreadyExists && tokio::time::Instant::now() < patience => {
+                tokio::time::sleep(PROGRESS_EVERY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn unsaved(fs: &Fs) -> Unsaved {
+    Unsaved::of(fs.pending().into_iter().map(|file| UnsavedFile {
+        path: file.path,
+        bytes: file.bytes,
+        last_error: file.last_error,
+    }))
+}
+
+fn counters(stats: &Stats) -> Vec<CounterValue> {
+    let value = |(name, meaning, value): (&str, &str, u64)| CounterValue {
+        name: name.to_owned(),
+        meaning: meaning.to_owned(),
+        value,
+    };
+    stats.snapshot().into_iter().map(value).collect()
+}
+
+fn requests(stats: &Stats) -> Vec<RequestCount> {
+    let count = |((operation, outcome), count): ((&str, &str), u64)| RequestCount {
+        operation: operation.to_owned(),
+        outcome: outcome.to_owned(),
+        count,
+    };
+    stats.requests().into_iter().map(count).collect()
+}
+
+/// Commits every changed file. Gives up when nothing has moved for so long that every operation on its way must have
+/// ended: a large upload may take its time, a dead endpoint may not.
+///
+/// Giving up is not cancelling: a request that S3 has taken and we have forgotten would look like another client's.
+async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = progress(fs);
+    let mut deadline = ticks.tick().await + stall;
+    let flushing = Arc::clone(fs);
+    let mut flush = tokio::spawn(async move { flushing.flush_all().await });
+    let failed = loop {
+        tokio::select! {
+            flushed = &mut flush => {
+                let panicked = |panic: JoinError| Err(Error::new(Kind::Internal, panic.to_string()));
+                break flushed.unwrap_or_else(panicked).err();
+            }
+            now = ticks.tick() => {
+                let current = progress(fs);
+                if current != seen {
+                    (seen, deadline) = (current, now + stall);
+                } else if now >= deadline {
+                    break Some(Error::new(Kind::TimedOut, format!("nothing moved for {} s", stall.as_secs())));
+                }
+            }
+        }
+    };
+    let unsaved = unsaved(fs);
+    match failed {
+        // A commit that lost against another client failed, and yet left nothing to save.
+        Some(error) if unsaved.files == 0 => {
+            tracing::warn!(error = %error.report(), "a file was not saved under its own name");
+            Ok(())
+        }
+        Some(error) => Err(Refusal {
+            cause: Cause::Unsaved,
+            message: format!("{} could not be saved: {}", describe(&unsaved), error.report()),
+            unsaved,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn describe(unsaved: &Unsaved) -> String {
+    let files = if unsaved.files == 1 { "1 file".to_owned() } else { format!("{} files", unsaved.files) };
+    format!("{} in {files}", format_bytes(unsaved.bytes))
+}
+
+/// What changes while bytes travel.
+fn progress(fs: &Fs) -> (u64, u64) {
+    (fs.stats().bytes_sent.value(), fs.stats().commits.value())
+}
+
+/// A mount that people use.
+struct Live {
+    fs: Arc<Fs>,
+    mounted: Arc<Mounted>,
+    signals: Signals,
+    stall: Duration,
+    /// Why what is not saved by now will not be.
+    given_up: Option<String>,
+}
+
+impl Live {
+    /// Waits for the end and brings it about. Returns who has to be told how it went.
+    async fn until_the_end(&mut self, mut asked: mpsc::Receiver<Answer>) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        loop {
+            tokio::select! {
+                () = self.mounted.wait() => break,
+                () = self.signals.next() => {
+                    self.end().await;
+                    break;
+                }
+                Some(answer) = asked.recv() => match self.save_and_unmount().await {
+                    Ok(()) => {
+                        answers.push(answer);
+                        break;
+                    }
+                    // Who does not listen any more finds the mount as it was.
+                    Err(refusal) => drop(answer.send(Err(refusal))),
+                },
+            }
+        }
+        asked.close();
+        while let Ok(answer) = asked.try_recv() {
+            answers.push(answer);
+        }
+        answers
+    }
+
+    /// Unmounts if everything can be saved and nobody uses the mount; otherwise leaves it as it is.
+    async fn save_and_unmount(&self) -> Result<(), Refusal> {
+        save(&self.fs, self.stall).await?;
+        let patience = tokio::time::Instant::now() + BUSY_WAIT;
+        let mut unmounted = self.unmount(false).await;
+        while unmounted.as_ref().is_err_and(is_busy) && tokio::time::Instant::now() < patience {
+            tokio::time::sleep(BUSY_PAUSE).await;
+            unmounted = self.unmount(false).await;
+        }
+        match unmounted {
+            Ok(()) => Ok(()),
+            Err(error) if is_busy(&error) => Err(Refusal::new(
+                Cause::Busy,
+                "the mount is in use: a program has a file open there or works in one of its directories",
+            )),
+            Err(error) => Err(Refusal::new(Cause::Failed, error.report())),
+        }
+    }
+
+    /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
+    async fn end(&mut self) {
+        let saved = tokio::select! {
+            saved = save(&self.fs, self.stall) => saved.map_err(|refusal| refusal.message),
+            () = self.signals.next() => Err("told to stop before everything was saved".to_owned()),
+        };
+        self.given_up = saved.err();
+        if let Err(error) = self.unmount(false).await {
+            tracing::warn!(error = %error.report(), "detaching the mount from programs that use it");
+            if let Err(error) = self.unmount(true).await {
+                tracing::error!(error = %error.report(), "the directory stays as a dead mount");
+            }
+        }
+    }
+
+    /// Commits what was written between the last commit and the kernel's letting go.
+    async fn save_the_rest(&mut self) -> Result<(), Refusal> {
+        if tokio::time::timeout(GONE_WAIT, self.mounted.wait()).await.is_err() {
+            tracing::warn!("programs still hold files of the mount open; they will get errors");
+        }
+        let why = match self.given_up.take() {
+            Some(why) => why,
+            None => tokio::select! {
+                saved = save(&self.fs, self.stall) => return saved,
+                () = self.signals.next() => "told to stop before everything was saved".to_owned(),
+            },
+        };
+        let unsaved = unsaved(&self.fs);
+        if unsaved.files == 0 {
+            return Ok(());
+        }
+        Err(Refusal { cause: Cause::Unsaved, message: why, unsaved })
+    }
+
+    /// Unmounting waits for the kernel, which may wait for us, so it gets a thread of its own.
+    async fn unmount(&self, lazy: bool) -> Result<()> {
+        let mounted = Arc::clone(&self.mounted);
+        tokio::task::spawn_blocking(move || mounted.unmount(lazy))
+            .await
+            .unwrap_or_else(|panic| Err(Error::new(Kind::Internal, panic.to_string())))
+    }
+}
+
+fn is_busy(error: &Error) -> bool {
+    error.kind() == Kind::Conflict
+}
+
+/// The signals that ask a program to end.
+pub struct Signals([Signal; 3]);
+
+impl Signals {
+    /// From now on they do not end the process by themselves.
+    pub fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(Error::from);
+        Ok(Self([
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// Waits for the next of them.
+    pub async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    use crate::config::DEFAULT_SESSION;
+    use crate::demo::Server;
+    use crate::fs::OpenFlags;
+    use crate::s3::{DeleteRequest, MemStore, Secret, SessionConfig};
+    use crate::tree::ROOT;
+
+    const STALL: Duration = Duration::from_secs(60);
+
+    struct Fixture {
+        fs: Arc<Fs>,
+        store: Arc<MemStore>,
+        _staging: tempfile::TempDir,
+    }
+
+    /// A file system on a bucket, with a file that was written and is still open.
+    async fn written() -> Fixture {
+        let staging = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::default()).with_bucket("bucket"));
+        let root = Root::Volume(Volume::new("bucket", "", Arc::clone(&store) as Arc<dyn Store>));
+        let options = Options { staging_dir: staging.path().to_owned(), ..Options::default() };
+        let fs = Fs::new(root, options, Arc::new(SystemClock), Arc::default()).unwrap();
+        let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true };
+        let (_, opened) = fs.create(ROOT, OsStr::new("file"), flags, 0o644).await.unwrap();
+        fs.write(opened.fh, 0, b"bytes").unwrap();
+        Fixture { fs, store, _staging: staging }
+    }
+
+    #[tokio::test]
+    async fn saving_commits_files_that_are_still_open() {
+        let mount = written().await;
+        assert_eq!(unsaved(&mount.fs).bytes, 5);
+        save(&mount.fs, STALL).await.unwrap();
+        assert_eq!(unsaved(&mount.fs).files, 0);
+        assert_eq!(mount.store.head("bucket", "file", None).await.unwrap().size, 5);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_saved_is_named_with_its_reason() {
+        let mount = written().await;
+        let emptied = DeleteRequest { bucket: "bucket".into(), key: "file".into(), ..Default::default() };
+        mount.store.delete(emptied).await.unwrap();
+        mount.store.delete_bucket("bucket").await.unwrap();
+        let refusal = save(&mount.fs, STALL).await.unwrap_err();
+        assert_eq!(refusal.cause, Cause::Unsaved);
+        assert!(refusal.message.contains("5 B in 1 file could not be saved: "), "{}", refusal.message);
+        assert_eq!(refusal.unsaved.first[0].path, "file");
+        assert!(refusal.unsaved.first[0].last_error.is_some());
+    }
+
+    /// A mount of what two sessions of one server see.
+    fn config(endpoint: &str, source: Source) -> MountConfig {
+        let settings = SessionConfig {
+            access_key_id: Some("pailfs".into()),
+            secret_access_key: Some(Secret::new("pailfs-demo-secret")),
+            region: Some("us-east-1".into()),
+            endpoint_url: Some(endpoint.into()),
+            ..SessionConfig::default()
+        };
+        MountConfig {
+            mountpoint: "/mnt".into(),
+            source,
+            sessions: [DEFAULT_SESSION, "other"].map(|name| (name.to_owned(), settings.clone())).into(),
+            read_only: false,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o644,
+            dir_mode: 0o755,
+            allow_other: false,
+            metadata_ttl: Duration::from_secs(1),
+            negative_ttl: Duration::from_secs(1),
+            timeout: Duration::from_secs(20),
+            memory_limit: 64 << 20,
+            state_dir: "/nowhere".into(),
+            control_socket: "/nowhere/socket".into(),
+        }
+    }
+
+    fn bucket(bucket: &str, session: &str) -> BucketDir {
+        BucketDir {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            session: session.into(),
+            read_only: session == "other",
+        }
+    }
+
+    async fn server() -> Server {
+        let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::default()));
+        Server::builder().store(store).bucket("one").bucket("two").start().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_bucket_is_asked_for_with_its_own_session() {
+        let server = server().await;
+        let dirs = BTreeMap::from([
+            ("a".to_owned(), bucket("one", DEFAULT_SESSION)),
+            ("b".to_owned(), bucket("two", "other")),
+        ]);
+        let config = config(&server.endpoint(), Source::Named { name: "data".into(), dirs });
+        let stats = Arc::default();
+        let Root::Named(volumes) = connect(&config, &stats).await.unwrap() else { panic!("not named") };
+        let seen: Vec<_> = volumes.iter().map(|(name, v)| (name.as_str(), v.read_only)).collect();
+        assert_eq!(seen, [("a", false), ("b", true)]);
+        assert_ne!(volumes[0].1.reach, volumes[1].1.reach, "two sessions are two places");
+        assert_eq!(stats.requests_of("ListObjectsV2"), 2);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_told_apart() {
+        let server = server().await;
+        let absent = config(&server.endpoint(), Source::Bucket(bucket("absent", DEFAULT_SESSION)));
+        let failure = connect(&absent, &Arc::default()).await.err().unwrap();
+        assert!(matches!(failure.stage, Stage::FirstRequest));
+        assert_eq!(failure.error.kind(), Kind::NoSuchBucket, "{}", failure.error.report());
+
+        let all = config(&server.endpoint(), Source::Buckets { session: DEFAULT_SESSION.into() });
+        assert!(matches!(connect(&all, &Arc::default()).await, Ok(Root::Buckets(_))));
+        server.stop().await;
+        let failure = connect(&all, &Arc::default()).await.err().unwrap();
+        assert!(
+            matches!(failure.error.kind(), Kind::Unreachable | Kind::TimedOut),
+            "{}",
+            failure.error.report()
+        );
+    }
+}

@@ -13,11 +13,26 @@ pub use size::{format_bytes, parse_bytes, parse_duration};
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// An object's entity tag: the version of its bytes, opaque, without the quotes of the header.
 ///
 /// Two equal tags of one key mean equal bytes. Cheap to clone; it is part of every cache key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub struct ETag(Arc<str>);
+
+impl From<String> for ETag {
+    fn from(raw: String) -> Self {
+        Self::new(&raw)
+    }
+}
+
+impl From<ETag> for String {
+    fn from(tag: ETag) -> Self {
+        tag.0.as_ref().to_owned()
+    }
+}
 
 impl ETag {
     /// Takes a tag as a server sends it, with or without quotes.
@@ -34,6 +49,15 @@ impl ETag {
     pub fn quoted(&self) -> String {
         format!("\"{}\"", self.0)
     }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 impl fmt::Display for ETag {

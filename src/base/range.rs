@@ -1,7 +1,7 @@
 use std::fmt;
 
 /// A non-empty run of bytes, `start..end`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ByteRange {
     start: u64,
     end: u64,

@@ -619,11 +619,12 @@ impl Fs {
 
     /// Commits every file that S3 lacks something of; the first failure is returned after all were tried.
     pub async fn flush_all(&self) -> Result<()> {
-        use futures::StreamExt;
+        use futures::{FutureExt, StreamExt};
         let files: Vec<Arc<File>> = lock(&self.files).values().filter(|f| f.is_dirty()).cloned().collect();
         let mut first = Ok(());
-        let mut commits =
-            futures::stream::iter(files.iter().map(|file| self.commit(file))).buffer_unordered(8);
+        // Boxed, because the compiler cannot see otherwise that the whole may move between threads.
+        let commits: Vec<_> = files.iter().map(|file| self.commit(file).boxed()).collect();
+        let mut commits = futures::stream::iter(commits).buffer_unordered(8);
         while let Some(result) = commits.next().await {
             if first.is_ok() {
                 first = result;

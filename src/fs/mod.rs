@@ -25,7 +25,7 @@ pub use attr::{Attr, SetAttr};
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use io::{OpenFlags, Opened};
-pub use volume::{Buckets, Root, Volume};
+pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -169,6 +169,11 @@ impl Fs {
     pub fn drop_caches(&self) {
         self.reader.drop_all();
         lock(&self.pages).clear();
+    }
+
+    /// Inodes in the table.
+    pub fn inodes(&self) -> usize {
+        self.tree().len()
     }
 
     fn tree(&self) -> MutexGuard<'_, Tree> {

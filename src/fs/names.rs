@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 
 use super::dirs::put_marker;
 use super::lookup::no_such_name;
@@ -259,7 +259,8 @@ async fn all_below(volume: &Volume, dir: &DirKey) -> Result<Vec<ListedObject>> {
     }
 }
 
-/// Copies every object to its new key; returns the new keys with their ETags.
+/// Copies every object to its new key; returns the new keys with their ETags. A failure takes back the copies
+/// made so far, as far as it can.
 async fn copy_all(
     from: &At,
     to: &At,
@@ -267,36 +268,61 @@ async fn copy_all(
     new: &DirKey,
     objects: &[ListedObject],
 ) -> Result<Vec<(String, ETag)>> {
-    futures::stream::iter(objects.to_vec())
-        .map(|object: ListedObject| async move {
-            let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
-            let key = format!("{}{rest}", new.prefix());
-            if key.len() > limits::KEY_MAX {
-                return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
+    let mut made = Vec::with_capacity(objects.len());
+    let mut failed = None;
+    {
+        let mut copies = futures::stream::iter(objects.to_vec())
+            .map(|object: ListedObject| copy_one(from, to, old, new, object))
+            .buffer_unordered(COPIES_IN_FLIGHT);
+        while let Some(copy) = copies.next().await {
+            match copy {
+                Ok(copy) => made.push(copy),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
-            let source = Base {
-                bucket: from.volume.bucket.clone(),
-                key: object.key.clone(),
-                etag: object.etag.clone(),
-            };
-            let written = copy_object(
-                &from.volume.store,
-                &source,
-                object.size,
-                &to.volume.bucket,
-                &key,
-                Condition::Any,
-            )
-            .await?;
-            Ok((key, written.etag))
-        })
-        .buffer_unordered(COPIES_IN_FLIGHT)
-        .try_collect()
-        .await
+        }
+    }
+    let Some(error) = failed else { return Ok(made) };
+    let keys = made.into_iter().map(|(key, _)| key).collect();
+    if let Err(left) = delete_all(&to.volume, keys).await {
+        tracing::warn!(error = %left.report(), "copies of a rename that failed were left behind");
+    }
+    Err(error)
+}
+
+async fn copy_one(
+    from: &At,
+    to: &At,
+    old: &DirKey,
+    new: &DirKey,
+    object: ListedObject,
+) -> Result<(String, ETag)> {
+    let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
+    let key = format!("{}{rest}", new.prefix());
+    if key.len() > limits::KEY_MAX {
+        return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
+    }
+    let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
+    let store = &from.volume.store;
+    let written = copy_object(store, &source, object.size, &to.volume.bucket, &key, Condition::Any).await?;
+    Ok((key, written.etag))
 }
 
 /// Deletes keys in batches; the first failure is returned after all were tried.
+///
+/// Markers go last and deepest first: a server that keeps them as directories (SeaweedFS) leaves one behind
+/// whose entries were still there.
 async fn delete_all(volume: &Volume, keys: Vec<String>) -> Result<()> {
+    let (mut markers, others): (Vec<String>, Vec<String>) =
+        keys.into_iter().partition(|key| key.ends_with('/'));
+    markers.sort_by(|a, b| b.cmp(a));
+    let first = delete_batches(volume, others).await;
+    first.and(delete_batches(volume, markers).await)
+}
+
+async fn delete_batches(volume: &Volume, keys: Vec<String>) -> Result<()> {
     let batches: Vec<Vec<String>> = keys.chunks(limits::KEYS_PER_REQUEST).map(<[_]>::to_vec).collect();
     let mut first = Ok(());
     let mut answers = futures::stream::iter(batches)

@@ -7,4 +7,4 @@ mod convert;
 mod mounted;
 mod ops;
 
-pub use mounted::{Mounted, Options, mount};
+pub use mounted::{Mounted, Options, mount, unmount};

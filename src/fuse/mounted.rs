@@ -137,7 +137,9 @@ fn config(options: &Options) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(without_option_syntax(&options.source)),
-        MountOption::Subtype("pailfs".to_owned()),
+        // As an option of the kernel: fuser's own `Subtype` is dropped where no fusermount3 is involved, and the
+        // mount's type `fuse.pailfs` is how a mount of ours is known.
+        MountOption::CUSTOM("subtype=pailfs".to_owned()),
         MountOption::DefaultPermissions,
         MountOption::NoDev,
         MountOption::NoSuid,

@@ -34,7 +34,7 @@ struct Shared {
 
 /// A block on its way.
 #[derive(Clone)]
-enum State {
+pub(super) enum State {
     Waiting,
     Here(Bytes),
     Failed(Arc<Error>),

@@ -12,7 +12,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, CompletedMultipartUpload, CompletedPart,
     CreateBucketConfiguration, Delete, EncodingType, MetadataDirective, ObjectCannedAcl, ObjectIdentifier,
-    OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective, VersioningConfiguration,
+    OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective,
+    VersioningConfiguration,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -27,7 +28,7 @@ use super::failure::{error_of, refuses_checksum, time_of, wants_new_credentials}
 use super::session::Refreshing;
 use super::store::Store;
 use super::types::*;
-use crate::base::{ByteRange, ETag};
+use crate::base::{ByteRange, ETag, hex};
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
@@ -146,7 +147,8 @@ impl Client {
     {
         let mut refreshed = false;
         loop {
-            let answer = send(self.sdk()).await.map_err(|error| error_of(error, condition).on(operation, bucket, key));
+            let answer =
+                send(self.sdk()).await.map_err(|error| error_of(error, condition).on(operation, bucket, key));
             self.count(operation, answer.as_ref().err());
             match (answer, &self.inner.credentials) {
                 (Err(error), Some(credentials)) if wants_new_credentials(&error) && !refreshed => {
@@ -190,7 +192,10 @@ impl Client {
             let level = self.inner.checksums.load(Ordering::Relaxed);
             let checksum = match level {
                 CRC64 => Some(checksum_of(body)),
-                MD5 => Some(Checksum { algorithm: ChecksumAlgorithm::Md5, value: BASE64.encode(Md5::digest(body)) }),
+                MD5 => Some(Checksum {
+                    algorithm: ChecksumAlgorithm::Md5,
+                    value: BASE64.encode(Md5::digest(body)),
+                }),
                 _ => None,
             };
             match send(checksum).await {
@@ -216,6 +221,23 @@ impl Client {
 pub fn checksum_of(body: &[u8]) -> Checksum {
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, body);
     Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value: BASE64.encode(crc.to_be_bytes()) }
+}
+
+/// The ETag S3 gives an object that one Put made: the MD5 of its bytes.
+pub fn content_etag(body: &[u8]) -> ETag {
+    ETag::new(&hex(&Md5::digest(body)))
+}
+
+/// The ETag S3 gives an object of these parts: the MD5 of their MD5s, and their number.
+pub fn multipart_etag(parts: &[Part]) -> ETag {
+    let mut hash = Md5::new();
+    for part in parts {
+        for pair in part.etag.as_str().as_bytes().chunks(2) {
+            let byte = std::str::from_utf8(pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            hash.update([byte.unwrap_or(0)]);
+        }
+    }
+    ETag::new(&format!("{}-{}", hex(&hash.finalize()), parts.len()))
 }
 
 /// Sets the right header of a checksum on a Put or UploadPart.
@@ -348,7 +370,9 @@ impl Store for Client {
         let region = region.unwrap_or(&self.inner.settings.region);
         // us-east-1 is the one region that is not named.
         let place = (region != "us-east-1").then(|| {
-            CreateBucketConfiguration::builder().location_constraint(BucketLocationConstraint::from(region)).build()
+            CreateBucketConfiguration::builder()
+                .location_constraint(BucketLocationConstraint::from(region))
+                .build()
         });
         self.call("CreateBucket", bucket, "", &Condition::Any, |s3| {
             s3.create_bucket().bucket(bucket).set_create_bucket_configuration(place.clone()).send()
@@ -456,11 +480,13 @@ impl Store for Client {
     }
 
     async fn put(&self, request: PutRequest) -> Result<Written> {
+        let request = &request;
         let (bucket, key) = (&request.bucket, &request.key);
         let size = request.body.len() as u64;
         let answer = self
-            .with_checksum(&request.body, request.checksum.clone(), |checksum| {
-                self.call("PutObject", bucket, key, &request.condition, move |s3| {
+            .with_checksum(&request.body, request.checksum.clone(), |checksum| async move {
+                let checksum = &checksum;
+                self.call("PutObject", bucket, key, &request.condition, |s3| {
                     let put = s3
                         .put_object()
                         .bucket(bucket)
@@ -479,6 +505,7 @@ impl Store for Client {
                         }
                     }
                 })
+                .await
             })
             .await?;
         written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))
@@ -517,11 +544,17 @@ impl Store for Client {
             .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
         let answer = self
             .call("DeleteObjects", bucket, "", &Condition::Any, |s3| {
-                s3.delete_objects().bucket(bucket).delete(batch.clone()).set_request_payer(self.payer()).send()
+                s3.delete_objects()
+                    .bucket(bucket)
+                    .delete(batch.clone())
+                    .set_request_payer(self.payer())
+                    .send()
             })
             .await;
         let answer = match answer {
-            Err(error) if error.kind() == Kind::Unsupported || refuses_checksum(&error) || wants_md5(&error) => {
+            Err(error)
+                if error.kind() == Kind::Unsupported || refuses_checksum(&error) || wants_md5(&error) =>
+            {
                 return Ok(self.delete_one_by_one(bucket, keys).await);
             }
             answer => answer?,
@@ -582,7 +615,8 @@ impl Store for Client {
             })
             .await?;
         let result = answer.copy_object_result();
-        written(result.and_then(|r| r.e_tag()), answer.version_id()).map_err(|e| e.on("CopyObject", bucket, key))
+        written(result.and_then(|r| r.e_tag()), answer.version_id())
+            .map_err(|e| e.on("CopyObject", bucket, key))
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
@@ -672,10 +706,7 @@ impl Store for Client {
         }
         // The answer keeps versions and markers apart; a key's history is one, newest first.
         versions.sort_by(|a, b| {
-            a.key
-                .cmp(&b.key)
-                .then(b.is_latest.cmp(&a.is_latest))
-                .then(b.last_modified.cmp(&a.last_modified))
+            a.key.cmp(&b.key).then(b.is_latest.cmp(&a.is_latest)).then(b.last_modified.cmp(&a.last_modified))
         });
         let mut common_prefixes = Vec::new();
         for prefix in answer.common_prefixes().iter().filter_map(|p| p.prefix()) {
@@ -733,7 +764,9 @@ impl Store for Client {
             })
             .await;
         let answer = match answer {
-            Err(error) if refuses_checksum(&error) && self.inner.checksums.load(Ordering::Relaxed) == CRC64 => {
+            Err(error)
+                if refuses_checksum(&error) && self.inner.checksums.load(Ordering::Relaxed) == CRC64 =>
+            {
                 self.inner.checksums.fetch_max(MD5, Ordering::Relaxed);
                 tracing::warn!(error = %error.report(), "the endpoint refuses a checksum; sending Content-MD5 from now on");
                 return self.create_upload(bucket, key, attributes).await;
@@ -758,9 +791,9 @@ impl Store for Client {
             .with_checksum(&body, checksum, |checksum| {
                 let body = body.clone();
                 async move {
-                    let sent = checksum.clone();
+                    let (body, checksum) = (&body, &checksum);
                     let answer = self
-                        .call("UploadPart", &upload.bucket, &upload.key, &Condition::Any, move |s3| {
+                        .call("UploadPart", &upload.bucket, &upload.key, &Condition::Any, |s3| {
                             let part = s3
                                 .upload_part()
                                 .bucket(&upload.bucket)
@@ -773,7 +806,7 @@ impl Store for Client {
                             part.customize().config_override(self.deadlines(size, ATTEMPT)).send()
                         })
                         .await?;
-                    Ok((answer, sent))
+                    Ok((answer, checksum.clone()))
                 }
             })
             .await?;
@@ -811,15 +844,21 @@ impl Store for Client {
         Ok(Part { number, etag: ETag::new(etag), size: source.range.len(), checksum })
     }
 
-    async fn complete_upload(&self, upload: &Upload, parts: Vec<Part>, condition: Condition) -> Result<Written> {
+    async fn complete_upload(
+        &self,
+        upload: &Upload,
+        parts: Vec<Part>,
+        condition: Condition,
+    ) -> Result<Written> {
         let listed = parts.iter().map(|part| {
-            let done =
-                CompletedPart::builder().part_number(i32::from(part.number)).e_tag(part.etag.quoted());
+            let done = CompletedPart::builder().part_number(i32::from(part.number)).e_tag(part.etag.quoted());
             match &part.checksum {
                 Some(Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value }) => {
                     done.checksum_crc64_nvme(value).build()
                 }
-                Some(Checksum { algorithm: ChecksumAlgorithm::Crc32, value }) => done.checksum_crc32(value).build(),
+                Some(Checksum { algorithm: ChecksumAlgorithm::Crc32, value }) => {
+                    done.checksum_crc32(value).build()
+                }
                 Some(Checksum { algorithm: ChecksumAlgorithm::Crc32c, value }) => {
                     done.checksum_crc32_c(value).build()
                 }
@@ -841,9 +880,21 @@ impl Store for Client {
                     .config_override(self.deadlines(0, COPY_ATTEMPT))
                     .send()
             })
-            .await?;
-        written(answer.e_tag(), answer.version_id())
-            .map_err(|e| e.on("CompleteMultipartUpload", &upload.bucket, &upload.key))
+            .await;
+        match answer {
+            Ok(answer) => written(answer.e_tag(), answer.version_id())
+                .map_err(|e| e.on("CompleteMultipartUpload", &upload.bucket, &upload.key)),
+            // Some servers answer 200 in a form that the SDK cannot read: the object tells what happened.
+            Err(error) if error.kind() == Kind::Corrupt && error.status() == Some(200) => {
+                match self.head(&upload.bucket, &upload.key, None).await {
+                    Ok(info) if info.etag == multipart_etag(&parts) => {
+                        Ok(Written { etag: info.etag, version_id: info.version_id })
+                    }
+                    _ => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {
@@ -957,7 +1008,10 @@ fn if_match(condition: &Condition) -> Option<String> {
 
 fn written(etag: Option<&str>, version_id: Option<&str>) -> Result<Written> {
     let etag = etag.ok_or_else(|| Error::new(Kind::Corrupt, "the answer has no ETag"))?;
-    Ok(Written { etag: ETag::new(etag), version_id: version_id.filter(|id| *id != "null").map(str::to_owned) })
+    Ok(Written {
+        etag: ETag::new(etag),
+        version_id: version_id.filter(|id| *id != "null").map(str::to_owned),
+    })
 }
 
 fn length_of(length: Option<i64>) -> Result<u64> {
@@ -987,7 +1041,8 @@ fn decoded(text: &str, encoded: bool) -> Result<String> {
 }
 
 /// Everything but what a path may hold as it is.
-const COPY_SOURCE: AsciiSet = NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const COPY_SOURCE: AsciiSet =
+    NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 fn copy_source(bucket: &str, key: &str, version_id: Option<&str>) -> String {
     let key = utf8_percent_encode(key, &COPY_SOURCE);
@@ -1001,7 +1056,11 @@ fn tag_header(tags: &BTreeMap<String, String>) -> String {
     let pairs: Vec<String> = tags
         .iter()
         .map(|(k, v)| {
-            format!("{}={}", utf8_percent_encode(k, NON_ALPHANUMERIC), utf8_percent_encode(v, NON_ALPHANUMERIC))
+            format!(
+                "{}={}",
+                utf8_percent_encode(k, NON_ALPHANUMERIC),
+                utf8_percent_encode(v, NON_ALPHANUMERIC)
+            )
         })
         .collect();
     pairs.join("&")

@@ -19,7 +19,11 @@ where
             let status = raw.status().as_u16();
             let meta = service.err().meta();
             let code = meta.code().unwrap_or("").to_owned();
-            let kind = kind_of(&code, status, condition);
+            let kind = match status {
+                // The server did it, or says so, in words that the SDK cannot read.
+                200..300 if code.is_empty() => Kind::Corrupt,
+                _ => kind_of(&code, status, condition),
+            };
             let mut message = meta.message().unwrap_or("").to_owned();
             if message.is_empty() {
                 message = plain_words(kind, status).to_owned();
@@ -32,7 +36,8 @@ where
                 raw.headers().get("x-amz-request-id"),
                 raw.headers().get("x-amz-id-2"),
             );
-            if code.is_empty() { answer } else { answer.with_code(&code) }
+            // Without a code the SDK's own chain is all there is to tell.
+            if code.is_empty() { answer.with_source(error) } else { answer.with_code(&code) }
         }
         SdkError::TimeoutError(_) => {
             Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
@@ -91,10 +96,14 @@ fn kind_of(code: &str, status: u16, condition: &Condition) -> Kind {
         }
         "RequestTimeout" => Kind::TimedOut,
         "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody" => Kind::Corrupt,
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "ExpiredTokenException"
-        | "InvalidToken" | "TokenRefreshRequired" | "RequestTimeTooSkewed" | "AuthorizationHeaderMalformed" => {
-            Kind::Credentials
-        }
+        "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidToken"
+        | "TokenRefreshRequired"
+        | "RequestTimeTooSkewed"
+        | "AuthorizationHeaderMalformed" => Kind::Credentials,
         _ => match status {
             403 | 401 => Kind::AccessDenied,
             404 => Kind::NotFound,
@@ -121,6 +130,7 @@ fn plain_words(kind: Kind, status: u16) -> &'static str {
         Kind::Stale => "the object is another version",
         Kind::AlreadyExists => "it exists already",
         Kind::Archived => "the object is archived",
+        Kind::Corrupt => "the answer could not be read",
         _ if status >= 500 => "the server failed",
         _ => "the server refused the request",
     }
@@ -128,9 +138,10 @@ fn plain_words(kind: Kind, status: u16) -> &'static str {
 
 fn hint(code: &str, headers: &aws_smithy_runtime_api::http::Headers) -> Option<String> {
     match code {
-        "RequestTimeTooSkewed" => {
-            Some(format!("the server's clock says {}; set this machine's clock", headers.get("date").unwrap_or("?")))
-        }
+        "RequestTimeTooSkewed" => Some(format!(
+            "the server's clock says {}; set this machine's clock",
+            headers.get("date").unwrap_or("?")
+        )),
         "SignatureDoesNotMatch" => Some("the secret key does not belong to the access key".to_owned()),
         "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
             headers.get("x-amz-bucket-region").map(|region| format!("the bucket is in region {region}"))
@@ -198,10 +209,15 @@ mod tests {
 
     #[test]
     fn only_a_refused_checksum_is_downgraded() {
-        let refused = Error::s3(Kind::InvalidArgument, "InvalidRequest", "x-amz-checksum-crc64nvme is unknown")
-            .with_answer(Some(400), None, None);
+        let refused =
+            Error::s3(Kind::InvalidArgument, "InvalidRequest", "x-amz-checksum-crc64nvme is unknown")
+                .with_answer(Some(400), None, None);
         assert!(refuses_checksum(&refused));
-        let damaged = Error::s3(Kind::Corrupt, "BadDigest", "checksum did not match").with_answer(Some(400), None, None);
+        let damaged = Error::s3(Kind::Corrupt, "BadDigest", "checksum did not match").with_answer(
+            Some(400),
+            None,
+            None,
+        );
         assert!(!refuses_checksum(&damaged));
         let denied = Error::s3(Kind::AccessDenied, "AccessDenied", "no").with_answer(Some(403), None, None);
         assert!(!refuses_checksum(&denied));

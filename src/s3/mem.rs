@@ -1,3 +1,347 @@
-/// S3 in memory.
-#[derive(Debug)]
-pub struct MemStore;
+//! S3 in memory: [`Store`] over the pure model, with failures and lies on request.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::changes::{Change, Done, Log};
+use super::model::Model;
+use super::store::Store;
+use super::types::*;
+use crate::base::Clock;
+use crate::error::{Error, Kind, Result};
+use crate::stats::Stats;
+
+/// Bodies arrive in pieces of this size, as they do from a network.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// An S3 of its own, gone with the value.
+pub struct MemStore {
+    state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Stats>,
+}
+
+struct State {
+    model: Model,
+    /// Where changes are kept, for an S3 that outlives its process.
+    log: Option<Log>,
+    calls: Vec<&'static str>,
+    /// Calls to come until one fails, and how.
+    failing: Option<(u64, Kind, When)>,
+    ignores_conditions: bool,
+}
+
+/// At which moment a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Nothing happened.
+    Before,
+    /// It happened, and the answer was lost.
+    After,
+}
+
+impl std::fmt::Debug for MemStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MemStore")
+    }
+}
+
+impl MemStore {
+    /// An S3 without buckets, in region us-east-1.
+    pub fn new(clock: Arc<dyn Clock>, stats: Arc<Stats>) -> Self {
+        Self::in_region("us-east-1", clock, stats)
+    }
+
+    pub fn in_region(region: &str, clock: Arc<dyn Clock>, stats: Arc<Stats>) -> Self {
+        let state = State {
+            model: Model::new(region),
+            log: None,
+            calls: Vec::new(),
+            failing: None,
+            ignores_conditions: false,
+        };
+        Self { state: Mutex::new(state), clock, stats }
+    }
+
+    /// An S3 that keeps what it holds in a directory, and finds it there again.
+    ///
+    /// A change is in the directory when its call returns: it survives the end of the process, though not of the
+    /// machine. A torn end of the log, as a crash leaves one, is dropped. `Local` where another process
+    /// uses the directory.
+    pub fn open_dir(
+        dir: &std::path::Path,
+        region: &str,
+        clock: Arc<dyn Clock>,
+        stats: Arc<Stats>,
+    ) -> Result<Self> {
+        let store = Self::in_region(region, clock, stats);
+        {
+            let mut state = store.lock();
+            let log = Log::open(dir, |change, body, at| {
+                // It worked when it was written, and the model has no chance in it.
+                if let Err(error) = change.apply(&mut state.model, body, at) {
+                    tracing::error!(error = %error.report(), "a change of the log could not be repeated");
+                }
+            })?;
+            state.log = Some(log);
+        }
+        Ok(store)
+    }
+
+    /// The same with a bucket in it.
+    #[must_use]
+    pub fn with_bucket(self, name: &str) -> Self {
+        let now = self.clock.wall();
+        // A name that is not legal shows at the first request.
+        let _ = self.lock().model.create_bucket(name, None, now);
+        self
+    }
+
+    /// Makes the `n`-th call from now fail, counting from 1, whatever it is.
+    pub fn fail_nth(&self, n: u64, kind: Kind, when: When) {
+        self.lock().failing = Some((n, kind, when));
+    }
+
+    /// Accepts conditions and does not look at them, as some servers do.
+    pub fn ignore_conditions(&self, ignore: bool) {
+        self.lock().ignores_conditions = ignore;
+    }
+
+    /// API names of the calls so far, in order.
+    pub fn calls(&self) -> Vec<&'static str> {
+        self.lock().calls.clone()
+    }
+
+    pub fn clear_calls(&self) {
+        self.lock().calls.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One call: counted, failed if it is its turn, and done.
+    fn call<T>(
+        &self,
+        operation: &'static str,
+        bucket: &str,
+        key: &str,
+        work: impl FnOnce(&mut State) -> Result<T>,
+    ) -> Result<T> {
+        let mut state = self.lock();
+        state.calls.push(operation);
+        let failure = match &mut state.failing {
+            Some((left, kind, when)) => {
+                *left = left.saturating_sub(1);
+                (*left == 0).then_some((*kind, *when))
+            }
+            None => None,
+        };
+        let answer = match failure {
+            None => work(&mut state),
+            Some((kind, when)) => {
+                state.failing = None;
+                if when == When::After {
+                    // What it did stays done; the caller hears nothing of it.
+                    let _ = work(&mut state);
+                }
+                Err(Error::new(kind, "made to fail"))
+            }
+        };
+        drop(state);
+        let answer = answer.map_err(|error| error.on(operation, bucket, key));
+        self.stats.request(operation, answer.as_ref().map_or_else(|error| error.kind().name(), |_| "ok"));
+        answer
+    }
+}
+
+impl State {
+    /// Changes the model, and the log where there is one.
+    fn change(&mut self, change: Change, body: Bytes, now: SystemTime) -> Result<Done> {
+        let done = change.clone().apply(&mut self.model, body.clone(), now)?;
+        if let Some(log) = &mut self.log {
+            log.append(&change, &body, now)?;
+        }
+        Ok(done)
+    }
+
+    fn heed(&self, condition: Condition) -> Condition {
+        if self.ignores_conditions { Condition::Any } else { condition }
+    }
+}
+
+#[async_trait]
+impl Store for MemStore {
+    async fn list_buckets(&self) -> Result<Vec<BucketInfo>> {
+        self.call("ListBuckets", "", "", |s| Ok(s.model.list_buckets()))
+    }
+
+    async fn head_bucket(&self, bucket: &str) -> Result<BucketInfo> {
+        self.call("HeadBucket", bucket, "", |s| s.model.head_bucket(bucket))
+    }
+
+    async fn create_bucket(&self, bucket: &str, region: Option<&str>) -> Result<()> {
+        let now = self.clock.wall();
+        let change = Change::CreateBucket(bucket.to_owned(), region.map(str::to_owned));
+        self.call("CreateBucket", bucket, "", |s| s.change(change, Bytes::new(), now).map(drop))
+    }
+
+    async fn delete_bucket(&self, bucket: &str) -> Result<()> {
+        let change = Change::DeleteBucket(bucket.to_owned());
+        let now = self.clock.wall();
+        self.call("DeleteBucket", bucket, "", |s| s.change(change, Bytes::new(), now).map(drop))
+    }
+
+    async fn versioning(&self, bucket: &str) -> Result<Versioning> {
+        self.call("GetBucketVersioning", bucket, "", |s| s.model.versioning(bucket))
+    }
+
+    async fn set_versioning(&self, bucket: &str, enabled: bool) -> Result<()> {
+        let change = Change::SetVersioning(bucket.to_owned(), enabled);
+        let now = self.clock.wall();
+        self.call("PutBucketVersioning", bucket, "", |s| s.change(change, Bytes::new(), now).map(drop))
+    }
+
+    async fn head(&self, bucket: &str, key: &str, version_id: Option<&str>) -> Result<ObjectInfo> {
+        self.call("HeadObject", bucket, key, |s| s.model.head(bucket, key, version_id))
+    }
+
+    async fn get(&self, request: GetRequest) -> Result<GetOutput> {
+        let (info, offset, bytes) =
+            self.call("GetObject", &request.bucket, &request.key, |s| s.model.get(&request))?;
+        self.stats.bytes_received.add(bytes.len() as u64);
+        let length = bytes.len() as u64;
+        let mut left = bytes;
+        let chunks = std::iter::from_fn(move || {
+            let size = left.len().min(CHUNK_BYTES);
+            (size > 0).then(|| Ok(left.split_to(size)))
+        });
+        Ok(GetOutput { info, offset, length, body: Box::pin(futures::stream::iter(chunks)) })
+    }
+
+    async fn put(&self, mut request: PutRequest) -> Result<Written> {
+        let now = self.clock.wall();
+        let (bucket, key) = (request.bucket.clone(), request.key.clone());
+        self.stats.bytes_sent.add(request.body.len() as u64);
+        self.call("PutObject", &bucket, &key, |s| {
+            request.condition = s.heed(request.condition);
+            let body = std::mem::take(&mut request.body);
+            s.change(Change::Put(request), body, now)?.written()
+        })
+    }
+
+    async fn delete(&self, mut request: DeleteRequest) -> Result<Deleted> {
+        let now = self.clock.wall();
+        let (bucket, key) = (request.bucket.clone(), request.key.clone());
+        self.call("DeleteObject", &bucket, &key, |s| {
+            request.condition = s.heed(request.condition);
+            s.change(Change::Delete(request), Bytes::new(), now)?.deleted()
+        })
+    }
+
+    async fn delete_many(&self, bucket: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>> {
+        let now = self.clock.wall();
+        self.call("DeleteObjects", bucket, "", |s| {
+            s.model.head_bucket(bucket)?;
+            let delete = |key: String| {
+                let request =
+                    DeleteRequest { bucket: bucket.to_owned(), key: key.clone(), ..DeleteRequest::default() };
+                (key, s.change(Change::Delete(request), Bytes::new(), now).map(drop))
+            };
+            Ok(keys.into_iter().map(delete).collect())
+        })
+    }
+
+    async fn copy(&self, mut request: CopyRequest) -> Result<Written> {
+        let now = self.clock.wall();
+        let (bucket, key) = (request.bucket.clone(), request.key.clone());
+        self.call("CopyObject", &bucket, &key, |s| {
+            request.condition = s.heed(request.condition);
+            if s.ignores_conditions {
+                request.source_if_match = None;
+            }
+            s.change(Change::Copy(request), Bytes::new(), now)?.written()
+        })
+    }
+
+    async fn list(&self, request: ListRequest) -> Result<ListPage> {
+        self.call("ListObjectsV2", &request.bucket, &request.prefix, |s| s.model.list(&request))
+    }
+
+    async fn list_versions(&self, request: ListVersionsRequest) -> Result<VersionsPage> {
+        self.call("ListObjectVersions", &request.bucket, &request.prefix, |s| s.model.list_versions(&request))
+    }
+
+    async fn tags(&self, bucket: &str, key: &str) -> Result<BTreeMap<String, String>> {
+        self.call("GetObjectTagging", bucket, key, |s| s.model.tags(bucket, key))
+    }
+
+    async fn set_tags(&self, bucket: &str, key: &str, tags: BTreeMap<String, String>) -> Result<()> {
+        let change = Change::SetTags(bucket.to_owned(), key.to_owned(), tags);
+        let now = self.clock.wall();
+        self.call("PutObjectTagging", bucket, key, |s| s.change(change, Bytes::new(), now).map(drop))
+    }
+
+    async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {
+        let change = Change::CreateUpload(bucket.to_owned(), key.to_owned(), attributes);
+        let now = self.clock.wall();
+        self.call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload())
+    }
+
+    async fn upload_part(
+        &self,
+        upload: &Upload,
+        number: u16,
+        body: Bytes,
+        checksum: Option<Checksum>,
+    ) -> Result<Part> {
+        self.stats.bytes_sent.add(body.len() as u64);
+        let now = self.clock.wall();
+        self.call("UploadPart", &upload.bucket, &upload.key, |s| {
+            s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()
+        })
+    }
+
+    async fn upload_part_copy(&self, upload: &Upload, number: u16, mut source: PartSource) -> Result<Part> {
+        let now = self.clock.wall();
+        self.call("UploadPartCopy", &upload.bucket, &upload.key, |s| {
+            if s.ignores_conditions {
+                source.if_match = None;
+            }
+            s.change(Change::UploadPartCopy(upload.clone(), number, source), Bytes::new(), now)?.part()
+        })
+    }
+
+    async fn complete_upload(
+        &self,
+        upload: &Upload,
+        parts: Vec<Part>,
+        condition: Condition,
+    ) -> Result<Written> {
+        let now = self.clock.wall();
+        self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
+            let condition = s.heed(condition);
+            s.change(Change::CompleteUpload(upload.clone(), parts, condition), Bytes::new(), now)?.written()
+        })
+    }
+
+    async fn abort_upload(&self, upload: &Upload) -> Result<()> {
+        let change = Change::AbortUpload(upload.clone());
+        let now = self.clock.wall();
+        self.call("AbortMultipartUpload", &upload.bucket, &upload.key, |s| {
+            s.change(change, Bytes::new(), now).map(drop)
+        })
+    }
+
+    async fn list_parts(&self, upload: &Upload) -> Result<Vec<Part>> {
+        self.call("ListParts", &upload.bucket, &upload.key, |s| s.model.list_parts(upload))
+    }
+
+    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
+        self.call("ListMultipartUploads", bucket, prefix, |s| s.model.list_uploads(bucket, prefix))
+    }
+}

@@ -1,21 +1,28 @@
-//! The only place that names the AWS SDK.
+//! Sessions, clients, buckets and objects: the only place that names the AWS SDK.
+//!
+//! Owns: how a session is made, how requests are sent, retried, bounded and counted, and what an error of S3
+//! means to a caller.
+//! Does not own: names, caches, files. Nothing above sees an SDK type.
+//!
+//! Everything that talks to S3 does so through [`Store`]. [`Client`] is S3 over HTTP; [`MemStore`] is the pure
+//! [`model`] in memory. `tests/store` holds both, and servers that we did not write, to the same promises.
 
+mod capability;
+mod changes;
+mod client;
+mod failure;
 pub mod limits;
 mod mem;
 pub mod model;
+mod session;
+mod settings;
 mod store;
 mod types;
 
-pub use mem::MemStore;
+pub use capability::{Capabilities, CapabilityCache, Depth, Verdict, probe};
+pub use client::{Client, checksum_of, content_etag, multipart_etag};
+pub use mem::{MemStore, When};
+pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
+pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};
 pub use store::Store;
 pub use types::*;
-#[derive(Debug)]
-pub struct Session;
-impl Session {
-    pub async fn store_for(
-        &self,
-        _b: &str,
-    ) -> crate::error::Result<(std::sync::Arc<dyn Store>, Option<String>)> {
-        unreachable!()
-    }
-}

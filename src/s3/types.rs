@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::Stream;
+use serde::{Deserialize, Serialize};
 
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
@@ -23,7 +24,7 @@ pub struct BucketInfo {
 }
 
 /// When a write or delete may take effect.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
     /// Whatever is there.
     #[default]
@@ -35,13 +36,13 @@ pub enum Condition {
 }
 
 /// A checksum of the bytes sent, base64 as S3's headers carry it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checksum {
     pub algorithm: ChecksumAlgorithm,
     pub value: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ChecksumAlgorithm {
     Crc64Nvme,
     Crc32,
@@ -53,7 +54,7 @@ pub enum ChecksumAlgorithm {
 }
 
 /// What is stored beside an object's bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     pub content_type: Option<String>,
     pub cache_control: Option<String>,
@@ -160,10 +161,11 @@ fn short_body(got: usize, announced: usize) -> Error {
     Error::new(Kind::Corrupt, format!("the body ended after {got} of {announced} bytes"))
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PutRequest {
     pub bucket: String,
     pub key: String,
+    #[serde(skip)]
     pub body: Bytes,
     pub attributes: Attributes,
     pub condition: Condition,
@@ -177,7 +179,7 @@ pub struct Written {
     pub version_id: Option<String>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DeleteRequest {
     pub bucket: String,
     pub key: String,
@@ -194,7 +196,7 @@ pub struct Deleted {
     pub delete_marker: bool,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct CopyRequest {
     pub source_bucket: String,
     pub source_key: String,
@@ -271,7 +273,7 @@ pub enum Versioning {
 }
 
 /// An upload in parts: where it goes and the id S3 gave it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Upload {
     pub bucket: String,
     pub key: String,
@@ -279,7 +281,7 @@ pub struct Upload {
 }
 
 /// A part that S3 holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// 1 to 10,000.
     pub number: u16,
@@ -289,7 +291,7 @@ pub struct Part {
 }
 
 /// A range of an existing object that becomes a part.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PartSource {
     pub bucket: String,
     pub key: String,

@@ -248,13 +248,33 @@ fn decode(name: &str) -> Result<Decoded> {
         EMPTY => String::new(),
         DOT => ".".to_owned(),
         DOT_DOT => "..".to_owned(),
-        _ => body.replace(LEAD_ITSELF, LEAD).replace(NUL, "\0"),
+        _ => unescape(body),
     };
     // What does not come back is no escape of ours.
     if encode(&text) != body {
         return Err(Error::new(Kind::InvalidArgument, "`%~` begins an escape, and this is none"));
     }
     Ok(kind(text))
+}
+
+/// Takes escapes back, each once: what an escape stands for may look like another.
+fn unescape(body: &str) -> String {
+    let mut text = String::with_capacity(body.len());
+    let mut rest = body;
+    while let Some(at) = rest.find(LEAD) {
+        text.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let (stands_for, after) = match (rest.strip_prefix(LEAD_ITSELF), rest.strip_prefix(NUL)) {
+            (Some(after), _) => (LEAD, after),
+            (_, Some(after)) => ("\0", after),
+            // No escape of ours: kept as it is, and refused by whoever compares.
+            _ => (LEAD, &rest[LEAD.len()..]),
+        };
+        text.push_str(stands_for);
+        rest = after;
+    }
+    text.push_str(rest);
+    text
 }
 
 /// Cuts a component into pieces whose names fit, as few as possible from the left.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::TryStreamExt;
-use md5::{Digest, Md5};
 
 use super::extents::{Segment, What};
 use super::plan::{PartPlan, Plan, plan};
@@ -14,7 +13,7 @@ use crate::base::{Budget, ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store,
-    Upload, Written, limits,
+    Upload, Written, content_etag, limits, multipart_etag,
 };
 
 /// Parts of one file under way at once.
@@ -93,7 +92,7 @@ async fn put(job: &Job) -> Result<Written> {
         checksum: None,
     };
     match job.store.put(request).await {
-        Err(error) if lost_the_race(&error) => ours(job, &hex(&Md5::digest(&body)), error).await,
+        Err(error) if may_be_ours(&error) => ours(job, &content_etag(&body), error).await,
         answer => answer,
     }
 }
@@ -121,9 +120,7 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
     match job.store.complete_upload(upload, sent, condition).await {
-        Err(error) if lost_the_race(&error) || error.kind() == Kind::NotFound => {
-            ours(job, &etag, error).await
-        }
+        Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
         answer => answer,
     }
 }
@@ -210,39 +207,29 @@ async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
     }
 }
 
-fn lost_the_race(error: &Error) -> bool {
-    matches!(error.kind(), Kind::AlreadyExists | Kind::Stale)
+/// Failures after which the object may be there all the same: the answer to an earlier attempt was lost, so
+/// its repetition finds the condition broken or the upload gone.
+fn may_be_ours(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::AlreadyExists
+            | Kind::Stale
+            | Kind::NotFound
+            | Kind::TimedOut
+            | Kind::Unreachable
+            | Kind::Corrupt
+            | Kind::Server
+    )
 }
 
-/// Tells an answer that was lost and retried from a race that was lost: what is there now carries our ETag.
-async fn ours(job: &Job, etag: &str, error: Error) -> Result<Written> {
+/// Tells an answer that was lost from a race that was lost: what is there now carries our ETag.
+async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
     match job.store.head(&job.bucket, &job.key, None).await {
-        Ok(info) if info.size == job.len && info.etag.as_str() == etag => {
+        Ok(info) if info.size == job.len && info.etag == *etag => {
             Ok(Written { etag: info.etag, version_id: info.version_id })
         }
         _ => Err(error),
     }
-}
-
-/// The ETag S3 gives a multipart object: the MD5 of its parts' MD5s, and their number.
-fn multipart_etag(parts: &[Part]) -> String {
-    let mut hash = Md5::new();
-    for part in parts {
-        let text = part.etag.as_str();
-        for pair in text.as_bytes().chunks(2) {
-            let byte = std::str::from_utf8(pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-            hash.update([byte.unwrap_or(0)]);
-        }
-    }
-    format!("{}-{}", hex(&hash.finalize()), parts.len())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Copies an object of `size` bytes on the server, however large, and keeps its attributes.
@@ -263,10 +250,16 @@ pub async fn copy_object(
             source_if_match: Some(source.etag.clone()),
             bucket: bucket.to_owned(),
             key: key.to_owned(),
-            condition,
+            condition: condition.clone(),
             ..CopyRequest::default()
         };
-        return store.copy(request).await;
+        return match store.copy(request).await {
+            // Some servers keep a directory's marker as a directory, and cannot copy it (SeaweedFS 4.48).
+            Err(error) if error.is_not_found() && size == 0 => {
+                make_empty_again(store, source, bucket, key, condition).await
+            }
+            answer => answer,
+        };
     }
     let info = store.head(&source.bucket, &source.key, None).await?;
     let upload = store.create_upload(bucket, key, info.attributes).await?;
@@ -296,6 +289,29 @@ pub async fn copy_object(
         let _ = store.abort_upload(&upload).await;
     }
     result
+}
+
+/// An empty object's copy is a new empty object with the same attributes.
+async fn make_empty_again(
+    store: &Arc<dyn Store>,
+    source: &Base,
+    bucket: &str,
+    key: &str,
+    condition: Condition,
+) -> Result<Written> {
+    let info = store.head(&source.bucket, &source.key, None).await?;
+    if info.size != 0 || info.etag != source.etag {
+        return Err(Error::new(Kind::Stale, "another client changed the object"));
+    }
+    let request = PutRequest {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        body: Bytes::new(),
+        attributes: info.attributes,
+        condition,
+        checksum: None,
+    };
+    store.put(request).await
 }
 
 /// Deletes `key`, only if it still is `etag` where the server can tell.

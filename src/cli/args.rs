@@ -1,0 +1,376 @@
+//! The command line: every flag, its meaning and its parser. Nothing is decided here.
+//!
+//! No flag takes a secret: a command line can be read by every user of the machine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::base::{parse_bytes, parse_duration};
+use crate::config::DEFAULT_SESSION;
+use crate::s3::{PathStyle, SessionConfig, check_endpoint};
+
+/// Mounts S3 buckets as directories.
+#[derive(Debug, Parser)]
+#[command(name = "pailfs", version, max_term_width = 100)]
+#[command(after_help = "Exit codes are listed in docs/EXIT-CODES.md. Try `pailfs demo --mount`.")]
+pub struct Cli {
+    /// This process is the one that stays: tell the other on standard output how it went.
+    #[arg(long, hide = true)]
+    pub background_child: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount a bucket, all buckets, or a set of buckets from the configuration.
+    Mount(Box<MountArgs>),
+    /// Unmount a directory once everything written to it is in S3.
+    #[command(alias = "unmount")]
+    Umount(UmountArgs),
+    /// Show what a mount has done and what it has yet to save.
+    Status(StatusArgs),
+    /// Wait until everything written to a mount is in S3.
+    Flush(FlushArgs),
+    /// List the sessions there are and where each of their values comes from.
+    Sessions(SessionsArgs),
+    /// Run an S3 server of our own, to try pailfs without an account.
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// s3://BUCKET[/PREFIX], s3:// for every bucket of the session, or @NAME from the configuration
+    pub source: String,
+    /// The directory to mount it on
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Stay in the foreground
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// Refuse every change
+    #[arg(long)]
+    pub read_only: bool,
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// How long any operation may take before it fails
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Memory for blocks, read-ahead and uploads [default: a quarter of what this machine or its
+    /// control group has, 64M to 1G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory_limit: Option<u64>,
+    /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    // Headings hold for whatever follows, so these come last.
+    #[command(flatten)]
+    pub session: SessionArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What files and directories look like.
+#[derive(Debug, Args)]
+pub struct LookArgs {
+    /// Owner of all files [default: who mounts]
+    #[arg(long)]
+    pub uid: Option<u32>,
+    /// Group of all files [default: of who mounts]
+    #[arg(long)]
+    pub gid: Option<u32>,
+    /// Permissions of files that say nothing else
+    #[arg(long, value_name = "OCTAL", default_value = "644", value_parser = parse_mode)]
+    pub file_mode: u16,
+    /// Permissions of directories that say nothing else
+    #[arg(long, value_name = "OCTAL", default_value = "755", value_parser = parse_mode)]
+    pub dir_mode: u16,
+    /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
+    #[arg(long)]
+    pub allow_other: bool,
+    /// How long stat and readdir may answer from memory; open always asks S3
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub metadata_ttl: Duration,
+    /// How long an absent name is believed to be absent
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub negative_ttl: Duration,
+}
+
+/// Which identity and endpoint. Keys come from the environment, a profile or the configuration.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Session")]
+pub struct SessionArgs {
+    /// A session of the configuration [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub session: Option<String>,
+    /// A profile of ~/.aws/config and ~/.aws/credentials
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// The region to ask first; a bucket's own region is found out
+    #[arg(long)]
+    pub region: Option<String>,
+    /// Another S3 server than Amazon's
+    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
+    pub endpoint_url: Option<String>,
+    /// Ask anonymously
+    #[arg(long)]
+    pub no_sign_request: bool,
+    /// Agree to pay for requests to requester-pays buckets
+    #[arg(long)]
+    pub requester_pays: bool,
+    /// Certificates to trust, a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
+    /// Whether the bucket's name goes into the path instead of the host name
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub path_style: Option<PathStyleArg>,
+}
+
+impl SessionArgs {
+    pub fn name(&self) -> &str {
+        self.session.as_deref().unwrap_or(DEFAULT_SESSION)
+    }
+
+    /// What was typed, to be laid over what the configuration says.
+    pub fn settings(&self) -> SessionConfig {
+        SessionConfig {
+            profile: self.profile.clone(),
+            region: self.region.clone(),
+            endpoint_url: self.endpoint_url.clone(),
+            no_sign_request: self.no_sign_request.then_some(true),
+            requester_pays: self.requester_pays.then_some(true),
+            ca_bundle: self.ca_bundle.clone(),
+            path_style: self.path_style.map(PathStyleArg::into),
+            ..SessionConfig::default()
+        }
+    }
+
+    /// Whether nothing was typed.
+    pub fn is_empty(&self) -> bool {
+        self.session.is_none() && self.settings() == SessionConfig::default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PathStyleArg {
+    Auto,
+    On,
+    Off,
+}
+
+impl From<PathStyleArg> for PathStyle {
+    fn from(arg: PathStyleArg) -> Self {
+        match arg {
+            PathStyleArg::Auto => Self::Auto,
+            PathStyleArg::On => Self::On,
+            PathStyleArg::Off => Self::Off,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file [default: ~/.config/pailfs/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogArgs {
+    /// Append the log to this file [default: standard error in the foreground, none in the background]
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// error, warn, info, debug, trace, or a filter such as pailfs=debug
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log_level: String,
+    /// How a line of the log looks
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// The mounted directory
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The mounted directory
+    pub dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct FlushArgs {
+    /// The mounted directory
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct SessionsArgs {
+    #[command(subcommand)]
+    pub command: Option<SessionsCommand>,
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SessionsCommand {
+    /// Ask the server who the caller is, where a bucket is, and what the endpoint can really do.
+    ///
+    /// With a bucket, the check writes a few small objects under a scratch name and removes them again.
+    Check(Box<CheckArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// A session's name, an s3://BUCKET[/PREFIX], or both
+    #[arg(num_args = 0..=2, value_name = "NAME|s3://BUCKET")]
+    pub what: Vec<String>,
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// The loopback address to serve on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    pub listen: String,
+    /// Keep the objects in this directory, so that the next demo finds them again
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// A bucket to have from the start
+    #[arg(long, value_name = "NAME", default_value = "demo")]
+    pub bucket: Vec<String>,
+    /// Misbehave by a rule; may be given more than once
+    #[arg(long, value_name = "RULE")]
+    pub fault: Vec<String>,
+    /// Makes the faults that happen by chance repeatable
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub fault_seed: u64,
+    /// Mount the bucket too, on a fresh directory or on DIR, and show what to try
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    pub mount: Option<Option<PathBuf>>,
+    /// End when standard input does, so that no server outlives the test that started it
+    #[arg(long, hide = true)]
+    pub until_stdin_closes: bool,
+}
+
+fn parse_mode(text: &str) -> Result<u16, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    match u16::from_str_radix(digits, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!("{text:?} is not a mode; write it like 644")),
+    }
+}
+
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    check_endpoint(text).map(|()| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mount_reads_its_flags() {
+        let cli = Cli::try_parse_from([
+            "pailfs",
+            "mount",
+            "s3://b/p",
+            "/mnt",
+            "-f",
+            "--file-mode=0600",
+            "--timeout=5s",
+            "--memory-limit=128M",
+            "--path-style=on",
+            "--no-sign-request",
+        ])
+        .unwrap();
+        let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
+        assert!(mount.foreground && !cli.background_child);
+        assert_eq!((mount.look.file_mode, mount.look.dir_mode), (0o600, 0o755));
+        assert_eq!(mount.timeout, Duration::from_secs(5));
+        assert_eq!(mount.memory_limit, Some(128 << 20));
+        let settings = mount.session.settings();
+        assert_eq!(settings.path_style, Some(PathStyle::On));
+        assert_eq!((settings.no_sign_request, settings.requester_pays), (Some(true), None));
+        assert_eq!(mount.session.name(), DEFAULT_SESSION);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for args in [
+            &["mount", "s3://b"][..],
+            &["mount", "s3://b", "/mnt", "--file-mode=888"],
+            &["mount", "s3://b", "/mnt", "--file-mode=7777"],
+            &["mount", "s3://b", "/mnt", "--timeout=soon"],
+            &["mount", "s3://b", "/mnt", "--endpoint-url=ftp://x"],
+            &["mount", "s3://b", "/mnt", "--endpoint-url=http://user:secret@x"],
+            &["mount", "s3://b", "/mnt", "--secret-access-key=x"],
+            &["sessions", "check", "a", "s3://b", "c"],
+            &["umount"],
+            &[],
+        ] {
+            assert!(Cli::try_parse_from([&["pailfs"], args].concat()).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_demo_mounts_on_a_fresh_directory_or_a_given_one() {
+        let demo = |args: &[&str]| match Cli::try_parse_from([&["pailfs", "demo"], args].concat())
+            .unwrap()
+            .command
+        {
+            Command::Demo(demo) => demo,
+            other => panic!("not a demo: {other:?}"),
+        };
+        assert_eq!(demo(&[]).mount, None);
+        assert_eq!(demo(&["--mount"]).mount, Some(None));
+        assert_eq!(demo(&["--mount", "/m"]).mount, Some(Some("/m".into())));
+        assert_eq!(demo(&[]).bucket, ["demo"]);
+        assert_eq!(demo(&["--bucket=a", "--bucket=b"]).bucket, ["a", "b"]);
+    }
+
+    #[test]
+    fn sessions_lists_and_checks() {
+        let cli = Cli::try_parse_from(["pailfs", "sessions", "--json"]).unwrap();
+        assert!(matches!(cli.command, Command::Sessions(SessionsArgs { command: None, json: true, .. })));
+        let cli = Cli::try_parse_from(["pailfs", "sessions", "check", "work", "s3://b", "--json"]).unwrap();
+        let Command::Sessions(SessionsArgs { command: Some(SessionsCommand::Check(check)), .. }) =
+            cli.command
+        else {
+            panic!("not a check")
+        };
+        assert_eq!(check.what, ["work", "s3://b"]);
+        assert!(check.json);
+    }
+}

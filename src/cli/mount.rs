@@ -1,0 +1,204 @@
+//! `pailfs mount`: from what was typed to a [`MountConfig`], and from there to the foreground or the background.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::args::{MountArgs, SessionArgs};
+use super::background::{self, Child};
+use super::exit::{Code, Failure};
+use super::{logging, machine, mountpoint, running};
+use crate::config::{
+    BucketDir, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Source, default_memory_limit,
+};
+use crate::control;
+use crate::mount::{self, Stage};
+use crate::s3::SessionConfig;
+
+/// Mounts. In the background this is called twice: by the process that was started, and by the one that stays.
+pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
+    if !args.foreground && !background_child {
+        return background::start();
+    }
+    let live = Cell::new(false);
+    let outcome = stay(args, background_child, &live);
+    if let Err(failure) = &outcome {
+        if background_child && !live.get() {
+            background::report(failure);
+        } else if background_child || args.log.log_file.is_some() {
+            tracing::error!(code = failure.code.name(), "{}", failure.message);
+        }
+    }
+    outcome
+}
+
+fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(), Failure> {
+    let log = logging::start(&args.log)?;
+    let config = configure(args)?;
+    let child = background_child.then(|| Child::detach(log)).transpose()?;
+    let ready = || {
+        child.map_or(Ok(()), Child::ready)?;
+        live.set(true);
+        Ok(())
+    };
+    super::runtime()?.block_on(mount::run(config, ready)).map_err(failure_of)
+}
+
+/// What a failed mount means to who typed the command.
+pub fn failure_of(failure: mount::Failure) -> Failure {
+    use crate::error::Kind;
+    let error = failure.error;
+    let code = match failure.stage {
+        Stage::Session if error.kind() == Kind::InvalidArgument => Code::Config,
+        Stage::Machine if error.kind() == Kind::AlreadyExists => Code::Mountpoint,
+        Stage::Session | Stage::FirstRequest | Stage::Machine => Code::of(error.kind()),
+        Stage::Fuse => Code::Fuse,
+        Stage::Interrupted => Code::Failed,
+        Stage::Unsaved(unsaved) => {
+            return Failure::new(Code::UnsavedData, running::name_files(&error.report(), &unsaved));
+        }
+    };
+    Failure::coded(code, &error)
+}
+
+/// Everything a mount needs to know, with every path absolute: the process may leave its directory.
+fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
+    let (file, warnings) = machine::load_config(args.config.config.as_deref())?;
+    for warning in warnings {
+        eprintln!("pailfs: warning: {warning}");
+    }
+    let (source, sessions) = choose(&args.source, &args.session, &file)?;
+    let state_dir = match &args.state_dir {
+        Some(dir) => absolute(dir)?,
+        None => machine::default_state_dir()?,
+    };
+    let mountpoint = mountpoint::prepare(&args.dir)?;
+    let me = rustix::process::geteuid().as_raw();
+    let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
+    let config = MountConfig {
+        mountpoint,
+        source,
+        sessions,
+        read_only: args.read_only,
+        uid: args.look.uid.unwrap_or(me),
+        gid: args.look.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        file_mode: args.look.file_mode,
+        dir_mode: args.look.dir_mode,
+        allow_other: args.look.allow_other,
+        metadata_ttl: args.look.metadata_ttl,
+        negative_ttl: args.look.negative_ttl,
+        timeout: args.timeout,
+        memory_limit: args.memory_limit.unwrap_or_else(|| default_memory_limit(machine::available_memory())),
+        state_dir,
+        control_socket,
+    };
+    config.check()?;
+    Ok(config)
+}
+
+/// What to mount, and the settings of the sessions that takes.
+fn choose(
+    source: &str,
+    typed: &SessionArgs,
+    file: &ConfigFile,
+) -> Result<(Source, BTreeMap<String, SessionConfig>), Failure> {
+    if let Some(name) = source.strip_prefix('@') {
+        if !typed.is_empty() {
+            return Err(Failure::new(
+                Code::Usage,
+                format!(
+                    "the sessions of @{name} are those of the configuration; leave the session's flags away"
+                ),
+            ));
+        }
+        let dirs = file.mount(name).map_err(|error| Failure::coded(Code::Config, &error))?;
+        let source = Source::Named { name: name.to_owned(), dirs: dirs.clone() };
+        let sessions = source
+            .sessions()
+            .into_iter()
+            .map(|name| Ok((name.to_owned(), file.session(name)?)))
+            .collect::<crate::error::Result<_>>()
+            .map_err(|error| Failure::coded(Code::Config, &error))?;
+        return Ok((source, sessions));
+    }
+    let session = typed.name().to_owned();
+    let settings = session_settings(&session, typed, file)?;
+    let source = match S3Url::parse(source)? {
+        S3Url::AllBuckets => Source::Buckets { session: session.clone() },
+        S3Url::Bucket { bucket, prefix } => {
+            Source::Bucket(BucketDir { bucket, prefix, session: session.clone(), read_only: false })
+        }
+    };
+    Ok((source, BTreeMap::from([(session, settings)])))
+}
+
+/// A session of the configuration with what was typed laid over it.
+pub fn session_settings(
+    name: &str,
+    typed: &SessionArgs,
+    file: &ConfigFile,
+) -> Result<SessionConfig, Failure> {
+    let configured = file.session(name).map_err(|error| {
+        let code = if name == DEFAULT_SESSION { Code::Config } else { Code::Usage };
+        Failure::coded(code, &error)
+    })?;
+    let mut settings = configured.overridden_by(typed.settings());
+    settings.ca_bundle = settings.ca_bundle.as_deref().map(absolute).transpose()?;
+    Ok(settings)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::new(Code::Usage, format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::{Cli, Command};
+    use super::*;
+    use clap::Parser;
+
+    const FILE: &str = "
+        [session.work]
+        profile = 'w'
+        region = 'eu-west-1'
+        [mount.data]
+        a = { bucket = 'x', session = 'work' }
+        b = 's3://y/z'
+    ";
+
+    fn chosen(args: &[&str]) -> Result<(Source, BTreeMap<String, SessionConfig>), Failure> {
+        let cli = Cli::try_parse_from([&["pailfs", "mount"], args, &["/mnt"]].concat()).unwrap();
+        let Command::Mount(mount) = cli.command else { panic!("not a mount") };
+        choose(&mount.source, &mount.session, &ConfigFile::parse(FILE).unwrap())
+    }
+
+    #[test]
+    fn a_bucket_is_mounted_by_one_session_with_what_was_typed_on_top() {
+        let (source, sessions) = chosen(&["s3://b/p", "--session=work", "--region=us-west-2"]).unwrap();
+        assert_eq!(source.name(), "s3://b/p/");
+        assert_eq!(sessions["work"].profile.as_deref(), Some("w"));
+        assert_eq!(sessions["work"].region.as_deref(), Some("us-west-2"));
+        let (source, sessions) = chosen(&["s3://"]).unwrap();
+        assert_eq!(source, Source::Buckets { session: DEFAULT_SESSION.into() });
+        assert_eq!(sessions[DEFAULT_SESSION], SessionConfig::default());
+    }
+
+    #[test]
+    fn a_named_mount_takes_its_sessions_from_the_configuration_alone() {
+        let (source, sessions) = chosen(&["@data"]).unwrap();
+        assert_eq!(source.name(), "@data");
+        assert_eq!(sessions.keys().collect::<Vec<_>>(), [DEFAULT_SESSION, "work"]);
+        assert_eq!(chosen(&["@data", "--region=x"]).unwrap_err().code, Code::Usage);
+        assert_eq!(chosen(&["@other"]).unwrap_err().code, Code::Config);
+    }
+
+    #[test]
+    fn what_is_no_location_or_session_is_a_wrong_command_line() {
+        assert_eq!(chosen(&["bucket"]).unwrap_err().code, Code::Usage);
+        assert_eq!(chosen(&["s3://a,b"]).unwrap_err().code, Code::Usage);
+        let failure = chosen(&["s3://b", "--session=wrok"]).unwrap_err();
+        assert_eq!(failure.code, Code::Usage);
+        assert!(failure.message.contains("there are work"), "{}", failure.message);
+    }
+}

@@ -1,0 +1,219 @@
+//! What is asked of a running mount: status, flush, umount.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use super::args::{FlushArgs, StatusArgs, UmountArgs};
+use super::exit::{Code, Failure};
+use super::mountpoint::{self, Place};
+use crate::base::format_bytes;
+use crate::control::{Cause, Reply, Request, Status, Unsaved};
+
+/// The first progress line comes after a second: what is done by then needs no words. Progress comes twice a second.
+const QUIET_PROGRESS: usize = 2;
+/// How long a process may take to end after it has said that all is saved and unmounted.
+const END_WAIT_SECONDS: i64 = 60;
+
+pub async fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let client = live(Place::find(&args.dir)?)?.connect().await?;
+    match client.ask(Request::Status, |_| {}).await.map_err(no_answer)? {
+        Reply::Status(status) => {
+            let text = if args.json { json(&status)? } else { describe(&status) };
+            std::io::stdout()
+                .write_all(text.as_bytes())
+                .map_err(|error| Failure::new(Code::Local, error.to_string()))
+        }
+        other => Err(refused(other)),
+    }
+}
+
+pub async fn flush(args: &FlushArgs) -> Result<(), Failure> {
+    let client = live(Place::find(&args.dir)?)?.connect().await?;
+    match client.ask(Request::Flush, progress()).await.map_err(no_answer)? {
+        Reply::Done => Ok(()),
+        other => Err(refused(other)),
+    }
+}
+
+pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
+    let place = Place::find(&args.dir)?;
+    if place.dead {
+        mountpoint::clear_dead(&place.path)?;
+        eprintln!("pailfs: the process of this mount was gone already; what it had not saved to S3 is lost");
+        return Ok(());
+    }
+    let client = place.connect().await?;
+    let process = client.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
+    match client.ask(Request::Unmount, progress()).await.map_err(no_answer)? {
+        Reply::Done => {}
+        other => return Err(refused(other)),
+    }
+    let Some(process) = process else { return Ok(()) };
+    let ended = tokio::task::spawn_blocking(move || {
+        let end = rustix::event::Timespec { tv_sec: END_WAIT_SECONDS, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&end))
+    });
+    match ended.await {
+        Ok(Ok(1..)) => Ok(()),
+        Ok(Ok(0)) => {
+            Err(Failure::new(Code::NoAnswer, "all is saved and unmounted, but the process does not end"))
+        }
+        Ok(Err(error)) => {
+            Err(Failure::new(Code::Local, format!("cannot wait for the mount's process: {error}")))
+        }
+        Err(panic) => Err(Failure::new(Code::Internal, panic.to_string())),
+    }
+}
+
+fn live(place: Place) -> Result<Place, Failure> {
+    if place.dead {
+        return Err(Failure::new(
+            Code::NoAnswer,
+            format!(
+                "the process that mounted {0} is gone; `pailfs umount {0}` clears it away",
+                place.path.display()
+            ),
+        ));
+    }
+    Ok(place)
+}
+
+fn no_answer(error: crate::error::Error) -> Failure {
+    Failure::new(Code::NoAnswer, error.report())
+}
+
+fn progress() -> impl FnMut(&Unsaved) {
+    let mut heard = 0;
+    move |unsaved| {
+        heard += 1;
+        if heard >= QUIET_PROGRESS && heard % QUIET_PROGRESS == 0 {
+            let line = match unsaved.files {
+                0 => "waiting".to_owned(),
+                files if unsaved.bytes == 0 => format!("finishing {}", count(files)),
+                files => format!("saving {} in {}", format_bytes(unsaved.bytes), count(files)),
+            };
+            eprintln!("pailfs: {line}");
+        }
+    }
+}
+
+fn refused(reply: Reply) -> Failure {
+    match reply {
+        Reply::Refused(refusal) => {
+            let code = match refusal.cause {
+                Cause::Unsaved => Code::UnsavedData,
+                Cause::Busy => Code::Mountpoint,
+                Cause::TooManyClients => Code::NoAnswer,
+                Cause::BadRequest => Code::Internal,
+                Cause::Failed => Code::Failed,
+            };
+            Failure::new(code, name_files(&refusal.message, &refusal.unsaved))
+        }
+        _ => Failure::new(Code::Internal, "the mount answered something else than it was asked"),
+    }
+}
+
+/// A message and the files it is about.
+pub fn name_files(message: &str, unsaved: &Unsaved) -> String {
+    let mut text = message.to_owned();
+    for file in &unsaved.first {
+        let error = file.last_error.as_deref().unwrap_or("not tried yet");
+        let _ = write!(text, "\n  {} ({}): {error}", printable(&file.path), format_bytes(file.bytes));
+    }
+    let named = unsaved.first.len() as u64;
+    if unsaved.files > named {
+        let _ = write!(text, "\n  and {} more", unsaved.files - named);
+    }
+    text
+}
+
+fn json(status: &Status) -> Result<String, Failure> {
+    let mut text = serde_json::to_string_pretty(status)
+        .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn describe(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<28} {value}");
+    };
+    let access = if status.read_only { "read-only" } else { "read-write" };
+    line("source", format!("{} ({access})", printable(&status.source)));
+    line("directory", printable(&status.mountpoint));
+    line("process", format!("{} (pailfs {})", status.pid, status.version));
+    line("up for", format!("{} s", status.uptime_seconds));
+    line("memory limit", format_bytes(status.memory_limit_bytes));
+    line(
+        "not saved yet",
+        match status.unsaved.files {
+            0 => "nothing".to_owned(),
+            files => format!("{} in {}", format_bytes(status.unsaved.bytes), count(files)),
+        },
+    );
+    for file in &status.unsaved.first {
+        let error = file.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+        line("", format!("{} ({}){error}", printable(&file.path), format_bytes(file.bytes)));
+    }
+    for counter in &status.counters {
+        line(&counter.name, format!("{:<14} {}", counter.value, counter.meaning));
+    }
+    for request in &status.requests {
+        line(&format!("{} {}", request.operation, request.outcome), request.count.to_string());
+    }
+    text
+}
+
+fn count(files: u64) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
+}
+
+/// An object's name may hold anything, and a terminal obeys control characters.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{CounterValue, Refusal, RequestCount, UnsavedFile};
+
+    #[test]
+    fn a_status_reads_as_lines_without_control_characters() {
+        let status = Status {
+            source: "s3://b/".into(),
+            mountpoint: "/mnt".into(),
+            unsaved: Unsaved::of([UnsavedFile {
+                path: "odd\u{1b}[2Jname".into(),
+                bytes: 2048,
+                last_error: Some("PutObject: no".into()),
+            }]),
+            counters: vec![CounterValue { name: "commits".into(), meaning: "Objects.".into(), value: 3 }],
+            requests: vec![RequestCount { operation: "PutObject".into(), outcome: "ok".into(), count: 3 }],
+            ..Status::default()
+        };
+        let text = describe(&status);
+        assert!(text.contains("not saved yet                2.0 KiB in 1 file\n"), "{text}");
+        assert!(text.contains("odd\\u{1b}[2Jname (2.0 KiB): PutObject: no\n"), "{text}");
+        assert!(text.contains("PutObject ok                 3\n"), "{text}");
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_refusal_names_the_files_and_has_a_code() {
+        let file = |n: u32| UnsavedFile { path: format!("f{n}"), bytes: 1, last_error: None };
+        let mut refusal = Refusal::new(Cause::Unsaved, "30 files are not saved");
+        refusal.unsaved = Unsaved::of((0..30).map(file));
+        let failure = refused(Reply::Refused(refusal));
+        assert_eq!(failure.code, Code::UnsavedData);
+        assert!(failure.message.contains("\n  f0 (1 B): not tried yet\n"), "{}", failure.message);
+        assert!(failure.message.ends_with("and 10 more"), "{}", failure.message);
+        assert_eq!(refused(Reply::Refused(Refusal::new(Cause::Busy, "busy"))).code, Code::Mountpoint);
+    }
+}

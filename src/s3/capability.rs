@@ -1,0 +1,641 @@
+//! What an endpoint can really do, found out by what it does.
+//!
+//! Some servers answer 200 to a condition and ignore it, so a status proves nothing: each probe asks for something
+//! that has to fail, and looks at what became of the object. It writes to scratch keys of its own and takes them away
+//! again, whatever happened.
+//!
+//! Owns: the probes, their verdicts, and keeping them per endpoint and bucket. Never runs by itself: [`CapabilityCache`]
+//! is asked before the first write that needs to know, and by `pailfs sessions check`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use super::store::Store;
+use super::types::*;
+use crate::base::{ByteRange, Clock, ETag};
+use crate::error::{Error, Kind, Result};
+
+/// How long a verdict is believed. Servers are upgraded, and seldom.
+const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+const FILE_NAME: &str = "capabilities.json";
+/// An ETag that no object has.
+const WRONG_ETAG: &str = "0123456789abcdef0123456789abcdef";
+
+/// What became of a probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It does what S3 documents.
+    Works,
+    /// It answers success and does not do it.
+    Ignored,
+    /// It answers that it does not offer it.
+    Refused,
+    /// The identity may not ask.
+    Denied,
+    /// Not probed, or the answer tells nothing.
+    #[default]
+    Unknown,
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Works => "works",
+            Self::Ignored => "ignored",
+            Self::Refused => "refused",
+            Self::Denied => "denied",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// How much to find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// What the write path has to know.
+    Writes,
+    /// Everything in the table.
+    Full,
+}
+
+/// The verdicts on one bucket of one endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    pub put_if_none_match: Verdict,
+    pub put_if_match: Verdict,
+    pub complete_if_none_match: Verdict,
+    pub complete_if_match: Verdict,
+    pub copy_source_if_match: Verdict,
+    pub copy_if_none_match: Verdict,
+    pub delete_if_match: Verdict,
+    pub upload_part_copy: Verdict,
+    pub batch_delete: Verdict,
+    pub checksums: Verdict,
+    pub tagging: Verdict,
+    pub versioning: Verdict,
+    pub list_order: Verdict,
+    pub start_after_with_delimiter: Verdict,
+}
+
+impl Capabilities {
+    /// Amazon's own S3 keeps what it documents.
+    pub fn of_aws() -> Self {
+        let works = Verdict::Works;
+        Self {
+            put_if_none_match: works,
+            put_if_match: works,
+            complete_if_none_match: works,
+            complete_if_match: works,
+            copy_source_if_match: works,
+            copy_if_none_match: works,
+            delete_if_match: works,
+            upload_part_copy: works,
+            batch_delete: works,
+            checksums: works,
+            tagging: works,
+            versioning: works,
+            list_order: works,
+            start_after_with_delimiter: works,
+        }
+    }
+
+    /// Name, verdict and meaning of each capability, in the order of the fields.
+    pub fn table(&self) -> Vec<(&'static str, Verdict, &'static str)> {
+        vec![
+            ("conditional put, new object", self.put_if_none_match, "two clients cannot both create a key"),
+            ("conditional put, same version", self.put_if_match, "no update is lost between clients"),
+            ("conditional complete, new object", self.complete_if_none_match, "the same for large files"),
+            ("conditional complete, same version", self.complete_if_match, "the same for large files"),
+            ("conditional copy, source", self.copy_source_if_match, "a rename moves the version it found"),
+            ("conditional copy, target", self.copy_if_none_match, "a rename never overwrites unseen"),
+            ("conditional delete", self.delete_if_match, "a rename never deletes a newer version"),
+            ("copying parts", self.upload_part_copy, "a small change to a large file moves few bytes"),
+            ("batch delete", self.batch_delete, "1,000 keys in a request"),
+            ("checksums", self.checksums, "damaged uploads are refused"),
+            ("tagging", self.tagging, "object tags"),
+            ("versioning", self.versioning, "object versions"),
+            ("listing order", self.list_order, "listings stream; without it large ones are sorted first"),
+            ("start-after with delimiter", self.start_after_with_delimiter, "listings can begin anywhere"),
+        ]
+    }
+
+    /// Whether a conditional Put, Complete, Copy and Delete can be relied on.
+    pub fn conditions(&self) -> [bool; 4] {
+        let works = |verdicts: &[Verdict]| verdicts.iter().all(|v| *v == Verdict::Works);
+        [
+            works(&[self.put_if_none_match, self.put_if_match]),
+            works(&[self.complete_if_none_match, self.complete_if_match]),
+            works(&[self.copy_source_if_match, self.copy_if_none_match]),
+            works(&[self.delete_if_match]),
+        ]
+    }
+}
+
+/// Probes a bucket under `prefix`, and leaves nothing there. An error means that nothing was found out.
+pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Capabilities> {
+    let scratch =
+        Scratch { store, bucket, root: format!("{prefix}.pailfs-probe-{:016x}/", rand::random::<u64>()) };
+    let found = scratch.run(depth).await;
+    scratch.clean().await;
+    found
+}
+
+/// Keys of one probe.
+struct Scratch<'a> {
+    store: &'a dyn Store,
+    bucket: &'a str,
+    root: String,
+}
+
+impl Scratch<'_> {
+    async fn run(&self, depth: Depth) -> Result<Capabilities> {
+        // The first write tells whether there is anything to find out.
+        match self.put("first", "x", Condition::Any).await {
+            Err(error) if error.kind() == Kind::AccessDenied => return Ok(denied()),
+            answer => answer?,
+        };
+        let (put, complete, copy, delete, part_copy) = futures::join!(
+            self.conditional_put(),
+            self.conditional_complete(),
+            self.conditional_copy(),
+            self.conditional_delete(),
+            self.part_copy(),
+        );
+        let mut found = Capabilities {
+            upload_part_copy: verdict(part_copy)?,
+            delete_if_match: verdict(delete)?,
+            ..Capabilities::default()
+        };
+        [found.put_if_none_match, found.put_if_match] = pair(put)?;
+        [found.complete_if_none_match, found.complete_if_match] = pair(complete)?;
+        [found.copy_source_if_match, found.copy_if_none_match] = pair(copy)?;
+        if depth == Depth::Full {
+            let (batch, checksums, tagging, versioning, order) = futures::join!(
+                self.batch_delete(),
+                self.checksums(),
+                self.tagging(),
+                self.versioning(),
+                self.listing(),
+            );
+            found.batch_delete = verdict(batch)?;
+            found.checksums = verdict(checksums)?;
+            found.tagging = verdict(tagging)?;
+            found.versioning = verdict(versioning)?;
+            [found.list_order, found.start_after_with_delimiter] = pair(order)?;
+        }
+        Ok(found)
+    }
+
+    async fn conditional_put(&self) -> Result<[Verdict; 2]> {
+        let now = self.put("put", "1", Condition::Any).await?.etag;
+        let absent = self.put("put", "2", Condition::Absent).await;
+        let absent = self.has_to_fail(absent.map(drop), "put", &now).await?;
+        let now = self.put("put", "3", Condition::Any).await?.etag;
+        let matches = self.put("put", "4", wrong()).await;
+        let matches = self.has_to_fail(matches.map(drop), "put", &now).await?;
+        let right = self.put("put", "5", Condition::Matches(now)).await;
+        Ok([absent, unless_the_right_one_fails(matches, right.map(drop))?])
+    }
+
+    async fn conditional_complete(&self) -> Result<[Verdict; 2]> {
+        let now = self.put("complete", "1", Condition::Any).await?.etag;
+        let absent = self.complete("complete", Condition::Absent).await;
+        let absent = self.has_to_fail(absent, "complete", &now).await?;
+        let now = self.put("complete", "2", Condition::Any).await?.etag;
+        let matches = self.complete("complete", wrong()).await;
+        let matches = self.has_to_fail(matches, "complete", &now).await?;
+        let now = self.put("complete", "3", Condition::Any).await?.etag;
+        let right = self.complete("complete", Condition::Matches(now)).await;
+        Ok([absent, unless_the_right_one_fails(matches, right)?])
+    }
+
+    async fn conditional_copy(&self) -> Result<[Verdict; 2]> {
+        let source = self.put("copy-source", "1", Condition::Any).await?.etag;
+        let now = self.put("copy", "2", Condition::Any).await?.etag;
+        let copy = |if_match: ETag, condition| CopyRequest {
+            source_bucket: self.bucket.to_owned(),
+            source_key: self.key("copy-source"),
+            source_if_match: Some(if_match),
+            bucket: self.bucket.to_owned(),
+            key: self.key("copy"),
+            condition,
+            ..CopyRequest::default()
+        };
+        let stale = self.store.copy(copy(ETag::new(WRONG_ETAG), Condition::Any)).await;
+        let stale = self.has_to_fail(stale.map(drop), "copy", &now).await?;
+        let now = self.put("copy", "3", Condition::Any).await?.etag;
+        let absent = self.store.copy(copy(source.clone(), Condition::Absent)).await;
+        let absent = self.has_to_fail(absent.map(drop), "copy", &now).await?;
+        let right = self.store.copy(copy(source, Condition::Any)).await;
+        Ok([unless_the_right_one_fails(stale, right.map(drop))?, absent])
+    }
+
+    async fn conditional_delete(&self) -> Result<Verdict> {
+        let now = self.put("delete", "1", Condition::Any).await?.etag;
+        let delete = |condition| DeleteRequest {
+            bucket: self.bucket.to_owned(),
+            key: self.key("delete"),
+            version_id: None,
+            condition,
+        };
+        let stale = self.store.delete(delete(wrong())).await;
+        let stale = self.has_to_fail(stale.map(drop), "delete", &now).await?;
+        let right = self.store.delete(delete(Condition::Matches(now))).await;
+        unless_the_right_one_fails(stale, right.map(drop))
+    }
+
+    async fn part_copy(&self) -> Result<Verdict> {
+        self.put("part-source", "0123456789", Condition::Any).await?;
+        let upload = self.store.create_upload(self.bucket, &self.key("part"), Attributes::default()).await?;
+        let source = PartSource {
+            bucket: self.bucket.to_owned(),
+            key: self.key("part-source"),
+            range: ByteRange::new(2, 6).ok_or_else(|| Error::new(Kind::Internal, "an empty range"))?,
+            if_match: None,
+        };
+        let part = match self.store.upload_part_copy(&upload, 1, source).await {
+            Ok(part) => part,
+            Err(error) => {
+                let _ = self.store.abort_upload(&upload).await;
+                return Err(error);
+            }
+        };
+        self.store.complete_upload(&upload, vec![part], Condition::Any).await?;
+        let copied = self.get("part").await?;
+        Ok(if copied == "2345" { Verdict::Works } else { Verdict::Ignored })
+    }
+
+    async fn batch_delete(&self) -> Result<Verdict> {
+        self.put("batch-1", "1", Condition::Any).await?;
+        self.put("batch-2", "2", Condition::Any).await?;
+        let keys = vec![self.key("batch-1"), self.key("batch-2")];
+        for (_, result) in self.store.delete_many(self.bucket, keys).await? {
+            result?;
+        }
+        Ok(if self.is_there("batch-1").await? || self.is_there("batch-2").await? {
+            Verdict::Ignored
+        } else {
+            Verdict::Works
+        })
+    }
+
+    async fn checksums(&self) -> Result<Verdict> {
+        let right = Bytes::from_static(b"right");
+        let request = |body: &Bytes| PutRequest {
+            bucket: self.bucket.to_owned(),
+            key: self.key("checksum"),
+            body: body.clone(),
+            checksum: Some(super::checksum_of(&right)),
+            ..PutRequest::default()
+        };
+        match self.store.put(request(&right)).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::InvalidArgument => return Ok(Verdict::Refused),
+            Err(error) => return Err(error),
+        }
+        Ok(match self.store.put(request(&Bytes::from_static(b"wrong"))).await {
+            Ok(_) => Verdict::Ignored,
+            Err(error) if error.kind().is_transient() && error.kind() != Kind::Corrupt => return Err(error),
+            Err(_) => Verdict::Works,
+        })
+    }
+
+    async fn tagging(&self) -> Result<Verdict> {
+        self.put("tagged", "1", Condition::Any).await?;
+        let tags = std::collections::BTreeMap::from([("pailfs".to_owned(), "probe".to_owned())]);
+        self.store.set_tags(self.bucket, &self.key("tagged"), tags.clone()).await?;
+        let kept = self.store.tags(self.bucket, &self.key("tagged")).await?;
+        Ok(if kept == tags { Verdict::Works } else { Verdict::Ignored })
+    }
+
+    /// Asks for the state alone: turning versioning on is not a probe's to do.
+    async fn versioning(&self) -> Result<Verdict> {
+        self.store.versioning(self.bucket).await?;
+        let request = ListVersionsRequest {
+            bucket: self.bucket.to_owned(),
+            prefix: self.key("first"),
+            ..ListVersionsRequest::default()
+        };
+        let page = self.store.list_versions(request).await?;
+        Ok(if page.versions.is_empty() { Verdict::Ignored } else { Verdict::Works })
+    }
+
+    async fn listing(&self) -> Result<[Verdict; 2]> {
+        // `-` sorts before `/`, so byte order is not the order of a walk.
+        let names = ["order/a", "order/a-x", "order/a/1"];
+        for put in join_all(names.map(|name| self.put(name, "", Condition::Any))).await {
+            put?;
+        }
+        let request = |start_after, delimiter| ListRequest {
+            bucket: self.bucket.to_owned(),
+            prefix: self.key("order/"),
+            start_after,
+            delimiter,
+            ..ListRequest::default()
+        };
+        let all = self.store.list(request(None, None)).await?;
+        let order: Vec<String> = all.objects.into_iter().map(|object| object.key).collect();
+        let in_order = order == names.map(|name| self.key(name));
+        let after = Some(self.key("order/a"));
+        let page = self.store.list(request(after, Some("/".to_owned()))).await?;
+        let objects: Vec<String> = page.objects.into_iter().map(|object| object.key).collect();
+        let begun = objects == [self.key("order/a-x")] && page.common_prefixes == [self.key("order/a/")];
+        let told = |right| if right { Verdict::Works } else { Verdict::Ignored };
+        Ok([told(in_order), told(begun)])
+    }
+
+    // ---- the pieces
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.root)
+    }
+
+    async fn put(&self, name: &str, body: &'static str, condition: Condition) -> Result<Written> {
+        let request = PutRequest {
+            bucket: self.bucket.to_owned(),
+            key: self.key(name),
+            body: body.into(),
+            condition,
+            ..PutRequest::default()
+        };
+        self.store.put(request).await
+    }
+
+    async fn get(&self, name: &str) -> Result<Bytes> {
+        let request =
+            GetRequest { bucket: self.bucket.to_owned(), key: self.key(name), ..GetRequest::default() };
+        self.store.get(request).await?.bytes().await
+    }
+
+    async fn is_there(&self, name: &str) -> Result<bool> {
+        match self.store.head(self.bucket, &self.key(name), None).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn complete(&self, name: &str, condition: Condition) -> Result<()> {
+        let upload = self.store.create_upload(self.bucket, &self.key(name), Attributes::default()).await?;
+        let result = async {
+            let part = self.store.upload_part(&upload, 1, Bytes::from_static(b"part"), None).await?;
+            self.store.complete_upload(&upload, vec![part], condition).await
+        }
+        .await;
+        if result.is_err() {
+            let _ = self.store.abort_upload(&upload).await;
+        }
+        result.map(drop)
+    }
+
+    /// The verdict on a request that had to fail and leave the object as it was.
+    async fn has_to_fail(&self, answer: Result<()>, name: &str, before: &ETag) -> Result<Verdict> {
+        match answer {
+            Ok(()) => Ok(Verdict::Ignored),
+            Err(error) if matches!(error.kind(), Kind::Stale | Kind::AlreadyExists | Kind::NotFound) => {
+                // A server may complain and do it all the same.
+                let now = self.store.head(self.bucket, &self.key(name), None).await?.etag;
+                Ok(if now == *before { Verdict::Works } else { Verdict::Ignored })
+            }
+            Err(error) => told_by(error),
+        }
+    }
+
+    /// Takes everything away that a probe made, as far as it can.
+    async fn clean(&self) {
+        let left = async {
+            for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
+                self.store.abort_upload(&upload).await?;
+            }
+            let request = ListRequest {
+                bucket: self.bucket.to_owned(),
+                prefix: self.root.clone(),
+                ..ListRequest::default()
+            };
+            let objects = self.store.list(request).await?.objects;
+            for object in objects {
+                let request = DeleteRequest {
+                    bucket: self.bucket.to_owned(),
+                    key: object.key,
+                    ..DeleteRequest::default()
+                };
+                self.store.delete(request).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = left.await {
+            tracing::warn!(prefix = self.root, error = %error.report(), "a probe left objects behind");
+        }
+    }
+}
+
+fn wrong() -> Condition {
+    Condition::Matches(ETag::new(WRONG_ETAG))
+}
+
+fn denied() -> Capabilities {
+    let d = Verdict::Denied;
+    Capabilities {
+        put_if_none_match: d,
+        put_if_match: d,
+        complete_if_none_match: d,
+        complete_if_match: d,
+        copy_if_none_match: d,
+        delete_if_match: d,
+        ..Capabilities::default()
+    }
+}
+
+/// What a failure says of the server; a failing network says nothing of it.
+fn told_by(error: Error) -> Result<Verdict> {
+    match error.kind() {
+        Kind::Unsupported | Kind::InvalidArgument => Ok(Verdict::Refused),
+        Kind::AccessDenied => Ok(Verdict::Denied),
+        Kind::Unreachable | Kind::TimedOut | Kind::Throttled | Kind::Credentials => Err(error),
+        _ => Ok(Verdict::Unknown),
+    }
+}
+
+/// A server that refuses the wrong version and the right one too is of no use.
+fn unless_the_right_one_fails(verdict: Verdict, right: Result<()>) -> Result<Verdict> {
+    match right {
+        Ok(()) => Ok(verdict),
+        Err(error) => match told_by(error)? {
+            Verdict::Unknown => Ok(Verdict::Refused),
+            told => Ok(told),
+        },
+    }
+}
+
+fn verdict(answer: Result<Verdict>) -> Result<Verdict> {
+    answer.or_else(told_by)
+}
+
+fn pair(answer: Result<[Verdict; 2]>) -> Result<[Verdict; 2]> {
+    answer.or_else(|error| told_by(error).map(|verdict| [verdict; 2]))
+}
+
+/// Keeps verdicts per endpoint and bucket, in memory and, where a directory is given, on disk for a day.
+pub struct CapabilityCache {
+    file: Option<PathBuf>,
+    clock: Arc<dyn Clock>,
+    cells: Mutex<HashMap<String, Arc<OnceCell<Capabilities>>>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    at: SystemTime,
+    capabilities: Capabilities,
+}
+
+impl CapabilityCache {
+    pub fn new(dir: Option<&Path>, clock: Arc<dyn Clock>) -> Self {
+        Self { file: dir.map(|dir| dir.join(FILE_NAME)), clock, cells: Mutex::default() }
+    }
+
+    /// The verdicts on `bucket` at `endpoint`; whoever asks first probes for all.
+    pub async fn get_or_probe(
+        &self,
+        endpoint: &str,
+        bucket: &str,
+        probe: impl Future<Output = Result<Capabilities>>,
+    ) -> Result<Capabilities> {
+        let key = format!("{endpoint} {bucket}");
+        let cell = {
+            let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(cells.entry(key.clone()).or_default())
+        };
+        let found = cell.get_or_try_init(|| async {
+            if let Some(kept) = self.read().remove(&key).filter(|kept| self.is_recent(kept)) {
+                return Ok(kept.capabilities);
+            }
+            let capabilities = probe.await?;
+            self.keep(&key, &capabilities);
+            Ok(capabilities)
+        });
+        found.await.cloned()
+    }
+
+    fn is_recent(&self, kept: &Kept) -> bool {
+        self.clock.wall().duration_since(kept.at).is_ok_and(|age| age < LIFETIME)
+    }
+
+    /// A file that is missing or damaged is an empty one: everything in it can be found out again.
+    fn read(&self) -> HashMap<String, Kept> {
+        let Some(file) = &self.file else { return HashMap::new() };
+        let Ok(text) = std::fs::read(file) else { return HashMap::new() };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::debug!(file = %file.display(), %error, "the kept capabilities cannot be read");
+            HashMap::new()
+        })
+    }
+
+    fn keep(&self, key: &str, capabilities: &Capabilities) {
+        let Some(file) = &self.file else { return };
+        let mut all = self.read();
+        all.retain(|_, kept| self.is_recent(kept));
+        all.insert(key.to_owned(), Kept { at: self.clock.wall(), capabilities: capabilities.clone() });
+        // Its file is made for its owner alone, and replaces the old one whole.
+        let written = || -> std::io::Result<()> {
+            let dir = file.parent().unwrap_or_else(|| Path::new("."));
+            let mut fresh = tempfile::NamedTempFile::new_in(dir)?;
+            std::io::Write::write_all(&mut fresh, &serde_json::to_vec_pretty(&all)?)?;
+            fresh.persist(file)?;
+            Ok(())
+        };
+        if let Err(error) = written() {
+            tracing::debug!(file = %file.display(), %error, "the capabilities are not kept");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{ManualClock, SystemClock};
+    use crate::s3::MemStore;
+    use crate::stats::Stats;
+
+    fn store() -> MemStore {
+        MemStore::new(Arc::new(SystemClock), Arc::new(Stats::default())).with_bucket("bucket")
+    }
+
+    async fn is_empty(store: &MemStore) -> bool {
+        let request = ListRequest { bucket: "bucket".into(), ..ListRequest::default() };
+        store.list(request).await.unwrap().objects.is_empty()
+            && store.list_uploads("bucket", "").await.unwrap().is_empty()
+    }
+
+    #[tokio::test]
+    async fn an_honest_server_does_everything_and_is_left_clean() {
+        let store = store();
+        let found = probe(&store, "bucket", "p/", Depth::Full).await.unwrap();
+        assert_eq!(found, Capabilities::of_aws());
+        assert!(is_empty(&store).await);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_lies_is_found_out() {
+        let store = store();
+        store.ignore_conditions(true);
+        let found = probe(&store, "bucket", "", Depth::Writes).await.unwrap();
+        assert_eq!(found.conditions(), [false; 4]);
+        assert_eq!(found.put_if_none_match, Verdict::Ignored);
+        assert_eq!(found.delete_if_match, Verdict::Ignored);
+        assert_eq!(found.upload_part_copy, Verdict::Works);
+        assert_eq!(found.list_order, Verdict::Unknown, "not asked for");
+        assert!(is_empty(&store).await);
+    }
+
+    #[tokio::test]
+    async fn a_failing_network_is_no_verdict_and_leaves_nothing() {
+        for n in 1..40 {
+            let store = store();
+            store.fail_nth(n, Kind::Unreachable, crate::s3::When::After);
+            let _ = probe(&store, "bucket", "", Depth::Full).await;
+            store.fail_nth(u64::MAX, Kind::Unreachable, crate::s3::When::Before);
+            let request = ListRequest { bucket: "bucket".into(), ..ListRequest::default() };
+            assert!(store.list(request).await.unwrap().objects.is_empty(), "request {n}");
+        }
+    }
+
+    #[tokio::test]
+    async fn verdicts_are_asked_for_once_and_kept_for_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new());
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let probe = || async {
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok(Capabilities::of_aws())
+        };
+        let count = || asked.load(std::sync::atomic::Ordering::Relaxed);
+        let cache = CapabilityCache::new(Some(dir.path()), clock.clone());
+        let (a, b) =
+            tokio::join!(cache.get_or_probe("e", "b", probe()), cache.get_or_probe("e", "b", probe()));
+        assert_eq!(a.unwrap(), b.unwrap());
+        assert_eq!(count(), 1);
+        cache.get_or_probe("e", "other", probe()).await.unwrap();
+        assert_eq!(count(), 2);
+        // Another process reads the file; after a day it asks again.
+        let later = CapabilityCache::new(Some(dir.path()), clock.clone());
+        later.get_or_probe("e", "b", probe()).await.unwrap();
+        assert_eq!(count(), 2);
+        clock.advance(LIFETIME * 2);
+        let next_day = CapabilityCache::new(Some(dir.path()), clock.clone());
+        next_day.get_or_probe("e", "b", probe()).await.unwrap();
+        assert_eq!(count(), 3);
+        std::fs::write(dir.path().join(FILE_NAME), b"{ damaged").unwrap();
+        let damaged = CapabilityCache::new(Some(dir.path()), clock);
+        damaged.get_or_probe("e", "b", probe()).await.unwrap();
+        assert_eq!(count(), 4);
+    }
+}

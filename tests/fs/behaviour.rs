@@ -1,0 +1,228 @@
+//! Behaviour by family, and what it costs: requests are counted, never timed.
+
+use std::ffi::OsStr;
+
+use pailfs::error::Kind;
+use pailfs::tree::ROOT;
+
+use crate::client::{BUCKET, Client, READ, WRITE, kind_of};
+use crate::harness::block_on;
+
+#[test]
+fn a_fresh_name_costs_nothing_and_an_unknown_one_two_requests() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"x").await;
+        client.store.clear_calls();
+        client.stat("f").await.unwrap();
+        let mut calls = client.store.calls();
+        calls.sort_unstable();
+        assert_eq!(calls, ["HeadObject", "ListObjectsV2"]);
+        client.store.clear_calls();
+        client.stat("f").await.unwrap();
+        assert_eq!(kind_of(client.stat("none").await), Kind::NotFound);
+        client.store.clear_calls();
+        assert_eq!(kind_of(client.stat("none").await), Kind::NotFound);
+        assert!(client.store.calls().is_empty(), "{:?}", client.store.calls());
+        client.pass_ttl();
+        client.stat("f").await.unwrap();
+        assert_eq!(client.store.calls().len(), 2);
+    });
+}
+
+#[test]
+fn attributes_of_a_listing_cost_no_request_per_entry() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..100 {
+            client.put_object(&format!("d/{i}"), b"x").await;
+        }
+        client.store.clear_calls();
+        // As the kernel does while a program is in it.
+        let held = client.walk("d").await.unwrap();
+        assert_eq!(client.list("d").await.unwrap().len(), 100);
+        for i in 0..100 {
+            assert_eq!(client.stat(&format!("d/{i}")).await.unwrap().size, 1);
+        }
+        let heads = client.store.calls().iter().filter(|call| **call == "HeadObject").count();
+        assert!(heads <= 1, "{heads} HEADs; only the directory itself may need one");
+        client.fs.forget(held.ino, 1);
+    });
+}
+
+#[test]
+fn ten_thousand_names_are_ten_listings() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..10_000 {
+            client.put_object(&format!("{i:05}"), b"").await;
+        }
+        client.store.clear_calls();
+        assert_eq!(client.list("").await.unwrap().len(), 10_000);
+        assert_eq!(client.store.calls(), ["ListObjectsV2"; 10]);
+    });
+}
+
+#[test]
+fn a_cached_file_is_read_again_without_a_get() {
+    block_on(async {
+        let client = Client::new();
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i >> 8) as u8).collect();
+        client.put_object("f", &bytes).await;
+        assert!(client.read("f").await.unwrap() == bytes);
+        client.store.clear_calls();
+        assert!(client.read("f").await.unwrap() == bytes);
+        assert!(!client.store.calls().contains(&"GetObject"), "{:?}", client.store.calls());
+        // A new version of the same size is another object to the cache.
+        let other: Vec<u8> = bytes.iter().map(|b| b ^ 1).collect();
+        client.put_object("f", &other).await;
+        assert!(client.read("f").await.unwrap() == other);
+    });
+}
+
+#[test]
+fn a_small_new_file_is_one_put() {
+    block_on(async {
+        let client = Client::new();
+        client.stat("").await.unwrap();
+        client.store.clear_calls();
+        client.write("f", b"hello").await.unwrap();
+        let calls = client.store.calls();
+        assert_eq!(calls.iter().filter(|call| **call == "PutObject").count(), 1, "{calls:?}");
+        assert!(!calls.contains(&"CreateMultipartUpload"));
+        // Closing it again without a change sends nothing.
+        client.store.clear_calls();
+        let file = client.open("f", WRITE).await.unwrap();
+        client.close(file).await.unwrap();
+        assert!(!client.store.calls().contains(&"PutObject"));
+    });
+}
+
+#[test]
+fn two_mounts_of_one_key_lose_no_update() {
+    block_on(async {
+        let one = Client::new();
+        let two = one.another();
+        one.put_object("f", b"base").await;
+        for round in 0..50 {
+            let a = one.open("f", WRITE).await.unwrap();
+            let b = two.open("f", WRITE).await.unwrap();
+            one.fs.write(a.1, 0, format!("one {round}").as_bytes()).unwrap();
+            two.fs.write(b.1, 0, format!("two {round}").as_bytes()).unwrap();
+            let (x, y) = tokio::join!(one.close(a), two.close(b));
+            let winners = usize::from(x.is_ok()) + usize::from(y.is_ok());
+            assert_eq!(winners, 1, "round {round}: {x:?} {y:?}");
+            let loser = x.err().or(y.err()).unwrap();
+            assert_eq!(loser.kind(), Kind::Stale);
+            let object = String::from_utf8(one.object("f").await.unwrap()).unwrap();
+            let copies: Vec<String> =
+                one.keys().await.into_iter().filter(|k| k.contains(".conflict-")).collect();
+            assert_eq!(copies.len(), 1, "{copies:?}");
+            let copy = String::from_utf8(one.object(&copies[0]).await.unwrap()).unwrap();
+            assert!(
+                object.contains(&format!(" {round}")) && copy.contains(&format!(" {round}")),
+                "{object} {copy}"
+            );
+            one.delete_object(&copies[0]).await;
+            one.pass_ttl();
+        }
+    });
+}
+
+#[test]
+fn a_listing_on_its_way_does_not_bring_back_what_was_removed_meanwhile() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..1500 {
+            client.put_object(&format!("{i:04}"), b"").await;
+        }
+        let fh = client.fs.opendir(ROOT).unwrap();
+        // The first page is here, the second is not.
+        let mut taken = 0;
+        client
+            .fs
+            .readdir(fh, 0, false, &mut |_| {
+                taken += 1;
+                taken < 10
+            })
+            .await
+            .unwrap();
+        client.unlink("1400").await.unwrap();
+        client.write("zz", b"new").await.unwrap();
+        let mut names = Vec::new();
+        client
+            .fs
+            .readdir(fh, 12, true, &mut |entry| {
+                names.push(entry.name.as_str().to_owned());
+                true
+            })
+            .await
+            .unwrap();
+        client.fs.releasedir(fh);
+        assert!(!names.contains(&"1400".to_owned()));
+        assert_eq!(names.iter().filter(|name| *name == "zz").count(), 1);
+        assert_eq!(kind_of(client.stat("1400").await), Kind::NotFound);
+        assert!(client.stat("zz").await.is_ok());
+    });
+}
+
+#[test]
+fn an_archived_object_says_so() {
+    block_on(async {
+        let client = Client::new();
+        let request = pailfs::s3::PutRequest {
+            bucket: BUCKET.to_owned(),
+            key: "cold".to_owned(),
+            body: "x".into(),
+            attributes: pailfs::s3::Attributes {
+                storage_class: Some("GLACIER".to_owned()),
+                ..pailfs::s3::Attributes::default()
+            },
+            ..pailfs::s3::PutRequest::default()
+        };
+        pailfs::s3::Store::put(&*client.store, request).await.unwrap();
+        assert_eq!(client.stat("cold").await.unwrap().size, 1);
+        let error = client.open("cold", READ).await.unwrap_err();
+        assert_eq!(error.errno(), rustix::io::Errno::REMOTEIO.raw_os_error());
+    });
+}
+
+#[test]
+fn forgotten_inodes_leave_the_table() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..500 {
+            client.put_object(&format!("d/{i}"), b"").await;
+        }
+        assert_eq!(client.list("d").await.unwrap().len(), 500);
+        for i in 0..500 {
+            client.stat(&format!("d/{i}")).await.unwrap();
+        }
+        assert!(client.fs.inodes() <= 2, "{} inodes", client.fs.inodes());
+    });
+}
+
+#[test]
+fn a_server_that_lies_about_conditions_is_asked_first() {
+    block_on(async {
+        let client = Client::new().with_conditions_unknown();
+        client.store.ignore_conditions(true);
+        client.put_object("f", b"base").await;
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"mine").unwrap();
+        client.put_object("f", b"theirs").await;
+        assert_eq!(kind_of(client.close(file).await), Kind::Stale);
+        assert_eq!(client.object("f").await.unwrap(), b"theirs");
+    });
+}
+
+#[test]
+fn a_name_made_by_another_client_meanwhile_is_an_error_of_create_exclusive() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"x").await;
+        let flags = pailfs::fs::OpenFlags { exclusive: true, ..WRITE };
+        let answer = client.fs.create(ROOT, OsStr::new("f"), flags, 0o644).await;
+        assert_eq!(kind_of(answer.map(|_| ())), Kind::AlreadyExists);
+    });
+}

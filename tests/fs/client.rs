@@ -1,0 +1,302 @@
+//! A program on an in-process mount: paths instead of inodes, and every lookup given back.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pailfs::base::{ManualClock, SystemClock};
+use pailfs::error::{Error, Kind, Result};
+use pailfs::fs::{Attr, Fs, OpenFlags, Options, Root, Volume};
+use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
+use pailfs::stats::Stats;
+use pailfs::tree::{Ino, ROOT};
+use pailfs::write::Conditions;
+
+pub const BUCKET: &str = "bucket";
+pub const TTL: Duration = Duration::from_secs(1);
+
+pub struct Client {
+    pub fs: Arc<Fs>,
+    pub store: Arc<MemStore>,
+    pub clock: Arc<ManualClock>,
+    pub stats: Arc<Stats>,
+    _staging: tempfile::TempDir,
+}
+
+pub const WRITE: OpenFlags = OpenFlags { write: true, truncate: false, append: false, exclusive: false };
+pub const REWRITE: OpenFlags = OpenFlags { truncate: true, ..WRITE };
+pub const READ: OpenFlags = OpenFlags { write: false, truncate: false, append: false, exclusive: false };
+
+impl Client {
+    pub fn new() -> Self {
+        let clock = Arc::new(ManualClock::new());
+        let stats = Arc::new(Stats::default());
+        let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket(BUCKET));
+        Self::on(store, clock, stats)
+    }
+
+    /// The same, on a server whose conditions were found not to work.
+    pub fn with_conditions_unknown(self) -> Self {
+        let probe = || -> futures::future::BoxFuture<'static, Result<Conditions>> {
+            Box::pin(async { Ok(Conditions::NONE) })
+        };
+        Self::mounted(self.store, self.clock, self.stats, Some(Box::new(probe)))
+    }
+
+    /// Another mount of the same bucket, as on another host.
+    pub fn another(&self) -> Self {
+        Self::on(Arc::clone(&self.store), Arc::clone(&self.clock), Arc::default())
+    }
+
+    fn on(store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
+        Self::mounted(store, clock, stats, None)
+    }
+
+    fn mounted(
+        store: Arc<MemStore>,
+        clock: Arc<ManualClock>,
+        stats: Arc<Stats>,
+        probe: Option<pailfs::fs::Probe>,
+    ) -> Self {
+        let staging = tempfile::tempdir().expect("a directory can be made");
+        let options = Options {
+            staging_dir: staging.path().to_owned(),
+            ttl: TTL,
+            negative_ttl: TTL,
+            host: "host".to_owned(),
+            memory_limit: 64 << 20,
+            ..Options::default()
+        };
+        let mut volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
+        if let Some(probe) = probe {
+            volume = volume.probe(probe);
+        }
+        let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
+            .expect("options are fine");
+        Self { fs, store, clock, stats, _staging: staging }
+    }
+
+    /// Lets everything remembered grow old.
+    pub fn pass_ttl(&self) {
+        self.clock.advance(TTL * 2);
+    }
+
+    /// The inode of a path; give it back with [`Fs::forget`].
+    pub async fn walk(&self, path: &str) -> Result<Attr> {
+        let mut at = self.fs.getattr(ROOT).await?;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let next = if at.is_dir {
+                self.fs.lookup(at.ino, OsStr::new(name)).await
+            } else {
+                Err(Error::new(Kind::NotADirectory, "not a directory"))
+            };
+            if at.ino != ROOT {
+                self.fs.forget(at.ino, 1);
+            }
+            at = next?;
+        }
+        Ok(at)
+    }
+
+    /// Runs `work` with the directory of a path and its last name.
+    async fn in_dir<T, F: Future<Output = Result<T>>>(
+        &self,
+        path: &str,
+        work: impl FnOnce(Ino, String) -> F,
+    ) -> Result<T> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let parent = self.walk(dir).await?;
+        let answer = if parent.is_dir {
+            work(parent.ino, name.to_owned()).await
+        } else {
+            // The kernel never asks below a file.
+            Err(Error::new(Kind::NotADirectory, "not a directory"))
+        };
+        if parent.ino != ROOT {
+            self.fs.forget(parent.ino, 1);
+        }
+        answer
+    }
+
+    pub async fn stat(&self, path: &str) -> Result<Attr> {
+        let attr = self.walk(path).await?;
+        if attr.ino != ROOT {
+            self.fs.forget(attr.ino, 1);
+        }
+        Ok(attr)
+    }
+
+    /// Opens, making the file if it is not there. The kernel keeps a lookup while it is open, and so does this.
+    pub async fn open(&self, path: &str, flags: OpenFlags) -> Result<(Ino, u64)> {
+        match self.walk(path).await {
+            Ok(attr) => match self.fs.open(attr.ino, flags).await {
+                Ok(opened) => Ok((attr.ino, opened.fh)),
+                Err(error) => {
+                    self.fs.forget(attr.ino, 1);
+                    Err(error)
+                }
+            },
+            Err(error) if error.kind() == Kind::NotFound && flags.write => {
+                self.in_dir(path, |dir, name| async move {
+                    let (attr, opened) = self.fs.create(dir, OsStr::new(&name), flags, 0o644).await?;
+                    Ok((attr.ino, opened.fh))
+                })
+                .await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn close(&self, (ino, fh): (Ino, u64)) -> Result<()> {
+        let result = self.fs.flush(fh).await;
+        self.fs.release(fh);
+        self.fs.forget(ino, 1);
+        result
+    }
+
+    pub async fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let file = self.open(path, REWRITE).await?;
+        let written = self.fs.write(file.1, 0, bytes);
+        self.close(file).await.and(written)
+    }
+
+    pub async fn write_at(&self, path: &str, at: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.open(path, WRITE).await?;
+        let written = self.fs.write(file.1, at, bytes);
+        self.close(file).await.and(written)
+    }
+
+    pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
+        let file = self.open(path, READ).await?;
+        let bytes = self.read_all(file.1).await;
+        self.close(file).await?;
+        bytes
+    }
+
+    pub async fn read_all(&self, fh: u64) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let piece = self.fs.read(fh, all.len() as u64, 1 << 20).await?.concat();
+            if piece.is_empty() {
+                return Ok(all);
+            }
+            all.extend(piece);
+        }
+    }
+
+    pub async fn unlink(&self, path: &str) -> Result<()> {
+        self.in_dir(path, |dir, name| async move { self.fs.unlink(dir, OsStr::new(&name)).await }).await
+    }
+
+    pub async fn mkdir(&self, path: &str) -> Result<()> {
+        let attr = self
+            .in_dir(path, |dir, name| async move { self.fs.mkdir(dir, OsStr::new(&name), 0o755).await })
+            .await?;
+        self.fs.forget(attr.ino, 1);
+        Ok(())
+    }
+
+    pub async fn rmdir(&self, path: &str) -> Result<()> {
+        self.in_dir(path, |dir, name| async move { self.fs.rmdir(dir, OsStr::new(&name)).await }).await
+    }
+
+    pub async fn rename(&self, from: &str, to: &str) -> Result<()> {
+        self.in_dir(from, |dir, name| async move {
+            self.in_dir(to, |new_dir, new_name| async move {
+                self.fs.rename(dir, OsStr::new(&name), new_dir, OsStr::new(&new_name), false).await
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Names of a directory, sorted, directories with a `/`.
+    pub async fn list(&self, path: &str) -> Result<Vec<String>> {
+        let dir = self.walk(path).await?;
+        let fh = self.fs.opendir(dir.ino)?;
+        let mut names = Vec::new();
+        let mut lookups = Vec::new();
+        let answer = self
+            .fs
+            .readdir(fh, 0, true, &mut |entry| {
+                names.push(format!("{}{}", entry.name.as_str(), if entry.is_dir { "/" } else { "" }));
+                lookups.extend(entry.attr.map(|attr| attr.ino));
+                true
+            })
+            .await;
+        self.fs.releasedir(fh);
+        for ino in lookups {
+            self.fs.forget(ino, 1);
+        }
+        if dir.ino != ROOT {
+            self.fs.forget(dir.ino, 1);
+        }
+        names.sort();
+        answer.map(|()| names)
+    }
+
+    /// Every path of the mount with its bytes; directories end with `/`.
+    pub async fn tree(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut found = Vec::new();
+        let mut dirs = vec![String::new()];
+        while let Some(dir) = dirs.pop() {
+            for name in self.list(&dir).await? {
+                let path = format!("{dir}{name}");
+                if name.ends_with('/') {
+                    found.push((path.clone(), Vec::new()));
+                    dirs.push(path);
+                } else {
+                    let bytes = self.read(&path).await?;
+                    found.push((path, bytes));
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    // ---- the bucket, as another client sees it
+
+    pub async fn put_object(&self, key: &str, bytes: &[u8]) {
+        let request = PutRequest {
+            bucket: BUCKET.to_owned(),
+            key: key.to_owned(),
+            body: bytes.to_vec().into(),
+            ..PutRequest::default()
+        };
+        self.store.put(request).await.expect("a put works");
+    }
+
+    pub async fn delete_object(&self, key: &str) {
+        let request =
+            DeleteRequest { bucket: BUCKET.to_owned(), key: key.to_owned(), ..DeleteRequest::default() };
+        self.store.delete(request).await.expect("a delete works");
+    }
+
+    pub async fn object(&self, key: &str) -> Option<Vec<u8>> {
+        let request = GetRequest { bucket: BUCKET.to_owned(), key: key.to_owned(), ..GetRequest::default() };
+        match self.store.get(request).await {
+            Ok(output) => Some(output.bytes().await.expect("a body arrives").to_vec()),
+            Err(error) if error.is_not_found() => None,
+            Err(error) => panic!("{}", error.report()),
+        }
+    }
+
+    pub async fn keys(&self) -> Vec<String> {
+        let mut request = ListRequest { bucket: BUCKET.to_owned(), ..ListRequest::default() };
+        let mut keys = Vec::new();
+        loop {
+            let page = self.store.list(request.clone()).await.expect("a listing works");
+            keys.extend(page.objects.into_iter().map(|object| object.key));
+            match page.next {
+                Some(next) => request.continuation = Some(next),
+                None => return keys,
+            }
+        }
+    }
+}
+
+/// The kind of a failure, or what was answered instead.
+pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
+    answer.map_err(|error: Error| error.kind()).expect_err("this was to fail")
+}

@@ -1,0 +1,162 @@
+//! Fail the n-th request, for every n: no acknowledged byte is lost, and no object is wrong.
+
+use pailfs::error::Kind;
+use pailfs::s3::When;
+
+use crate::client::{Client, WRITE};
+use crate::harness::block_on;
+
+/// What a scenario was told had worked: path and bytes.
+type Acknowledged = Vec<(String, Vec<u8>)>;
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u64).wrapping_mul(2_654_435_761).to_le_bytes()[2] ^ seed).collect()
+}
+
+/// Runs a scenario with its n-th request failing, for every n and both ways of failing. Whatever happens,
+/// what was acknowledged has to be there afterwards, and every object has to be one of `allowed`.
+fn for_every_request<F>(prepare: &[(&str, Vec<u8>)], allowed: &[Vec<u8>], scenario: impl Fn(Client) -> F)
+where
+    F: Future<Output = (Client, Acknowledged)>,
+{
+    block_on(async {
+        let total = {
+            let client = Client::new();
+            for (key, bytes) in prepare {
+                client.put_object(key, bytes).await;
+            }
+            client.store.clear_calls();
+            let (client, _) = scenario(client).await;
+            client.store.calls().len() as u64
+        };
+        assert!(total > 0);
+        for n in 1..=total {
+            for when in [When::Before, When::After] {
+                let client = Client::new();
+                for (key, bytes) in prepare {
+                    client.put_object(key, bytes).await;
+                }
+                client.store.fail_nth(n, Kind::Server, when);
+                let (client, acknowledged) = scenario(client).await;
+                fail_no_more(&client);
+                // Let what was kept be saved now.
+                let _ = client.fs.flush_all().await;
+                client.pass_ttl();
+                for (path, bytes) in acknowledged {
+                    let found = client.read(&path).await;
+                    assert!(
+                        found.as_ref().is_ok_and(|found| *found == bytes),
+                        "request {n} failing {when:?}: {path} was acknowledged and is {:?}",
+                        found.map(|f| f.len())
+                    );
+                }
+                for key in client.keys().await {
+                    let object = client.object(&key).await.unwrap();
+                    let fine = object.is_empty() || allowed.contains(&object);
+                    assert!(fine, "request {n} failing {when:?}: {key} is an object nobody wrote");
+                }
+            }
+        }
+    });
+}
+
+/// What follows only looks at the outcome.
+fn fail_no_more(client: &Client) {
+    client.store.fail_nth(u64::MAX, Kind::Server, When::Before);
+}
+
+#[test]
+fn a_small_write() {
+    let (old, new) = (pattern(1000, 1), pattern(2000, 2));
+    for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| {
+        let new = new.clone();
+        async move {
+            let done = client.write("f", &new).await.is_ok();
+            (client, if done { vec![("f".to_owned(), new)] } else { Vec::new() })
+        }
+    });
+}
+
+#[test]
+fn a_multipart_write() {
+    let new = pattern(20 << 20, 3);
+    for_every_request(&[], &[new.clone()], |client| {
+        let new = new.clone();
+        async move {
+            let done = client.write("f", &new).await.is_ok();
+            (client, if done { vec![("f".to_owned(), new)] } else { Vec::new() })
+        }
+    });
+}
+
+#[test]
+fn a_write_that_copies_what_did_not_change() {
+    let old = pattern(24 << 20, 4);
+    let mut new = old.clone();
+    new[9 << 20..(9 << 20) + 10].fill(0);
+    for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| {
+        let new = new.clone();
+        async move {
+            let done = client.write_at("f", 9 << 20, &[0; 10]).await.is_ok();
+            (client, if done { vec![("f".to_owned(), new)] } else { Vec::new() })
+        }
+    });
+}
+
+#[test]
+fn a_rename_of_a_file() {
+    let bytes = pattern(500, 5);
+    for_every_request(&[("d/f", bytes.clone())], &[bytes.clone()], |client| {
+        let bytes = bytes.clone();
+        async move {
+            let done = client.rename("d/f", "g").await.is_ok();
+            fail_no_more(&client);
+            client.pass_ttl();
+            // Whether it was done or not, the bytes are under one of the names.
+            let name = if client.object("g").await.is_some() { "g" } else { "d/f" };
+            assert!(!done || name == "g");
+            (client, vec![(name.to_owned(), bytes)])
+        }
+    });
+}
+
+#[test]
+fn a_rename_of_a_directory() {
+    let bytes: Vec<Vec<u8>> = (0..5).map(|i| pattern(100, i)).collect();
+    let keys: Vec<String> = (0..5).map(|i| format!("d/sub/{i}")).collect();
+    let prepare: Vec<(&str, Vec<u8>)> = keys.iter().map(String::as_str).zip(bytes.clone()).collect();
+    for_every_request(&prepare, &bytes, |client| {
+        let bytes = bytes.clone();
+        async move {
+            let _ = client.rename("d", "e").await;
+            fail_no_more(&client);
+            client.pass_ttl();
+            let mut kept = Vec::new();
+            for (i, bytes) in bytes.into_iter().enumerate() {
+                let new = format!("e/sub/{i}");
+                let name = if client.object(&new).await.is_some() { new } else { format!("d/sub/{i}") };
+                kept.push((name, bytes));
+            }
+            (client, kept)
+        }
+    });
+}
+
+#[test]
+fn a_removal_while_open() {
+    let bytes = pattern(300_000, 6);
+    for_every_request(&[("d/f", bytes.clone())], &[bytes.clone()], |client| {
+        let bytes = bytes.clone();
+        async move {
+            if let Ok(file) = client.open("d/f", WRITE).await {
+                if client.unlink("d/f").await.is_ok() {
+                    fail_no_more(&client);
+                    assert_eq!(client.read_all(file.1).await.unwrap(), bytes);
+                    assert!(client.object("d/f").await.is_none());
+                }
+                let _ = client.close(file).await;
+            }
+            (client, Vec::new())
+        }
+    });
+}

@@ -1,0 +1,291 @@
+//! What a person types: mounting in the background, unmounting, errors, several buckets, sessions.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+use crate::harness::mount::{Mounted, endpoint, fresh_place, is_mounted, pailfs, wait_for};
+use crate::harness::{Server, block_on};
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn run(server: Server, args: &[&str]) -> Output {
+    pailfs(&endpoint(server)).args(args).output().expect("the binary starts")
+}
+
+/// Unmounts what a test mounted in the background, whatever became of the test.
+struct Background(tempfile::TempDir);
+
+impl Background {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self) -> String {
+        self.0.path().join("mnt").to_str().unwrap().to_owned()
+    }
+    fn mount(&self, server: Server, source: &str, more: &[&str]) -> Output {
+        let _ = fs::create_dir(self.path());
+        let at = endpoint(server);
+        let (dir, state) = (self.path(), self.0.path().join("state"));
+        let mut args = vec!["mount", source, &dir, "--state-dir", state.to_str().unwrap()];
+        if !more.contains(&"--config") {
+            args.extend(["--endpoint-url", &at.url, "--region", &at.region]);
+        }
+        args.extend(more);
+        run(server, &args)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let path = self.path();
+        if is_mounted(Path::new(&path)) {
+            let _ = std::process::Command::new(env!("CARGO_BIN_EXE_pailfs")).args(["umount", &path]).output();
+        }
+        if is_mounted(Path::new(&path)) {
+            let _ = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+#[test]
+fn mount_goes_to_the_background_and_umount_waits_for_the_end() {
+    let Some(place) = fresh_place(Server::Demo, "mount_goes_to_the_background") else { return };
+    let background = Background::new();
+    let output = background.mount(Server::Demo, &format!("s3://{}", place.bucket), &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    let dir = background.path();
+    assert!(is_mounted(Path::new(&dir)), "0 means that it is mounted");
+    fs::write(Path::new(&dir).join("f"), b"x").unwrap();
+    let status = run(Server::Demo, &["status", &dir, "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert!(status.to_string().contains(&place.bucket));
+    assert!(run(Server::Demo, &["flush", &dir]).status.success());
+    let output = run(Server::Demo, &["umount", &dir]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!is_mounted(Path::new(&dir)));
+    assert_eq!(block_on(place.get("f")).unwrap(), "x");
+    let output = run(Server::Demo, &["umount", &dir]);
+    assert_eq!(output.status.code(), Some(12), "not mounted: {}", text(&output));
+}
+
+#[test]
+fn umount_saves_what_a_program_still_has_open() {
+    let Some(mut m) = Mounted::fresh(Server::Demo, "umount_saves_what_a_program_still_has_open") else {
+        return;
+    };
+    let file = fs::File::create(m.at("f")).unwrap();
+    std::io::Write::write_all(&mut &file, b"open").unwrap();
+    // Busy: the directory stays, but what was written is saved first.
+    let busy = m.place.clone();
+    let output = run(Server::Demo, &["umount", m.path().to_str().unwrap()]);
+    assert!(!output.status.success());
+    assert_eq!(block_on(busy.get("f")).unwrap(), "open");
+    drop(file);
+    assert!(m.umount().success());
+}
+
+#[test]
+fn failures_have_their_exit_codes_and_say_what_to_do() {
+    let Some(place) = fresh_place(Server::Demo, "failures_have_their_exit_codes") else { return };
+    let background = Background::new();
+    let mount = |source: &str, more: &[&str]| {
+        let output = background.mount(Server::Demo, source, more);
+        (output.status.code(), text(&output))
+    };
+    let (code, said) = mount("s3://no-such-bucket-here", &[]);
+    assert_eq!(code, Some(6), "{said}");
+    assert!(said.contains("NoSuchBucket") && said.contains("no-such-bucket-here"), "{said}");
+    let source = format!("s3://{}", place.bucket);
+    let (code, said) = mount(&source, &["--timeout", "5s", "--endpoint-url", "http://127.0.0.1:1"]);
+    assert!(code == Some(2) || code == Some(7), "{said}");
+    let (code, said) = mount("not-a-url", &[]);
+    assert_eq!(code, Some(2), "{said}");
+    let output = run(Server::Demo, &["mount", "@nothing", &background.path()]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let output = run(
+        Server::Demo,
+        &["mount", &source, "/nonexistent/dir", "--endpoint-url", &endpoint(Server::Demo).url],
+    );
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output));
+    let at = endpoint(Server::Demo);
+    fs::create_dir_all(background.path()).unwrap();
+    let output = pailfs(&at)
+        .env("AWS_SECRET_ACCESS_KEY", "wrong")
+        .args(["mount", &source, &background.path(), "--endpoint-url", &at.url, "--region", &at.region])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+    assert!(!text(&output).contains(&at.secret));
+    assert!(!is_mounted(Path::new(&background.path())));
+}
+
+#[test]
+fn mounting_over_a_dead_mount_of_ours_works() {
+    let Some(mut m) = Mounted::fresh(Server::Demo, "mounting_over_a_dead_mount_of_ours_works") else {
+        return;
+    };
+    m.kill();
+    // The kernel may answer a stat from memory for a moment.
+    let dead = rustix::io::Errno::NOTCONN.raw_os_error();
+    let is_dead = || fs::read_dir(m.path()).is_err_and(|error| error.raw_os_error() == Some(dead));
+    assert!(wait_for(Duration::from_secs(10), is_dead));
+    let at = endpoint(Server::Demo);
+    let dir = m.path();
+    let state = dir.with_file_name("state");
+    let output = pailfs(&at)
+        .args(["mount", &format!("s3://{}", m.place.bucket)])
+        .arg(&dir)
+        .args(["--endpoint-url", &at.url, "--region", &at.region, "--state-dir"])
+        .arg(&state)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    fs::write(m.at("alive"), b"yes").unwrap();
+    assert!(run(Server::Demo, &["umount", dir.to_str().unwrap()]).status.success());
+    assert_eq!(block_on(m.place.get("alive")).unwrap(), "yes");
+}
+
+#[test]
+fn a_read_only_mount_refuses_every_change_and_writes_nothing() {
+    let Some(m) = Mounted::with(Server::Demo, "a_read_only_mount", &["--read-only"]) else { return };
+    block_on(m.place.put("f", "x")).unwrap();
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"x");
+    let refused = [
+        fs::write(m.at("g"), b"").unwrap_err(),
+        fs::remove_file(m.at("f")).unwrap_err(),
+        fs::create_dir(m.at("d")).unwrap_err(),
+        fs::rename(m.at("f"), m.at("h")).unwrap_err(),
+    ];
+    for error in refused {
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+    }
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["f"]);
+}
+
+#[test]
+fn a_prefix_is_mounted_alone() {
+    let Some(place) = fresh_place(Server::Demo, "a_prefix_is_mounted_alone") else { return };
+    block_on(place.put("in/side", "1")).unwrap();
+    block_on(place.put("inner", "2")).unwrap();
+    let source = format!("s3://{}/in", place.bucket);
+    let m = Mounted::mount(place.clone(), &source, &[]);
+    let names: Vec<_> = fs::read_dir(m.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["side"]);
+    fs::write(m.at("new"), b"3").unwrap();
+    assert_eq!(block_on(place.get("in/new")).unwrap(), "3");
+}
+
+#[test]
+fn every_bucket_of_a_session_is_a_directory() {
+    let Some(one) = fresh_place(Server::Demo, "every_bucket_of_a_session_is_a_directory") else { return };
+    let two = block_on(one.beside()).unwrap();
+    block_on(one.put("f", "moved")).unwrap();
+    let m = Mounted::mount(one.clone(), "s3://", &[]);
+    let names: Vec<_> =
+        fs::read_dir(m.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.contains(&one.bucket) && names.contains(&two.bucket), "{names:?}");
+    // Between buckets of one session: a copy on the server.
+    let before = crate::harness::server::requests(Server::Demo, "CopyObject");
+    fs::rename(m.at(&one.bucket).join("f"), m.at(&two.bucket).join("g")).unwrap();
+    assert_eq!(crate::harness::server::requests(Server::Demo, "CopyObject"), before + 1);
+    assert_eq!(block_on(two.get("g")).unwrap(), "moved");
+    assert!(block_on(one.keys()).unwrap().is_empty());
+    // mkdir at the top makes a bucket.
+    let fresh = crate::harness::bucket::fresh_name();
+    fs::create_dir(m.at(&fresh)).unwrap();
+    fs::write(m.at(&fresh).join("x"), b"y").unwrap();
+    assert!(fs::metadata(m.at("not-there")).is_err());
+}
+
+#[test]
+fn buckets_of_several_sessions_stand_side_by_side() {
+    let Some(one) = fresh_place(Server::Demo, "buckets_of_several_sessions") else { return };
+    let Some(two) = fresh_place(Server::Moto, "buckets_of_several_sessions") else { return };
+    let beside = block_on(one.beside()).unwrap();
+    block_on(one.put("sub/f", "from one")).unwrap();
+    block_on(two.put("f", "from two")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.toml");
+    let session = |name: &str, server: Server| {
+        let at = endpoint(server);
+        format!(
+            "[session.{name}]\naccess_key_id = {:?}\nsecret_access_key = {:?}\nendpoint_url = {:?}\nregion = {:?}\n",
+            at.access, at.secret, at.url, at.region
+        )
+    };
+    let mounts = format!(
+        "[mount.all]\none = {{ bucket = {:?}, prefix = \"sub/\", session = \"a\" }}\n\
+         beside = {{ bucket = {:?}, session = \"a\", read_only = true }}\n\
+         two = {{ bucket = {:?}, session = \"b\" }}\n",
+        one.bucket, beside.bucket, two.bucket
+    );
+    let all = format!("{}{}{mounts}", session("a", Server::Demo), session("b", Server::Moto));
+    fs::write(&config, all).unwrap();
+    fs::set_permissions(&config, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let background = Background::new();
+    let output = background.mount(Server::Demo, "@all", &["--config", config.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output));
+    let at = |path: &str| Path::new(&background.path()).join(path);
+    assert_eq!(fs::read(at("one/f")).unwrap(), b"from one");
+    assert_eq!(fs::read(at("two/f")).unwrap(), b"from two");
+    let error = fs::rename(at("one/f"), at("two/g")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::XDEV.raw_os_error()));
+    let error = fs::write(at("beside/x"), b"").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+    // mv copies then.
+    let status = std::process::Command::new("mv").args([at("one/f"), at("two/g")]).status().unwrap();
+    assert!(status.success());
+    assert_eq!(block_on(two.get("g")).unwrap(), "from one");
+    assert_ne!(fs::metadata(at("one")).unwrap().ino(), fs::metadata(at("two")).unwrap().ino());
+}
+
+#[test]
+fn a_prefix_with_commas_is_not_a_mount_option() {
+    let Some(place) = fresh_place(Server::Demo, "a_prefix_with_commas_is_not_a_mount_option") else { return };
+    let source = format!("s3://{}/a,allow_other,b\n", place.bucket);
+    let m = Mounted::mount(place, &source, &[]);
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let path = m.path();
+    let line = table.lines().find(|line| line.contains(path.to_str().unwrap())).unwrap();
+    assert!(!line.rsplit(' ').next().unwrap().split(',').any(|option| option == "allow_other"), "{line}");
+}
+
+#[test]
+fn sessions_are_listed_and_checked_without_a_secret() {
+    let Some(place) = fresh_place(Server::Demo, "sessions_are_listed_and_checked") else { return };
+    let at = endpoint(Server::Demo);
+    let output = pailfs(&at).arg("sessions").output().unwrap();
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("default") && said.contains("AWS_ACCESS_KEY_ID"), "{said}");
+    assert!(!said.contains(&at.secret));
+    let bucket = format!("s3://{}", place.bucket);
+    let output = pailfs(&at)
+        .env("AWS_ENDPOINT_URL", &at.url)
+        .env("AWS_REGION", &at.region)
+        .args(["sessions", "check", &bucket, "--json"])
+        .output()
+        .unwrap();
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(report.to_string().contains("works"), "{report:#}");
+    assert!(!said.contains(&at.secret));
+    assert!(block_on(place.keys()).unwrap().is_empty(), "the probe cleans up");
+}
+
+#[test]
+fn sigterm_saves_and_unmounts() {
+    let Some(mut m) = Mounted::fresh(Server::Demo, "sigterm_saves_and_unmounts") else { return };
+    fs::write(m.at("f"), b"x").unwrap();
+    let pid = rustix::process::Pid::from_raw(m.pid().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(wait_for(Duration::from_secs(30), || !is_mounted(&m.path())));
+    assert!(!m.umount().success(), "there is nothing to unmount any more");
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "x");
+}

@@ -1,0 +1,11 @@
+//! The real binary, this kernel, a real S3 server process.
+//!
+//! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
+//! servers that we did not write; `cli` is what a person types.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod cli;
+mod semantics;
+mod servers;

@@ -1,0 +1,592 @@
+//! One test for each row of docs/SEMANTICS.md, quoting it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::time::Duration;
+
+use pailfs::s3::{Attributes, Condition};
+
+use crate::harness::mount::{Mounted, wait_for};
+use crate::harness::{Server, block_on};
+
+/// Longer than the metadata TTL of one second, with room for a busy machine.
+const SEEN: Duration = Duration::from_secs(20);
+
+macro_rules! mounted {
+    ($name:literal) => {
+        match Mounted::fresh(Server::Demo, $name) {
+            Some(mounted) => mounted,
+            None => return,
+        }
+    };
+    ($name:literal, $($flag:expr),+) => {
+        match Mounted::with(Server::Demo, $name, &[$($flag),+]) {
+            Some(mounted) => mounted,
+            None => return,
+        }
+    };
+}
+
+fn errno(error: &std::io::Error) -> rustix::io::Errno {
+    rustix::io::Errno::from_io_error(error).expect("an error of the kernel")
+}
+
+fn names(dir: impl AsRef<std::path::Path>) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Bytes that differ everywhere, so that a piece in the wrong place shows.
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u64).wrapping_mul(2_654_435_761).to_le_bytes()[2] ^ seed).collect()
+}
+
+/// D1: "When close() or fsync() returns 0, exactly the bytes written are an object in S3."
+#[test]
+fn what_is_closed_is_an_object() {
+    let m = mounted!("what_is_closed_is_an_object");
+    fs::write(m.at("small"), b"hello").unwrap();
+    assert_eq!(block_on(m.place.get("small")).unwrap(), "hello");
+
+    let large = pattern(20 << 20, 1);
+    fs::write(m.at("large"), &large).unwrap();
+    assert!(block_on(m.place.get("large")).unwrap() == large);
+
+    let mut file = File::create(m.at("synced")).unwrap();
+    file.write_all(b"one").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(block_on(m.place.get("synced")).unwrap(), "one");
+    file.write_all(b" two").unwrap();
+    file.sync_data().unwrap();
+    assert_eq!(block_on(m.place.get("synced")).unwrap(), "one two");
+
+    File::create(m.at("empty")).unwrap();
+    assert_eq!(block_on(m.place.get("empty")).unwrap(), "");
+}
+
+/// D4: "Who loses gets ESTALE from close(), and the bytes are kept in NAME.conflict-HOST-MILLISECONDS".
+#[test]
+fn the_loser_of_a_race_gets_estale_and_keeps_its_bytes() {
+    let m = mounted!("the_loser_of_a_race_gets_estale_and_keeps_its_bytes");
+    block_on(m.place.put("f", "base")).unwrap();
+    let file = OpenOptions::new().write(true).open(m.at("f")).unwrap();
+    file.write_all_at(b"mine", 0).unwrap();
+    block_on(m.place.put("f", "theirs")).unwrap();
+    assert_eq!(errno(&file.sync_all().unwrap_err()), rustix::io::Errno::STALE);
+    drop(file);
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "theirs");
+    let keys = block_on(m.place.keys()).unwrap();
+    let copy = keys.iter().find(|k| k.starts_with("f.conflict-")).expect("a conflict copy");
+    assert_eq!(block_on(m.place.get(copy)).unwrap(), "mine");
+    assert!(wait_for(SEEN, || fs::read(m.at("f")).is_ok_and(|b| b == b"theirs")));
+
+    // A new file against a new object.
+    let mut file = File::create(m.at("g")).unwrap();
+    file.write_all(b"mine").unwrap();
+    block_on(m.place.put("g", "theirs")).unwrap();
+    assert_eq!(errno(&file.sync_all().unwrap_err()), rustix::io::Errno::STALE);
+    assert_eq!(block_on(m.place.get("g")).unwrap(), "theirs");
+}
+
+/// C1: "open() sees the newest version of the object: it always asks S3."
+#[test]
+fn open_sees_the_newest_object_even_of_the_same_size() {
+    let m = mounted!("open_sees_the_newest_object_even_of_the_same_size", "--metadata-ttl", "1h");
+    block_on(m.place.put("f", "first")).unwrap();
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"first");
+    block_on(m.place.put("f", "other")).unwrap();
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"other");
+}
+
+/// C2: "If another client replaces the object, the handle fails with ESTALE rather than mixing two versions."
+#[test]
+fn a_handle_never_mixes_two_versions() {
+    let m = mounted!("a_handle_never_mixes_two_versions");
+    let old = pattern(24 << 20, 1);
+    block_on(m.place.put("f", old.clone())).unwrap();
+    let mut file = File::open(m.at("f")).unwrap();
+    let mut head = vec![0; 4096];
+    file.read_exact(&mut head).unwrap();
+    assert!(head == old[..4096]);
+    block_on(m.place.put("f", pattern(24 << 20, 2))).unwrap();
+    // Far from what was read ahead.
+    let mut tail = vec![0; 4096];
+    let at = (20 << 20) as u64;
+    match file.read_exact_at(&mut tail, at) {
+        Ok(()) => assert!(tail == old[at as usize..at as usize + 4096], "bytes of another version"),
+        Err(error) => assert_eq!(errno(&error), rustix::io::Errno::STALE),
+    }
+}
+
+/// C3: "Between opens, stat and readdir may be as old as --metadata-ttl".
+#[test]
+fn changes_of_others_are_seen_within_the_ttl() {
+    let m = mounted!("changes_of_others_are_seen_within_the_ttl");
+    assert!(fs::metadata(m.at("late")).is_err());
+    block_on(m.place.put("late", "x")).unwrap();
+    assert!(wait_for(SEEN, || fs::metadata(m.at("late")).is_ok()));
+    block_on(m.place.put("late", "longer")).unwrap();
+    assert!(wait_for(SEEN, || fs::metadata(m.at("late")).is_ok_and(|d| d.len() == 6)));
+    block_on(m.place.delete("late")).unwrap();
+    assert!(wait_for(SEEN, || fs::metadata(m.at("late")).is_err()));
+    assert!(names(m.path()).is_empty());
+}
+
+/// C4: "On one mount a reader sees what was written before its read, uploaded or not, through any handle."
+#[test]
+fn readers_see_writes_before_they_are_uploaded() {
+    let m = mounted!("readers_see_writes_before_they_are_uploaded");
+    block_on(m.place.put("f", "0123456789")).unwrap();
+    let writer = OpenOptions::new().write(true).open(m.at("f")).unwrap();
+    let reader = File::open(m.at("f")).unwrap();
+    writer.write_all_at(b"AB", 3).unwrap();
+    let mut all = String::new();
+    (&reader).read_to_string(&mut all).unwrap();
+    assert_eq!(all, "012AB56789");
+    assert_eq!(fs::read_to_string(m.at("f")).unwrap(), "012AB56789");
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "0123456789", "not uploaded yet");
+    drop(writer);
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "012AB56789");
+}
+
+/// "write anywhere, append, truncate both ways | yes"
+#[test]
+fn random_writes_appends_and_truncates_equal_a_local_file() {
+    let m = mounted!("random_writes_appends_and_truncates_equal_a_local_file");
+    let mut model = pattern(18 << 20, 3);
+    block_on(m.place.put("f", model.clone())).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(m.at("f")).unwrap();
+    for (at, len, seed) in [(5usize, 10usize, 4u8), (17 << 20, 3 << 20, 5), (9 << 20, 1, 6)] {
+        let bytes = pattern(len, seed);
+        file.write_all_at(&bytes, at as u64).unwrap();
+        if model.len() < at + len {
+            model.resize(at + len, 0);
+        }
+        model[at..at + len].copy_from_slice(&bytes);
+    }
+    file.set_len(19 << 20).unwrap();
+    model.resize(19 << 20, 0);
+    file.set_len((19 << 20) + 100).unwrap();
+    model.resize((19 << 20) + 100, 0);
+    file.write_all_at(b"end", (19 << 20) + 200).unwrap();
+    model.resize((19 << 20) + 200, 0);
+    model.extend(b"end");
+    drop(file);
+    assert!(block_on(m.place.get("f")).unwrap() == model);
+    let mut append = OpenOptions::new().append(true).open(m.at("f")).unwrap();
+    append.write_all(b"!!").unwrap();
+    drop(append);
+    model.extend(b"!!");
+    assert!(fs::read(m.at("f")).unwrap() == model);
+    assert!(block_on(m.place.get("f")).unwrap() == model);
+    // truncate(2), without a handle to close.
+    rustix::fs::ftruncate(&OpenOptions::new().write(true).open(m.at("f")).unwrap(), 7).unwrap();
+    assert_eq!(block_on(m.place.get("f")).unwrap().len(), 7);
+}
+
+/// "a change to a large object uploads the parts it touches and copies the others on the server"
+#[test]
+fn a_byte_changed_in_a_large_object_moves_few_bytes() {
+    let m = mounted!("a_byte_changed_in_a_large_object_moves_few_bytes");
+    let mut model = pattern(64 << 20, 7);
+    fs::write(m.at("f"), &model).unwrap();
+    let before = crate::harness::server::bytes_in(Server::Demo);
+    let file = OpenOptions::new().write(true).open(m.at("f")).unwrap();
+    file.write_all_at(b"!", 30 << 20).unwrap();
+    model[30 << 20] = b'!';
+    drop(file);
+    assert!(block_on(m.place.get("f")).unwrap() == model);
+    let moved = crate::harness::server::bytes_in(Server::Demo) - before;
+    assert!(moved <= (8 << 20) + (1 << 20), "{moved} bytes for one");
+}
+
+/// "shared writable mmap | yes" is the kernel's page cache over our reads and writes; O_EXCL, O_TRUNC, O_APPEND.
+#[test]
+fn open_flags_do_what_posix_says() {
+    let m = mounted!("open_flags_do_what_posix_says");
+    fs::write(m.at("f"), b"something").unwrap();
+    let error = OpenOptions::new().write(true).create_new(true).open(m.at("f")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    drop(OpenOptions::new().write(true).truncate(true).open(m.at("f")).unwrap());
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "");
+    let mut one = OpenOptions::new().append(true).open(m.at("f")).unwrap();
+    let mut two = OpenOptions::new().append(true).open(m.at("f")).unwrap();
+    one.write_all(b"1").unwrap();
+    two.write_all(b"2").unwrap();
+    one.write_all(b"3").unwrap();
+    drop((one, two));
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"123");
+    let direct = OpenOptions::new().read(true).custom_flags(0o40000).open(m.at("f"));
+    if let Ok(mut direct) = direct {
+        let mut all = Vec::new();
+        direct.read_to_end(&mut all).unwrap();
+        assert_eq!(all, b"123");
+    }
+}
+
+/// "rename a file | yes: ... over an existing file too"
+#[test]
+fn a_renamed_file_keeps_its_bytes_and_replaces_its_target() {
+    let m = mounted!("a_renamed_file_keeps_its_bytes_and_replaces_its_target");
+    fs::write(m.at("tmp"), b"new").unwrap();
+    fs::write(m.at("final"), b"old").unwrap();
+    let reader = File::open(m.at("final")).unwrap();
+    fs::rename(m.at("tmp"), m.at("final")).unwrap();
+    assert_eq!(fs::read(m.at("final")).unwrap(), b"new");
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["final"]);
+    // Rename over an open file keeps the old contents readable.
+    let mut old = String::new();
+    (&reader).read_to_string(&mut old).unwrap();
+    assert_eq!(old, "old");
+    assert_eq!(fs::rename(m.at("none"), m.at("x")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// The content type and metadata another tool gave an object survive its rename and its rewrite.
+#[test]
+fn attributes_survive_rename_and_rewrite() {
+    let m = mounted!("attributes_survive_rename_and_rewrite");
+    let attributes = Attributes {
+        content_type: Some("text/x-odd".into()),
+        metadata: [("owner".to_owned(), "ann".to_owned())].into(),
+        ..Attributes::default()
+    };
+    let mut put = m.place.put_request("f", "text");
+    put.attributes = attributes.clone();
+    block_on(m.place.store.put(put)).unwrap();
+    fs::rename(m.at("f"), m.at("g")).unwrap();
+    OpenOptions::new().append(true).open(m.at("g")).unwrap().write_all(b" more").unwrap();
+    let info = block_on(m.place.store.head(&m.place.bucket, "g", None)).unwrap();
+    assert_eq!(info.attributes.content_type, attributes.content_type);
+    assert_eq!(info.attributes.metadata, attributes.metadata);
+    assert_eq!(info.size, 9);
+}
+
+/// A file renamed before its first close is uploaded once, to its new name.
+#[test]
+fn an_open_file_is_renamed_and_goes_on() {
+    let m = mounted!("an_open_file_is_renamed_and_goes_on");
+    let mut file = File::create(m.at("tmp")).unwrap();
+    file.write_all(b"one").unwrap();
+    fs::rename(m.at("tmp"), m.at("final")).unwrap();
+    file.write_all(b" two").unwrap();
+    drop(file);
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["final"]);
+    assert_eq!(block_on(m.place.get("final")).unwrap(), "one two");
+    // And one that S3 has already.
+    let mut file = OpenOptions::new().append(true).open(m.at("final")).unwrap();
+    file.write_all(b" three").unwrap();
+    fs::rename(m.at("final"), m.at("last")).unwrap();
+    file.write_all(b" four").unwrap();
+    drop(file);
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["last"]);
+    assert_eq!(fs::read(m.at("last")).unwrap(), b"one two three four");
+}
+
+/// "rename a directory | yes: its objects are copied in parallel"
+#[test]
+fn a_renamed_directory_takes_everything_along() {
+    let m = mounted!("a_renamed_directory_takes_everything_along");
+    fs::create_dir_all(m.at("d/sub")).unwrap();
+    for i in 0..30 {
+        fs::write(m.at(format!("d/sub/{i}")), format!("{i}")).unwrap();
+    }
+    fs::write(m.at("d/top"), b"top").unwrap();
+    let mut open = OpenOptions::new().read(true).append(true).open(m.at("d/top")).unwrap();
+    fs::rename(m.at("d"), m.at("e")).unwrap();
+    assert!(fs::metadata(m.at("d")).is_err());
+    assert_eq!(names(m.at("e/sub")).len(), 30);
+    assert_eq!(fs::read(m.at("e/sub/17")).unwrap(), b"17");
+    open.write_all(b"!").unwrap();
+    drop(open);
+    assert_eq!(block_on(m.place.get("e/top")).unwrap(), "top!");
+    assert!(block_on(m.place.keys()).unwrap().iter().all(|k| k.starts_with("e/")));
+    fs::create_dir(m.at("full")).unwrap();
+    fs::write(m.at("full/x"), b"").unwrap();
+    assert_eq!(errno(&fs::rename(m.at("e"), m.at("full")).unwrap_err()), rustix::io::Errno::NOTEMPTY);
+    assert_eq!(errno(&fs::rename(m.at("e"), m.at("e/sub/in")).unwrap_err()), rustix::io::Errno::INVAL);
+    fs::create_dir(m.at("hollow")).unwrap();
+    fs::rename(m.at("e"), m.at("hollow")).unwrap();
+    assert_eq!(fs::read(m.at("hollow/top")).unwrap(), b"top!");
+}
+
+/// "RENAME_NOREPLACE / RENAME_EXCHANGE | yes / EINVAL"
+#[test]
+fn rename_flags_are_honoured_or_refused() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let m = mounted!("rename_flags_are_honoured_or_refused");
+    fs::write(m.at("a"), b"a").unwrap();
+    fs::write(m.at("b"), b"b").unwrap();
+    let refused = renameat_with(CWD, m.at("a"), CWD, m.at("b"), RenameFlags::NOREPLACE);
+    assert_eq!(refused.unwrap_err(), rustix::io::Errno::EXIST);
+    let refused = renameat_with(CWD, m.at("a"), CWD, m.at("b"), RenameFlags::EXCHANGE);
+    assert_eq!(refused.unwrap_err(), rustix::io::Errno::INVAL);
+    renameat_with(CWD, m.at("a"), CWD, m.at("c"), RenameFlags::NOREPLACE).unwrap();
+    assert_eq!(names(m.path()), ["b", "c"]);
+}
+
+/// "unlink while open | handles read and write on; what only S3 had is fetched first"
+#[test]
+fn an_unlinked_file_stays_readable_and_writable_to_its_last_close() {
+    let m = mounted!("an_unlinked_file_stays_readable_and_writable_to_its_last_close");
+    let bytes = pattern(3 << 20, 9);
+    block_on(m.place.put("f", bytes.clone())).unwrap();
+    let mut file = OpenOptions::new().read(true).write(true).open(m.at("f")).unwrap();
+    fs::remove_file(m.at("f")).unwrap();
+    assert!(block_on(m.place.keys()).unwrap().is_empty());
+    let mut all = Vec::new();
+    file.read_to_end(&mut all).unwrap();
+    assert!(all == bytes);
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.write_all(b"still").unwrap();
+    // A new file of that name is another file.
+    fs::write(m.at("f"), b"fresh").unwrap();
+    let mut head = [0; 5];
+    file.read_exact_at(&mut head, 0).unwrap();
+    assert_eq!(&head, b"still");
+    drop(file);
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "fresh");
+    // A pid file: made, removed, closed.
+    let file = File::create(m.at("pid")).unwrap();
+    fs::remove_file(m.at("pid")).unwrap();
+    drop(file);
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["f"]);
+}
+
+/// "mkdir, rmdir | a marker is written and removed; rmdir of a directory with anything in it is ENOTEMPTY"
+#[test]
+fn directories_have_markers_and_are_removed_when_empty() {
+    let m = mounted!("directories_have_markers_and_are_removed_when_empty");
+    fs::create_dir(m.at("d")).unwrap();
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["d/"]);
+    assert_eq!(fs::create_dir(m.at("d")).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    block_on(m.place.put("d/theirs", "x")).unwrap();
+    assert_eq!(errno(&fs::remove_dir(m.at("d")).unwrap_err()), rustix::io::Errno::NOTEMPTY);
+    block_on(m.place.delete("d/theirs")).unwrap();
+    fs::remove_dir(m.at("d")).unwrap();
+    assert!(block_on(m.place.keys()).unwrap().is_empty());
+    fs::write(m.at("f"), b"").unwrap();
+    assert_eq!(errno(&fs::remove_dir(m.at("f")).unwrap_err()), rustix::io::Errno::NOTDIR);
+}
+
+/// "a directory whose last entry is removed | stays"
+#[test]
+fn a_directory_outlives_its_last_entry() {
+    let m = mounted!("a_directory_outlives_its_last_entry");
+    block_on(m.place.put("implicit/only", "x")).unwrap();
+    block_on(m.place.put("other/sub/only", "x")).unwrap();
+    fs::remove_file(m.at("implicit/only")).unwrap();
+    assert!(fs::metadata(m.at("implicit")).unwrap().is_dir());
+    fs::rename(m.at("other/sub"), m.at("moved")).unwrap();
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["implicit/", "moved/only", "other/"]);
+    fs::remove_dir_all(m.at("moved")).unwrap();
+    fs::remove_dir(m.at("implicit")).unwrap();
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["other/"]);
+}
+
+/// "chmod, chown, utimens | accepted, and remembered as long as the mount remembers the file"
+#[test]
+fn modes_and_times_are_accepted() {
+    let m = mounted!("modes_and_times_are_accepted");
+    fs::write(m.at("f"), b"x").unwrap();
+    let file = File::open(m.at("f")).unwrap();
+    fs::set_permissions(m.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    file.set_modified(then).unwrap();
+    std::os::unix::fs::chown(m.at("f"), Some(12), Some(34)).unwrap();
+    let metadata = fs::metadata(m.at("f")).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o600);
+    assert_eq!((metadata.uid(), metadata.gid()), (12, 34));
+    assert_eq!(metadata.modified().unwrap(), then);
+}
+
+/// "hard links, symbolic links, devices, fifos, sockets | EPERM"
+#[test]
+fn what_s3_cannot_hold_is_refused() {
+    let m = mounted!("what_s3_cannot_hold_is_refused");
+    fs::write(m.at("f"), b"x").unwrap();
+    assert_eq!(errno(&fs::hard_link(m.at("f"), m.at("l")).unwrap_err()), rustix::io::Errno::PERM);
+    assert_eq!(errno(&std::os::unix::fs::symlink("f", m.at("l")).unwrap_err()), rustix::io::Errno::PERM);
+    let fifo = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        m.at("p"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    );
+    assert_eq!(fifo.unwrap_err(), rustix::io::Errno::PERM);
+    let mut buffer = [0u8; 8];
+    let none = rustix::fs::getxattr(m.at("f"), "user.any", &mut buffer[..]);
+    assert_eq!(none.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+}
+
+/// "statfs | a large constant", "st_blocks, st_nlink | the size in 512-byte blocks; 1"
+#[test]
+fn sizes_and_space_make_sense_to_tools() {
+    let m = mounted!("sizes_and_space_make_sense_to_tools");
+    fs::write(m.at("f"), vec![1; 1025]).unwrap();
+    let metadata = fs::metadata(m.at("f")).unwrap();
+    assert_eq!((metadata.len(), metadata.blocks(), metadata.nlink()), (1025, 3, 1));
+    let space = rustix::fs::statvfs(m.path()).unwrap();
+    assert!(space.f_bavail * space.f_frsize > 1 << 50);
+    assert_eq!(space.f_namemax, 255);
+}
+
+/// NAMES.md: "Every key has exactly one path".
+#[test]
+fn odd_keys_are_reachable_and_never_break_a_listing() {
+    let m = mounted!("odd_keys_are_reachable_and_never_break_a_listing");
+    let long = "l".repeat(400);
+    let keys = [
+        "a//b",
+        "foo",
+        "foo/bar",
+        "foo-x",
+        "dot/./x",
+        "dot/../y",
+        "tail/",
+        "/lead",
+        "comma,name",
+        "new\nline",
+        "tab\t",
+        "space at end ",
+        "100%",
+        "odd%~name",
+        "8.2.2/x",
+        "ünïcödé",
+        &long,
+    ];
+    for key in keys {
+        let body = if key.ends_with('/') { "marker with bytes" } else { key };
+        block_on(m.place.put(key, body.to_owned())).unwrap();
+    }
+    let read = |path: &str| fs::read_to_string(m.at(path)).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    assert_eq!(read("a/%~0/b"), "a//b");
+    assert_eq!(read("foo%~f"), "foo");
+    assert_eq!(read("foo/bar"), "foo/bar");
+    assert_eq!(read("dot/%~1/x"), "dot/./x");
+    assert_eq!(read("dot/%~2/y"), "dot/../y");
+    assert_eq!(read("tail/%~0"), "marker with bytes");
+    assert_eq!(read("%~0/lead"), "/lead");
+    assert_eq!(read("odd%~x25~name"), "odd%~name");
+    assert_eq!(read(&format!("{}%~+/{}", "l".repeat(252), "l".repeat(148))), long);
+    let mut found = 0;
+    let mut dirs = vec![m.path()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                dirs.push(entry.path());
+            } else {
+                assert!(entry.metadata().unwrap().len() > 0);
+                found += 1;
+            }
+        }
+    }
+    assert_eq!(found, keys.len());
+    // "Names that are not UTF-8 are EINVAL when made and ENOENT when looked up"
+    use std::os::unix::ffi::OsStrExt;
+    let bad = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+    assert_eq!(errno(&File::create(m.at(bad)).unwrap_err()), rustix::io::Errno::INVAL);
+    assert_eq!(fs::metadata(m.at(bad)).unwrap_err().kind(), ErrorKind::NotFound);
+    let error = File::create(m.at("n".repeat(256))).unwrap_err();
+    assert_eq!(errno(&error), rustix::io::Errno::NAMETOOLONG);
+}
+
+/// A directory of several pages: every name once, whatever changes meanwhile, at any cookie.
+#[test]
+fn a_listing_of_many_pages_is_whole_and_can_be_taken_up_anywhere() {
+    let m = mounted!("a_listing_of_many_pages_is_whole_and_can_be_taken_up_anywhere");
+    let place = &m.place;
+    block_on(async {
+        use futures::StreamExt;
+        futures::stream::iter(0..2500)
+            .for_each_concurrent(32, |i| async move {
+                place.put(&format!("many/{i:05}"), "x").await.unwrap();
+            })
+            .await;
+    });
+    assert_eq!(names(m.at("many")).len(), 2500);
+    let dir = rustix::fs::open(
+        m.at("many"),
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap();
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut first_pass = Vec::new();
+    let mut reader = rustix::fs::RawDir::new(&dir, buffer.spare_capacity_mut());
+    while let Some(entry) = reader.next() {
+        let entry = entry.unwrap();
+        first_pass.push((entry.file_name().to_owned(), entry.next_entry_cookie()));
+    }
+    assert_eq!(first_pass.len(), 2502);
+    for at in [1usize, 2, 3, 1000, 1003, 2400] {
+        rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(first_pass[at].1)).unwrap();
+        let mut reader = rustix::fs::RawDir::new(&dir, buffer.spare_capacity_mut());
+        let next = reader.next().unwrap().unwrap().file_name().to_owned();
+        assert_eq!(next, first_pass[at + 1].0, "after entry {at}");
+    }
+    // A file made here is listed before it is uploaded, one removed here is not.
+    let _open = File::create(m.at("many/zz-new")).unwrap();
+    fs::remove_file(m.at("many/00000")).unwrap();
+    let now = names(m.at("many"));
+    assert!(now.contains(&"zz-new".to_owned()) && !now.contains(&"00000".to_owned()));
+}
+
+/// D2: "A failed upload is an error of close() or fsync(). The bytes stay readable on the mount ... and they are
+/// tried again until they are saved."
+#[test]
+fn a_failed_upload_is_an_error_and_is_tried_again() {
+    let m = mounted!("a_failed_upload_is_an_error_and_is_tried_again");
+    let _faults = crate::harness::server::faults(
+        Server::Demo,
+        &format!("bucket={},op=PutObject,times=3,fault=denied", m.place.bucket),
+    );
+    let mut file = File::create(m.at("f")).unwrap();
+    file.write_all(b"precious").unwrap();
+    assert_eq!(errno(&file.sync_all().unwrap_err()), rustix::io::Errno::ACCESS);
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"precious");
+    drop(file);
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"precious");
+    assert!(wait_for(Duration::from_secs(60), || block_on(m.place.get("f")).is_ok_and(|b| b == "precious")));
+}
+
+/// T6: an answer that is broken, short or an error never becomes file data.
+#[test]
+fn broken_answers_never_reach_a_reader() {
+    let m = mounted!("broken_answers_never_reach_a_reader");
+    let bytes = pattern(9 << 20, 11);
+    block_on(m.place.put("f", bytes.clone())).unwrap();
+    for fault in ["truncate:100000", "reset", "slowdown", "error:500"] {
+        let rule = format!("bucket={},op=GetObject,times=2,fault={fault}", m.place.bucket);
+        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        fs::copy(m.at("f"), "/dev/null").unwrap();
+        assert!(fs::read(m.at("f")).unwrap() == bytes, "{fault}");
+        let mut put = m.place.put_request("f", bytes.clone());
+        put.condition = Condition::Any;
+        block_on(m.place.store.put(put)).unwrap();
+    }
+    assert_eq!(block_on(m.place.store.head(&m.place.bucket, "f", None)).unwrap().size, bytes.len() as u64);
+}
+
+/// 32 programs in one directory at once: every file is whole.
+#[test]
+fn parallel_writers_and_readers_do_not_mix() {
+    let m = mounted!("parallel_writers_and_readers_do_not_mix");
+    std::thread::scope(|scope| {
+        for i in 0..32u8 {
+            let path = m.at(format!("f{i}"));
+            scope.spawn(move || {
+                let bytes = pattern(100_000 + usize::from(i), i);
+                fs::write(&path, &bytes).unwrap();
+                assert!(fs::read(&path).unwrap() == bytes);
+            });
+        }
+    });
+    for i in 0..32u8 {
+        assert!(block_on(m.place.get(&format!("f{i}"))).unwrap() == pattern(100_000 + usize::from(i), i));
+    }
+}
