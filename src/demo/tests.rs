@@ -130,6 +130,18 @@ async fn checksums_in_trailers_are_taken() {
 }
 
 #[tokio::test]
+async fn without_a_store_it_keeps_buckets_in_memory() {
+    let server = Server::builder().bucket("demo").region("eu-west-1").start().await.unwrap();
+    let client = client(&server);
+    put(&client, "key", b"body").await;
+    let again = client.put_object().bucket("demo").key("key").if_none_match("*").send().await;
+    assert_eq!(again.unwrap_err().raw_response().unwrap().status().as_u16(), 412);
+    let bucket = client.head_bucket().bucket("demo").send().await.unwrap();
+    assert_eq!(bucket.bucket_region(), Some("eu-west-1"));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn rules_and_counts_are_read_and_set_while_it_runs() {
     let server = serve("fault=denied").await;
     assert!(raw(&server, &get("/-/faults")).await.0.ends_with("\r\n\r\nfault=denied\n"));
