@@ -21,6 +21,7 @@ use crate::error::{Error, Kind};
 use crate::s3::{
     Attributes, Checksum, Condition, CopyRequest, DeleteRequest, GetRequest, ListPage, ListRequest,
     ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload, Versioning,
+    VersionsPage,
 };
 
 /// Marks a request whose conditions a fault rule takes away. Not done on the headers, which are signed.
@@ -374,17 +375,15 @@ impl S3 for Api {
         let encoding = Encoding::of(input.encoding_type.as_ref())?;
         let max_keys = page_size(input.max_keys)?;
         let page = self
-            .store
-            .list_versions(ListVersionsRequest {
+            .versions_page(ListVersionsRequest {
                 bucket: input.bucket.clone(),
                 prefix: input.prefix.clone().unwrap_or_default(),
                 delimiter: input.delimiter.clone().filter(|delimiter| !delimiter.is_empty()),
                 key_marker: input.key_marker.clone().filter(|marker| !marker.is_empty()),
                 version_id_marker: input.version_id_marker.clone().filter(|marker| !marker.is_empty()),
-                max_keys: Some(max_keys.max(1)),
+                max_keys: Some(max_keys),
             })
-            .await
-            .map_err(fail)?;
+            .await?;
         let mut output = dto::ListObjectVersionsOutput {
             name: Some(input.bucket),
             prefix: Some(encoding.text(input.prefix.as_deref().unwrap_or(""))),
@@ -748,6 +747,14 @@ impl Api {
             return Ok(ListPage::default());
         }
         self.store.list(request).await.map_err(fail)
+    }
+
+    async fn versions_page(&self, request: ListVersionsRequest) -> S3Result<VersionsPage> {
+        if request.max_keys == Some(0) {
+            self.store.head_bucket(&request.bucket).await.map_err(fail)?;
+            return Ok(VersionsPage::default());
+        }
+        self.store.list_versions(request).await.map_err(fail)
     }
 
     async fn delete_keys(

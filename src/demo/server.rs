@@ -27,7 +27,8 @@ use super::operation::{Operation, operation};
 use super::shape::{Connection, Direction, Ending, Lane, Shape, Shaped, Shared};
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
-use crate::s3::Store;
+use crate::s3::{MemStore, Store};
+use crate::stats::Stats;
 
 /// An access key and its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +101,9 @@ impl Builder {
     /// Makes the buckets and begins to listen. `InvalidArgument` where the address is not loopback.
     pub async fn start(self) -> Result<Server> {
         let address = loopback(&self.listen)?;
-        let store = self.store.ok_or_else(|| Error::new(Kind::InvalidArgument, "no store"))?;
+        let store = self.store.unwrap_or_else(|| {
+            Arc::new(MemStore::in_region(&self.region, Arc::new(SystemClock), Arc::new(Stats::default())))
+        });
         for bucket in &self.buckets {
             match store.create_bucket(bucket, None).await {
                 Err(error) if error.kind() != Kind::AlreadyExists => return Err(error),

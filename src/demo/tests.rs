@@ -9,6 +9,7 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -117,6 +118,30 @@ async fn objects_go_in_and_come_out() {
 }
 
 #[tokio::test]
+async fn checksums_in_trailers_are_taken() {
+    let server = serve("op=PutObject,bucket=elsewhere,fault=denied").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"hello world").unwrap();
+    let body = ByteStream::from_path(file.path()).await.unwrap();
+    let put = client(&server).put_object().bucket("demo").key("key").body(body);
+    let put = put.checksum_algorithm(aws_sdk_s3::types::ChecksumAlgorithm::Crc32C).send().await.unwrap();
+    assert_eq!(put.checksum_crc32_c(), Some("yZRlqg=="));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_store_it_keeps_buckets_in_memory() {
+    let server = Server::builder().bucket("demo").region("eu-west-1").start().await.unwrap();
+    let client = client(&server);
+    put(&client, "key", b"body").await;
+    let again = client.put_object().bucket("demo").key("key").if_none_match("*").send().await;
+    assert_eq!(again.unwrap_err().raw_response().unwrap().status().as_u16(), 412);
+    let bucket = client.head_bucket().bucket("demo").send().await.unwrap();
+    assert_eq!(bucket.bucket_region(), Some("eu-west-1"));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn rules_and_counts_are_read_and_set_while_it_runs() {
     let server = serve("fault=denied").await;
     assert!(raw(&server, &get("/-/faults")).await.0.ends_with("\r\n\r\nfault=denied\n"));
@@ -132,7 +157,8 @@ async fn rules_and_counts_are_read_and_set_while_it_runs() {
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("<Code>SlowDown</Code>"), "{answer}");
     let (answer, _) = raw(&server, &get("/-/counts")).await;
     assert!(answer.contains("{\"requests\":{\"GetObject\":1},\"statuses\":{\"5xx\":1}"), "{answer}");
-    raw(&server, "POST /-/counts/reset HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n").await;
+    let reset = get("/-/counts/reset").replace("GET", "POST");
+    assert!(raw(&server, &reset).await.0.starts_with("HTTP/1.1 200"));
     assert_eq!(server.counts().of("GetObject"), 0);
     server.stop().await;
 }
