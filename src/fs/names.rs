@@ -28,6 +28,13 @@ struct At {
     dir: DirKey,
 }
 
+impl At {
+    /// Whether a move to `to` may leave nothing in this directory.
+    fn leaves_its_directory(&self, to: &Self) -> bool {
+        self.id != to.id || !to.dir.prefix().starts_with(self.dir.prefix())
+    }
+}
+
 impl Fs {
     fn at(&self, parent: Ino, name: &OsStr) -> Result<At> {
         let name = Name::parse(name)?;
@@ -148,7 +155,9 @@ impl Fs {
             }
             return self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now());
         }
-        self.keep_dir(&from.volume, from.parent, &from.dir, |k| k == from_key).await?;
+        if from.leaves_its_directory(to) {
+            self.keep_dir(&from.volume, from.parent, &from.dir, |k| k == from_key).await?;
+        }
         let store = &from.volume.store;
         let info = store.head(&from.volume.bucket, &from_key, None).await?;
         let source = Base { bucket: from.volume.bucket.clone(), key: from_key.clone(), etag: info.etag };
@@ -205,7 +214,9 @@ impl Fs {
             false => Some(second.namespace.write().await),
         };
         let objects = all_below(&from.volume, &old).await?;
-        self.keep_parent(&from.volume, from.parent, &from.dir, &old).await?;
+        if from.leaves_its_directory(to) {
+            self.keep_parent(&from.volume, from.parent, &from.dir, &old).await?;
+        }
         let moved = copy_all(from, to, &old, &new, &objects).await?;
         if objects.is_empty() {
             put_marker(&to.volume, &new, Condition::Any).await?;

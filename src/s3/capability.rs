@@ -143,13 +143,13 @@ impl Capabilities {
 /// Probes a bucket under `prefix`, and leaves nothing there. An error means that nothing was found out.
 pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Capabilities> {
     let scratch =
-        Scratch { store, bucket, root: format!("{prefix}.pailfs-probe-{:016x}/", rand::random::<u64>()) };
+        Scratch { store, bucket, root: format!("{prefix}.pailfs-probe-{:016x}.", rand::random::<u64>()) };
     let found = scratch.run(depth).await;
     scratch.clean().await;
     found
 }
 
-/// Keys of one probe.
+/// Keys of one probe, side by side: a directory of them would outlive them on some servers.
 struct Scratch<'a> {
     store: &'a dyn Store,
     bucket: &'a str,
@@ -427,13 +427,14 @@ impl Scratch<'_> {
                 prefix: self.root.clone(),
                 ..ListRequest::default()
             };
-            let objects = self.store.list(request).await?.objects;
-            for object in objects {
-                let request = DeleteRequest {
-                    bucket: self.bucket.to_owned(),
-                    key: object.key,
-                    ..DeleteRequest::default()
-                };
+            let mut keys: Vec<String> =
+                self.store.list(request).await?.objects.into_iter().map(|object| object.key).collect();
+            // SeaweedFS keeps the directories of keys that are gone, until their markers are deleted too.
+            let nested = keys.iter().any(|key| key[self.root.len()..].contains('/'));
+            keys.extend(["order/a/", "order/"].iter().filter(|_| nested).map(|dir| self.key(dir)));
+            for key in keys {
+                let request =
+                    DeleteRequest { bucket: self.bucket.to_owned(), key, ..DeleteRequest::default() };
                 self.store.delete(request).await?;
             }
             Ok::<_, Error>(())

@@ -107,8 +107,8 @@ impl Reference {
     }
 
     /// A directory does not vanish because its last entry went.
-    fn keep(&mut self, dir: &str, was: bool) {
-        if was && !dir.is_empty() && !self.is_dir(dir) {
+    fn keep(&mut self, dir: &str) {
+        if !dir.is_empty() && !self.is_dir(dir) {
             self.keys.insert(format!("{dir}/"), Vec::new());
         }
     }
@@ -128,7 +128,7 @@ impl Reference {
             return Err(Kind::IsADirectory);
         }
         self.keys.remove(path).ok_or(Kind::NotFound)?;
-        self.keep(Self::parent(path), true);
+        self.keep(Self::parent(path));
         Ok(())
     }
 
@@ -154,7 +154,7 @@ impl Reference {
             return Err(Kind::NotEmpty);
         }
         self.keys.remove(&marker);
-        self.keep(Self::parent(path), true);
+        self.keep(Self::parent(path));
         Ok(())
     }
 
@@ -175,8 +175,8 @@ impl Reference {
         }
         if !from_dir {
             let bytes = self.keys.remove(from).unwrap_or_default();
-            self.keep(Self::parent(from), true);
             self.keys.insert(to.to_owned(), bytes);
+            self.keep(Self::parent(from));
             return Ok(());
         }
         if to.starts_with(&format!("{from}/")) {
@@ -187,13 +187,13 @@ impl Reference {
             return Err(Kind::NotEmpty);
         }
         let moved: Vec<String> = self.below(&old).cloned().collect();
-        self.keys.remove(&new);
+        // A marker of the replaced directory is the new one's.
         for key in moved {
             let bytes = self.keys.remove(&key).unwrap_or_default();
             self.keys.insert(format!("{new}{}", &key[old.len()..]), bytes);
         }
-        self.keep(&new[..new.len() - 1], true);
-        self.keep(Self::parent(from), true);
+        self.keep(&new[..new.len() - 1]);
+        self.keep(Self::parent(from));
         Ok(())
     }
 }
