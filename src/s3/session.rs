@@ -28,6 +28,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use serde::Serialize;
 
 use super::client::{Client, ClientSettings};
+use super::resource::Bucket;
 use super::settings::{PathStyle, Secret, SessionConfig};
 use super::store::Store;
 use crate::base::{Clock, SystemClock};
@@ -258,6 +259,11 @@ impl Session {
             None => self.client(),
         };
         Ok((Arc::new(client), region))
+    }
+
+    /// The bucket `name`, through the client for its own region: boto3's resource view.
+    pub async fn bucket(&self, name: &str) -> Result<Bucket> {
+        Ok(Bucket::over(self.store_for(name).await?.0, name))
     }
 
     /// The region of a bucket; `None` where the endpoint does not tell.
