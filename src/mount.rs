@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -31,6 +32,8 @@ use crate::write::Conditions;
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
+/// Buckets that `status` has a note of.
+const NOTES_MAX: usize = 64;
 /// How often saving is looked at for progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// How many operations' time may pass without progress before saving is given up. With more than one, what is heard
@@ -80,17 +83,18 @@ impl Failure {
 pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
+    let findings = Arc::new(Findings::new(&config.state_dir));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
     let root = tokio::select! {
-        root = connect(&config, &stats) => root?,
+        root = connect(&config, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
     };
     let options = fs_options(&config).map_err(Failure::at(Stage::Machine))?;
     let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
-    let handle = Arc::new(control_handle(&config, &fs, clock, asks));
+    let handle = Arc::new(control_handle(&config, &fs, findings, clock, asks));
     let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
     let kernel = fuse::Options {
         source: config.source.name(),
@@ -143,7 +147,11 @@ impl Failure {
 }
 
 /// Asks S3 for every bucket of the mount. Nothing is mounted unless all of them answer in time.
-async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failure> {
+async fn connect(
+    config: &MountConfig,
+    stats: &Arc<Stats>,
+    findings: &Arc<Findings>,
+) -> Result<Root, Failure> {
     let mut sessions = BTreeMap::new();
     for name in config.source.sessions() {
         let settings = config.sessions.get(name).cloned().unwrap_or_default();
@@ -158,10 +166,7 @@ async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failu
         sessions.insert(name.to_owned(), Arc::new(session));
     }
     let late = || Error::new(Kind::TimedOut, "S3 did not answer in time");
-    let endpoints = Endpoints {
-        capabilities: Arc::new(CapabilityCache::new(Some(&config.state_dir), Arc::new(SystemClock))),
-        sessions,
-    };
+    let endpoints = Endpoints { sessions, findings: Arc::clone(findings) };
     tokio::time::timeout(config.timeout, open_root(config, &endpoints))
         .await
         .unwrap_or_else(|_| Err(late()))
@@ -171,7 +176,32 @@ async fn connect(config: &MountConfig, stats: &Arc<Stats>) -> Result<Root, Failu
 /// The sessions of a mount, and what is known of the endpoints they speak to.
 struct Endpoints {
     sessions: BTreeMap<String, Arc<Session>>,
-    capabilities: Arc<CapabilityCache>,
+    findings: Arc<Findings>,
+}
+
+/// What probes have found out, and what people should know of it.
+struct Findings {
+    capabilities: CapabilityCache,
+    /// By bucket.
+    notes: Mutex<BTreeMap<String, String>>,
+}
+
+impl Findings {
+    fn new(state_dir: &Path) -> Self {
+        let capabilities = CapabilityCache::new(Some(state_dir), Arc::new(SystemClock));
+        Self { capabilities, notes: Mutex::default() }
+    }
+
+    fn note(&self, bucket: &str, text: &str) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < NOTES_MAX {
+            notes.insert(bucket.to_owned(), format!("{bucket}: {text}"));
+        }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
 }
 
 async fn open_root(config: &MountConfig, endpoints: &Endpoints) -> Result<Root> {
@@ -191,13 +221,13 @@ async fn open_root(config: &MountConfig, endpoints: &Endpoints) -> Result<Root> 
             store.list_buckets().await?;
             let read_only = config.read_only;
             let open_with = Arc::clone(&session);
-            let capabilities = Arc::clone(&endpoints.capabilities);
+            let findings = Arc::clone(&endpoints.findings);
             Ok(Root::Buckets(Buckets {
                 store,
                 session: Some(session),
                 read_only,
                 open: Box::new(move |bucket, store| {
-                    volume(bucket, "", store, &open_with, read_only, &capabilities)
+                    volume(bucket, "", store, &open_with, read_only, &findings)
                 }),
             }))
         }
@@ -215,7 +245,7 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     };
     store.list(first).await?;
     let read_only = read_only || dir.read_only;
-    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.capabilities))
+    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings))
 }
 
 fn volume(
@@ -224,25 +254,25 @@ fn volume(
     store: Arc<dyn Store>,
     session: &Session,
     read_only: bool,
-    capabilities: &Arc<CapabilityCache>,
+    findings: &Arc<Findings>,
 ) -> Volume {
     let volume = Volume::new(bucket, prefix, Arc::clone(&store)).read_only(read_only).reach(session.reach());
     // Amazon's own S3 keeps what it documents; any other server has to show it.
     let Some(endpoint) = session.endpoint_url() else { return volume };
-    let (bucket, prefix, capabilities) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(capabilities));
+    let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
     volume.probe(Box::new(move || {
-        let (store, capabilities) = (Arc::clone(&store), Arc::clone(&capabilities));
+        let (store, findings) = (Arc::clone(&store), Arc::clone(&findings));
         let (endpoint, bucket, prefix) = (endpoint.clone(), bucket.clone(), prefix.clone());
         Box::pin(async move {
             let asked = probe(&*store, &bucket, &prefix, Depth::Writes);
-            let found = capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
-            Ok(conditions_of(&found, &bucket))
+            let found = findings.capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
+            Ok(conditions_of(&found, &bucket, &findings))
         })
     }))
 }
 
-/// What the write path may rely on; said once where that is not everything.
-fn conditions_of(found: &Capabilities, bucket: &str) -> Conditions {
+/// What the write path may rely on; where that is not everything, the log says so once and `status` from then on.
+fn conditions_of(found: &Capabilities, bucket: &str, findings: &Findings) -> Conditions {
     let [put, complete, copy, delete] = found.conditions();
     let conditions = Conditions { put, complete, copy, delete };
     if conditions != Conditions::ALL {
@@ -252,12 +282,13 @@ fn conditions_of(found: &Capabilities, bucket: &str) -> Conditions {
             .filter(|(name, verdict, _)| name.starts_with("conditional") && *verdict != Verdict::Works)
             .map(|(name, verdict, _)| format!("{name}: {verdict}"))
             .collect();
-        tracing::warn!(
-            bucket,
-            missing = missing.join(", "),
-            "the endpoint does not honour every condition; a request before each write stands in, which leaves a \
-             short window in which another client's change can be lost"
+        let note = format!(
+            "the endpoint does not honour every condition ({}); a request before each write stands in, which leaves a \
+             short window in which another client's change can be lost",
+            missing.join(", ")
         );
+        tracing::warn!(bucket, "{note}");
+        findings.note(bucket, &note);
     }
     conditions
 }
@@ -297,6 +328,7 @@ type Answer = oneshot::Sender<Result<(), Refusal>>;
 fn control_handle(
     config: &MountConfig,
     fs: &Arc<Fs>,
+    findings: Arc<Findings>,
     clock: Arc<SystemClock>,
     asks: mpsc::Sender<Answer>,
 ) -> control::Handle {
@@ -316,6 +348,7 @@ fn control_handle(
         status: Box::new(move || Status {
             uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
             unsaved: unsaved(&of_status),
+            notes: findings.notes(),
             counters: counters(of_status.stats()),
             requests: requests(of_status.stats()),
             ..still.clone()
@@ -649,6 +682,20 @@ mod tests {
         }
     }
 
+    fn findings() -> Arc<Findings> {
+        Arc::new(Findings::new(Path::new("/nowhere")))
+    }
+
+    #[test]
+    fn a_note_is_kept_for_each_bucket_and_there_are_not_too_many() {
+        let findings = findings();
+        for n in (0..1000).chain(0..10) {
+            findings.note(&format!("bucket-{n:04}"), "no conditions");
+        }
+        assert_eq!(findings.notes().len(), NOTES_MAX);
+        assert_eq!(findings.notes()[0], "bucket-0000: no conditions");
+    }
+
     async fn server() -> Server {
         let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::default()));
         Server::builder().store(store).bucket("one").bucket("two").start().await.unwrap()
@@ -663,7 +710,9 @@ mod tests {
         ]);
         let config = config(&server.endpoint(), Source::Named { name: "data".into(), dirs });
         let stats = Arc::default();
-        let Root::Named(volumes) = connect(&config, &stats).await.unwrap() else { panic!("not named") };
+        let Root::Named(volumes) = connect(&config, &stats, &findings()).await.unwrap() else {
+            panic!("not named")
+        };
         let seen: Vec<_> = volumes.iter().map(|(name, v)| (name.as_str(), v.read_only)).collect();
         assert_eq!(seen, [("a", false), ("b", true)]);
         assert_ne!(volumes[0].1.reach, volumes[1].1.reach, "two sessions are two places");
@@ -675,14 +724,14 @@ mod tests {
     async fn a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_told_apart() {
         let server = server().await;
         let absent = config(&server.endpoint(), Source::Bucket(bucket("absent", DEFAULT_SESSION)));
-        let failure = connect(&absent, &Arc::default()).await.err().unwrap();
+        let failure = connect(&absent, &Arc::default(), &findings()).await.err().unwrap();
         assert!(matches!(failure.stage, Stage::FirstRequest));
         assert_eq!(failure.error.kind(), Kind::NoSuchBucket, "{}", failure.error.report());
 
         let all = config(&server.endpoint(), Source::Buckets { session: DEFAULT_SESSION.into() });
-        assert!(matches!(connect(&all, &Arc::default()).await, Ok(Root::Buckets(_))));
+        assert!(matches!(connect(&all, &Arc::default(), &findings()).await, Ok(Root::Buckets(_))));
         server.stop().await;
-        let failure = connect(&all, &Arc::default()).await.err().unwrap();
+        let failure = connect(&all, &Arc::default(), &findings()).await.err().unwrap();
         assert!(
             matches!(failure.error.kind(), Kind::Unreachable | Kind::TimedOut),
             "{}",

@@ -159,6 +159,9 @@ fn describe(status: &Status) -> String {
         let error = file.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
         line("", format!("{} ({}){error}", printable(&file.path), format_bytes(file.bytes)));
     }
+    for note in &status.notes {
+        line("note", printable(note));
+    }
     for counter in &status.counters {
         line(&counter.name, format!("{:<14} {}", counter.value, counter.meaning));
     }

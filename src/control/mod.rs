@@ -118,8 +118,9 @@ impl Refusal {
     }
 }
 
-/// What a mount is and has done so far.
+/// What a mount is and has done so far. What an older or newer mount does not tell is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     pub pid: u32,
     pub version: String,
@@ -130,6 +131,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     pub memory_limit_bytes: u64,
     pub unsaved: Unsaved,
+    /// What people should know of the endpoints, a line each.
+    pub notes: Vec<String>,
     pub counters: Vec<CounterValue>,
     pub requests: Vec<RequestCount>,
 }
