@@ -45,6 +45,9 @@
 //! copy; it is conditional on the version the file was opened from. When S3 has answered 200, everything up to
 //! the commit's stamp is clean, and the tree learns the new ETag. On failure nothing was forgotten.
 
+// Numbers in tests are small and made for the purpose.
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
 pub mod base;
 pub mod cli;
 pub mod config;

@@ -102,8 +102,11 @@ pub struct Buckets {
     pub session: Option<Arc<Session>>,
     pub read_only: bool,
     /// Makes the volume of a bucket from its name and store.
-    pub open: Box<dyn Fn(&str, Arc<dyn Store>) -> Volume + Send + Sync>,
+    pub open: OpenBucket,
 }
+
+/// Makes the volume of a bucket.
+pub type OpenBucket = Box<dyn Fn(&str, Arc<dyn Store>) -> Volume + Send + Sync>;
 
 impl Buckets {
     pub(super) async fn open(&self, bucket: &str) -> Result<Volume> {

@@ -109,8 +109,7 @@ impl Reader {
 
     /// The bytes of a range if all of it is in memory; the window moves on and reads ahead as it needs to.
     pub fn cached(&self, object: &Object, window: &Mutex<Window>, range: ByteRange) -> Option<Vec<Bytes>> {
-        let blocks = block_indices(range);
-        let found = self.fetcher.cached(&object.id, blocks.clone())?;
+        let found = self.fetcher.cached(&object.id, block_indices(range))?;
         self.stats.block_hits.add(found.len() as u64);
         self.read_ahead(object, window, range);
         Some(cut(found, range))

@@ -1,1 +1,172 @@
+//! The reader over S3 in memory: what it fetches is counted.
 
+use super::*;
+use crate::base::SystemClock;
+use crate::error::Kind;
+use crate::s3::{MemStore, PutRequest, When};
+
+struct Bench {
+    store: Arc<MemStore>,
+    reader: Reader,
+    stats: Arc<Stats>,
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect()
+}
+
+impl Bench {
+    fn new() -> Self {
+        let stats = Arc::new(Stats::default());
+        let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
+        let settings = ReadSettings { cache_bytes: 64 << 20, ..ReadSettings::default() };
+        let reader = Reader::new(settings, Budget::new(64 << 20), Arc::clone(&stats));
+        Self { store: Arc::new(store), reader, stats }
+    }
+
+    async fn object(&self, body: &[u8]) -> Object {
+        let request = PutRequest {
+            bucket: "bucket".into(),
+            key: "k".into(),
+            body: body.to_vec().into(),
+            ..PutRequest::default()
+        };
+        let etag = self.store.put(request).await.unwrap().etag;
+        let id = ObjectId { volume: 0, key: "k".into(), etag };
+        let store: Arc<dyn Store> = self.store.clone();
+        Object::new(id, "bucket".into(), body.len() as u64, store)
+    }
+
+    fn gets(&self) -> u64 {
+        self.stats.requests_of("GetObject")
+    }
+
+    async fn read(&self, object: &Object, window: &Mutex<Window>, at: u64, len: u64) -> Result<Vec<u8>> {
+        let range = ByteRange::at(at, len).unwrap();
+        Ok(self.reader.read(object, window, range).await?.concat())
+    }
+}
+
+fn window() -> Mutex<Window> {
+    Mutex::new(Window::default())
+}
+
+#[tokio::test]
+async fn a_sequential_reader_gets_its_bytes_in_few_requests_and_none_again() {
+    let bench = Bench::new();
+    let body = pattern((16 << 20) + 777);
+    let object = bench.object(&body).await;
+    let w = window();
+    let mut all = Vec::new();
+    while all.len() < body.len() {
+        all.extend(bench.read(&object, &w, all.len() as u64, 128 << 10).await.unwrap());
+    }
+    assert!(all == body);
+    assert!(bench.gets() <= 16, "{} GETs for 16 MiB", bench.gets());
+    let before = bench.gets();
+    let again = window();
+    let range = ByteRange::new(5, body.len() as u64).unwrap();
+    let cached = bench.reader.cached(&object, &again, range).expect("all of it is in memory").concat();
+    assert!(cached == body[5..]);
+    assert_eq!(bench.gets(), before);
+    assert_eq!(bench.stats.bytes_received.value(), body.len() as u64, "every byte once");
+}
+
+#[tokio::test]
+async fn a_random_reader_fetches_whole_blocks_and_no_more() {
+    let bench = Bench::new();
+    let body = pattern(32 << 20);
+    let object = bench.object(&body).await;
+    let w = window();
+    let mut at = 12_345u64;
+    for _ in 0..50 {
+        at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let offset = ((at >> 33) % (28 << 20) + (3 << 20)) / 4096 * 4096;
+        let bytes = bench.read(&object, &w, offset, 4096).await.unwrap();
+        assert!(bytes == body[offset as usize..offset as usize + 4096]);
+    }
+    // Two reads by chance near each other count as the begin of a sequence; most do not.
+    assert!(bench.stats.bytes_received.value() <= 50 * BLOCK_BYTES + (8 << 20));
+}
+
+#[tokio::test]
+async fn readers_of_one_missing_block_make_one_request() {
+    let bench = Bench::new();
+    let body = pattern(1000);
+    let object = bench.object(&body).await;
+    let windows: Vec<_> = (0..20).map(|_| window()).collect();
+    let reads = windows.iter().map(|w| bench.read(&object, w, 0, 1000));
+    for read in futures::future::join_all(reads).await {
+        assert!(read.unwrap() == body);
+    }
+    assert_eq!(bench.gets(), 1);
+}
+
+#[tokio::test]
+async fn another_version_is_stale_and_never_mixed_in() {
+    let bench = Bench::new();
+    let old = bench.object(&pattern(4 << 20)).await;
+    let w = window();
+    bench.read(&old, &w, 0, 100).await.unwrap();
+    bench.object(&[7; 4 << 20]).await;
+    let error = bench.read(&old, &window(), 3 << 20, 100).await.map(drop);
+    // What was read ahead of the first read is of the old version and may still be answered.
+    if let Err(error) = error {
+        assert_eq!(error.kind(), Kind::Stale);
+    }
+    bench.reader.drop_all();
+    assert_eq!(bench.read(&old, &window(), 0, 100).await.unwrap_err().kind(), Kind::Stale);
+}
+
+#[tokio::test]
+async fn a_failure_reaches_every_waiter_and_the_next_reader_tries_again() {
+    let bench = Bench::new();
+    let body = pattern(1000);
+    let object = bench.object(&body).await;
+    bench.store.fail_nth(1, Kind::AccessDenied, When::Before);
+    let windows: Vec<_> = (0..5).map(|_| window()).collect();
+    let reads = windows.iter().map(|w| bench.read(&object, w, 0, 1000));
+    for read in futures::future::join_all(reads).await {
+        assert_eq!(read.unwrap_err().kind(), Kind::AccessDenied);
+    }
+    assert!(bench.read(&object, &window(), 0, 1000).await.unwrap() == body);
+}
+
+#[tokio::test]
+async fn a_transient_failure_is_taken_up_where_it_broke() {
+    let bench = Bench::new();
+    let body = pattern(3 << 20);
+    let object = bench.object(&body).await;
+    bench.store.fail_nth(1, Kind::Unreachable, When::Before);
+    assert!(bench.read(&object, &window(), 0, 3 << 20).await.unwrap() == body);
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_leaves_the_others_whole() {
+    let bench = Bench::new();
+    let body = pattern(2 << 20);
+    let object = bench.object(&body).await;
+    let (one, two) = (window(), window());
+    {
+        let mut gone = Box::pin(bench.read(&object, &one, 0, 2 << 20));
+        // Asked once, and dropped while its fetch is on its way.
+        let _ = futures::poll!(gone.as_mut());
+    }
+    assert!(bench.read(&object, &two, 0, 2 << 20).await.unwrap() == body);
+}
+
+#[tokio::test]
+async fn memory_that_is_short_stops_read_ahead_and_not_reading() {
+    let stats = Arc::new(Stats::default());
+    let settings = ReadSettings { cache_bytes: 1 << 20, ..ReadSettings::default() };
+    let reader = Reader::new(settings, Budget::new(BLOCK_BYTES), Arc::clone(&stats));
+    let bench = Bench { reader, ..Bench::new() };
+    let body = pattern(4 << 20);
+    let object = bench.object(&body).await;
+    let w = window();
+    let mut all = Vec::new();
+    while all.len() < body.len() {
+        all.extend(bench.read(&object, &w, all.len() as u64, 100_000).await.unwrap());
+    }
+    assert!(all == body);
+}

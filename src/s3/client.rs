@@ -165,7 +165,7 @@ impl Client {
         match error.map(Error::kind) {
             Some(Kind::Unreachable | Kind::TimedOut) => {
                 let failures = self.inner.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                if failures % REBUILD_AFTER_FAILURES == 0 {
+                if failures.is_multiple_of(REBUILD_AFTER_FAILURES) {
                     let config = self.inner.config.to_builder().http_client((self.inner.make_http)()).build();
                     *self.inner.sdk.write().unwrap_or_else(PoisonError::into_inner) = Sdk::from_conf(config);
                     tracing::debug!(failures, "connections failed in a row; starting with fresh ones");

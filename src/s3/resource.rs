@@ -10,7 +10,7 @@
 //! use pailfs::stats::Stats;
 //!
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
-//! // With a server it is `session.bucket("photos").await?`; this one is in memory.
+//! // With a server it is `session.bucket("photos")`; this one is in memory.
 //! let store = Arc::new(MemStore::new(Arc::new(SystemClock), Arc::new(Stats::default())));
 //! let photos = Bucket::over(store, "photos");
 //! photos.create().await?;
@@ -46,7 +46,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 
+use super::session::Session;
 use super::store::Store;
 use super::types::*;
 use crate::base::ByteRange;
@@ -55,8 +57,15 @@ use crate::error::{Error, Kind, Result};
 /// A bucket by its name, whether or not it exists.
 #[derive(Clone)]
 pub struct Bucket {
-    store: Arc<dyn Store>,
     name: Arc<str>,
+    reached: Arc<Reached>,
+}
+
+/// How a bucket is reached: through a client at hand, or through the session's client for the bucket's own region,
+/// found out when it is first needed.
+struct Reached {
+    session: Option<Session>,
+    store: OnceCell<Arc<dyn Store>>,
 }
 
 /// An object by its key, whether or not it exists; perhaps one version of it.
@@ -82,16 +91,38 @@ impl std::fmt::Debug for Object {
 impl Bucket {
     /// The bucket `name` as `store` reaches it.
     pub fn over(store: Arc<dyn Store>, name: &str) -> Self {
-        Self { store, name: Arc::from(name) }
+        let reached = Reached { session: None, store: OnceCell::new_with(Some(store)) };
+        Self { name: Arc::from(name), reached: Arc::new(reached) }
+    }
+
+    /// The bucket `name` of a session; asks nothing yet.
+    pub(super) fn of(session: Session, name: &str) -> Self {
+        let reached = Reached { session: Some(session), store: OnceCell::new() };
+        Self { name: Arc::from(name), reached: Arc::new(reached) }
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The client that serves this bucket.
-    pub fn store(&self) -> &Arc<dyn Store> {
-        &self.store
+    /// The client that serves this bucket, in its own region. `NoSuchBucket` where that cannot be found out.
+    pub async fn store(&self) -> Result<Arc<dyn Store>> {
+        let found = self.reached.store.get_or_try_init(|| async {
+            match &self.reached.session {
+                Some(session) => Ok(session.store_for(&self.name).await?.0),
+                None => Err(Error::new(Kind::Internal, "a bucket without a client")),
+            }
+        });
+        found.await.cloned()
+    }
+
+    /// A client to make the bucket with, or to ask whether it is there: one that needs no bucket.
+    fn maker(&self) -> Result<Arc<dyn Store>> {
+        match (&self.reached.session, self.reached.store.get()) {
+            (_, Some(store)) => Ok(Arc::clone(store)),
+            (Some(session), None) => Ok(Arc::new(session.client())),
+            (None, None) => Err(Error::new(Kind::Internal, "a bucket without a client")),
+        }
     }
 
     /// The object `key`; asks nothing.
@@ -101,22 +132,22 @@ impl Bucket {
 
     /// Makes the bucket in its client's region. `AlreadyExists` where it does.
     pub async fn create(&self) -> Result<()> {
-        self.store.create_bucket(&self.name, None).await
+        self.maker()?.create_bucket(&self.name, None).await
     }
 
     /// Makes the bucket in a region.
     pub async fn create_in(&self, region: &str) -> Result<()> {
-        self.store.create_bucket(&self.name, Some(region)).await
+        self.maker()?.create_bucket(&self.name, Some(region)).await
     }
 
     /// Removes the bucket. `NotEmpty` unless it is.
     pub async fn delete(&self) -> Result<()> {
-        self.store.delete_bucket(&self.name).await
+        self.store().await?.delete_bucket(&self.name).await
     }
 
     /// Whether the bucket exists; an error where that cannot be found out.
     pub async fn exists(&self) -> Result<bool> {
-        match self.store.head_bucket(&self.name).await {
+        match self.maker()?.head_bucket(&self.name).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == Kind::NoSuchBucket => Ok(false),
             Err(error) => Err(error),
@@ -125,21 +156,21 @@ impl Bucket {
 
     /// Where the bucket is; `None` where the server does not tell.
     pub async fn region(&self) -> Result<Option<String>> {
-        Ok(self.store.head_bucket(&self.name).await?.region)
+        Ok(self.store().await?.head_bucket(&self.name).await?.region)
     }
 
     pub async fn versioning(&self) -> Result<Versioning> {
-        self.store.versioning(&self.name).await
+        self.store().await?.versioning(&self.name).await
     }
 
     /// Switches versioning on, or suspends it.
     pub async fn set_versioning(&self, enabled: bool) -> Result<()> {
-        self.store.set_versioning(&self.name, enabled).await
+        self.store().await?.set_versioning(&self.name, enabled).await
     }
 
     /// One page of a listing, for listings that do not fit in memory; `request.bucket` is set here.
     pub async fn list(&self, request: ListRequest) -> Result<ListPage> {
-        self.store.list(ListRequest { bucket: self.name.to_string(), ..request }).await
+        self.store().await?.list(ListRequest { bucket: self.name.to_string(), ..request }).await
     }
 
     /// Every object whose key begins with `prefix`, all pages of it.
@@ -180,7 +211,7 @@ impl Bucket {
                 version_id_marker,
                 ..ListVersionsRequest::default()
             };
-            let page = self.store.list_versions(request).await?;
+            let page = self.store().await?.list_versions(request).await?;
             versions.extend(page.versions);
             match page.next {
                 None => return Ok(versions),
@@ -223,7 +254,7 @@ impl Object {
             if_match: None,
             version_id: self.version_id.as_deref().map(str::to_owned),
         };
-        self.bucket.store.get(request).await
+        self.bucket.store().await?.get(request).await
     }
 
     /// All of the object's bytes, in memory.
@@ -233,7 +264,7 @@ impl Object {
 
     /// Size, ETag, version ID, time, metadata and the other attributes.
     pub async fn head(&self) -> Result<ObjectInfo> {
-        self.bucket.store.head(&self.bucket.name, &self.key, self.version_id.as_deref()).await
+        self.bucket.store().await?.head(&self.bucket.name, &self.key, self.version_id.as_deref()).await
     }
 
     /// Makes or replaces the object, with default attributes.
@@ -257,7 +288,7 @@ impl Object {
             condition,
             checksum: None,
         };
-        self.bucket.store.put(request).await
+        self.bucket.store().await?.put(request).await
     }
 
     /// Copies this object on the server, attributes included. Both have to be reached by one session.
@@ -270,7 +301,7 @@ impl Object {
             key: target.key.to_string(),
             ..CopyRequest::default()
         };
-        target.bucket.store.copy(request).await
+        target.bucket.store().await?.copy(request).await
     }
 
     /// Removes the object; in a versioned bucket its place is taken by a delete marker, unless a version was
@@ -282,7 +313,7 @@ impl Object {
             version_id: self.version_id.as_deref().map(str::to_owned),
             condition: Condition::Any,
         };
-        self.bucket.store.delete(request).await
+        self.bucket.store().await?.delete(request).await
     }
 
     /// Every version and delete marker of this key, newest first.
@@ -293,11 +324,11 @@ impl Object {
     }
 
     pub async fn tags(&self) -> Result<BTreeMap<String, String>> {
-        self.bucket.store.tags(&self.bucket.name, &self.key).await
+        self.bucket.store().await?.tags(&self.bucket.name, &self.key).await
     }
 
     /// Replaces all tags.
     pub async fn set_tags(&self, tags: BTreeMap<String, String>) -> Result<()> {
-        self.bucket.store.set_tags(&self.bucket.name, &self.key, tags).await
+        self.bucket.store().await?.set_tags(&self.bucket.name, &self.key, tags).await
     }
 }

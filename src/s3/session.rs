@@ -261,9 +261,9 @@ impl Session {
         Ok((Arc::new(client), region))
     }
 
-    /// The bucket `name`, through the client for its own region: boto3's resource view.
-    pub async fn bucket(&self, name: &str) -> Result<Bucket> {
-        Ok(Bucket::over(self.store_for(name).await?.0, name))
+    /// The bucket `name`: boto3's resource view. Asks nothing yet; its region is found out when it is needed.
+    pub fn bucket(&self, name: &str) -> Bucket {
+        Bucket::of(self.clone(), name)
     }
 
     /// The region of a bucket; `None` where the endpoint does not tell.

@@ -1,5 +1,8 @@
 //! `Fs` in process, over S3 in memory: no kernel, no network, and a clock that tests move.
 
+// Numbers in tests are small and made for the purpose.
+#![allow(clippy::cast_possible_truncation)]
+
 #[path = "../harness/mod.rs"]
 #[allow(dead_code)]
 mod harness;

@@ -3,6 +3,9 @@
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
 //! servers that we did not write; `cli` is what a person types.
 
+// Numbers in tests are small and made for the purpose.
+#![allow(clippy::cast_possible_truncation)]
+
 #[path = "../harness/mod.rs"]
 mod harness;
 

@@ -183,7 +183,7 @@ fn random_writes_appends_and_truncates_equal_a_local_file() {
     assert!(fs::read(m.at("f")).unwrap() == model);
     assert!(block_on(m.place.get("f")).unwrap() == model);
     // truncate(2), without a handle to close.
-    rustix::fs::ftruncate(&OpenOptions::new().write(true).open(m.at("f")).unwrap(), 7).unwrap();
+    rustix::fs::ftruncate(OpenOptions::new().write(true).open(m.at("f")).unwrap(), 7).unwrap();
     assert_eq!(block_on(m.place.get("f")).unwrap().len(), 7);
 }
 
@@ -589,4 +589,66 @@ fn parallel_writers_and_readers_do_not_mix() {
     for i in 0..32u8 {
         assert!(block_on(m.place.get(&format!("f{i}"))).unwrap() == pattern(100_000 + usize::from(i), i));
     }
+}
+
+/// A server that stops answering: the call ends within --timeout, and the mount goes on when the server does.
+#[test]
+fn no_wait_is_unbounded_and_the_mount_recovers() {
+    let m = mounted!("no_wait_is_unbounded_and_the_mount_recovers", "--timeout", "3s");
+    let bytes = pattern(300_000, 13);
+    block_on(m.place.put("f", bytes.clone())).unwrap();
+    {
+        let rule = format!("bucket={},op=GetObject,fault=stall", m.place.bucket);
+        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        let error = fs::read(m.at("f")).unwrap_err();
+        let expected = [rustix::io::Errno::TIMEDOUT, rustix::io::Errno::IO];
+        assert!(expected.contains(&errno(&error)), "{error}");
+        let rule = format!("bucket={},op=HeadObject,fault=latency:1h", m.place.bucket);
+        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        assert!(fs::metadata(m.at("other")).is_err());
+    }
+    assert!(wait_for(SEEN, || fs::read(m.at("f")).is_ok_and(|read| read == bytes)));
+}
+
+/// T3 and lost answers: what the server did and did not say is found out, and nothing is written twice or lost.
+#[test]
+fn an_answer_that_is_lost_is_no_conflict_with_ourselves() {
+    let m = mounted!("an_answer_that_is_lost_is_no_conflict_with_ourselves");
+    for (op, len) in [("PutObject", 1000), ("CompleteMultipartUpload", 20 << 20)] {
+        let bytes = pattern(len, 17);
+        let rule = format!("bucket={},op={op},times=1,fault=lose-response", m.place.bucket);
+        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        fs::write(m.at(op), &bytes).unwrap();
+        assert!(block_on(m.place.get(op)).unwrap() == bytes);
+    }
+    let keys = block_on(m.place.keys()).unwrap();
+    assert_eq!(keys, ["CompleteMultipartUpload", "PutObject"], "no conflict copy of our own");
+}
+
+/// Credentials that expire in the middle are renewed once, unnoticed.
+#[test]
+fn an_expired_token_is_renewed_and_the_request_repeated() {
+    let m = mounted!("an_expired_token_is_renewed_and_the_request_repeated");
+    let rule = format!("bucket={},op=PutObject,times=1,fault=expired-token", m.place.bucket);
+    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    fs::write(m.at("f"), b"x").unwrap();
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "x");
+}
+
+/// A server that refuses checksums is served without, and told once.
+#[test]
+fn a_server_that_refuses_checksums_is_served_with_lesser_ones() {
+    let m = mounted!("a_server_that_refuses_checksums_is_served_with_lesser_ones");
+    let rule = format!("bucket={},fault=refuse-checksums", m.place.bucket);
+    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    let large = pattern(20 << 20, 19);
+    fs::write(m.at("small"), b"x").unwrap();
+    fs::write(m.at("large"), &large).unwrap();
+    assert!(fs::read(m.at("large")).unwrap() == large);
+    fs::create_dir(m.at("d")).unwrap();
+    fs::write(m.at("d/f"), b"y").unwrap();
+    fs::rename(m.at("d"), m.at("e")).unwrap();
+    assert_eq!(block_on(m.place.keys()).unwrap(), ["e/", "e/f", "large", "small"]);
+    let told = m.log_text().matches("refuses a checksum").count();
+    assert_eq!(told, 1, "{}", m.log_text());
 }

@@ -5,6 +5,9 @@
 //! it saw. Where a server is known to deviate that is pinned in `pins.rs`, by the words of the deviation;
 //! so a server that gets better, or worse, fails the run until the pin is right. Nothing is skipped.
 
+// Numbers in tests are small and made for the purpose.
+#![allow(clippy::cast_possible_truncation)]
+
 // Each target uses a part of what is shared.
 #[allow(dead_code)]
 #[path = "../harness/mod.rs"]

@@ -1,0 +1,135 @@
+//! Facts about the source itself: the layers of the house, and documents that say what the code says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            found.push((path.clone(), fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// The part of a file that is compiled into the program.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+/// Which modules of ours each module may name (lib.rs draws them).
+const LAYERS: &[(&str, &[&str])] = &[
+    ("base", &[]),
+    ("error", &[]),
+    ("stats", &[]),
+    ("s3", &["base", "error", "stats"]),
+    ("config", &["base", "error", "s3"]),
+    ("tree", &["base", "error", "s3"]),
+    ("read", &["base", "error", "s3", "stats"]),
+    ("write", &["base", "error", "s3"]),
+    ("fs", &["base", "error", "stats", "s3", "tree", "read", "write"]),
+    ("fuse", &["base", "error", "fs", "tree"]),
+    ("control", &["base", "error", "stats"]),
+    ("demo", &["base", "error", "stats", "s3"]),
+    ("mount", &["base", "error", "config", "control", "fs", "fuse", "s3", "stats", "write"]),
+];
+
+#[test]
+fn arrows_point_down() {
+    for (module, allowed) in LAYERS {
+        let dir = src().join(module);
+        let files = if dir.is_dir() {
+            sources(&dir)
+        } else {
+            let file = src().join(format!("{module}.rs"));
+            vec![(file.clone(), fs::read_to_string(&file).unwrap())]
+        };
+        for (path, text) in files {
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            for rest in without_tests(&text).split("crate::").skip(1) {
+                let named: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let known = LAYERS.iter().any(|(name, _)| *name == named) || named == "cli";
+                let fine = !known || named == *module || allowed.contains(&named.as_str());
+                assert!(fine, "{} names crate::{named}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn one_place_speaks_s3_and_one_speaks_fuse() {
+    for (path, text) in sources(&src()) {
+        let inside = |dir: &str| path.starts_with(src().join(dir));
+        for line in without_tests(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let sdk = ["aws_sdk", "aws_config", "aws_smithy", "aws_types", "aws_credential"];
+            assert!(
+                inside("s3") || !sdk.iter().any(|name| line.contains(name)),
+                "{}: {line}",
+                path.display()
+            );
+            assert!(inside("fuse") || !line.contains("fuser::"), "{}: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_table_of_flags_is_the_program_s() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FLAGS.md")).unwrap();
+    let commands: &[&[&str]] =
+        &[&["mount"], &["umount"], &["status"], &["flush"], &["sessions"], &["sessions", "check"], &["demo"]];
+    let mut known = std::collections::BTreeSet::new();
+    for command in commands {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_pailfs")).args(*command).arg("--help").output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let heading = format!("## `pailfs {}`", command.join(" "));
+        let section = page
+            .split("\n## ")
+            .find(|s| format!("## {s}").starts_with(&heading))
+            .unwrap_or_else(|| panic!("docs/FLAGS.md has no section {heading}"));
+        for flag in help.lines().filter_map(|line| {
+            let line = line.trim_start();
+            let at = line.find("--").filter(|at| *at <= 4)?;
+            line.starts_with('-').then(|| {
+                let name: String =
+                    line[at..].chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();
+                name
+            })
+        }) {
+            assert!(flag == "--help" || section.contains(&format!("`{flag}")), "{heading} lacks {flag}");
+            known.insert(flag);
+        }
+    }
+    for flag in page.split('`').skip(1).step_by(2).filter(|text| text.starts_with("--")) {
+        let name: String = flag.chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();
+        assert!(known.contains(&name), "docs/FLAGS.md tells of {name}, which there is not");
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<PathBuf> =
+        fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    pages.push(root.join("README.md"));
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !target.contains("://") && !target.starts_with('#') {
+                let target = target.split('#').next().unwrap();
+                assert!(page.parent().unwrap().join(target).exists(), "{}: {target}", page.display());
+            }
+        }
+    }
+}
