@@ -67,7 +67,7 @@ mod tests {
     fn a_bare_level_is_about_pailfs_and_a_filter_is_taken_as_it_is() {
         assert_eq!(filter("debug").unwrap().to_string(), "pailfs=debug,fuser=error,warn");
         assert_eq!(filter("error").unwrap().to_string(), "error");
-        assert_eq!(filter("aws_smithy_runtime=trace").unwrap().to_string(), "aws_smithy_runtime=trace");
+        assert_eq!(filter("hyper_util=trace").unwrap().to_string(), "hyper_util=trace");
         assert_eq!(filter("pailfs=loud").unwrap_err().code, Code::Usage);
     }
 }

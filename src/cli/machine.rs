@@ -122,7 +122,7 @@ pub fn runtime_dirs(uid: u32) -> Vec<PathBuf> {
 }
 
 /// Where the AWS tools keep their profiles.
-pub fn aws_config_files() -> Vec<PathBuf> {
+pub fn profile_files() -> Vec<PathBuf> {
     let named = |variable, default: &str| {
         env::var_os(variable).map(PathBuf::from).or_else(|| Some(home()?.join(default)))
     };

@@ -37,7 +37,7 @@ pub async fn list(args: &SessionsArgs) -> Result<(), Failure> {
     let (file, warnings) = machine::load_config(args.config.config.as_deref())?;
     warn(&warnings);
     let files: Vec<String> =
-        machine::aws_config_files().iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+        machine::profile_files().iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect();
     let described = futures::stream::iter(known(&file, &files).into_iter().map(describe));
     let described: Vec<Listed> = described.buffered(SESSIONS_AT_ONCE).collect().await;
     let text = if args.json {

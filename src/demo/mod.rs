@@ -17,8 +17,6 @@ mod operation;
 mod seed;
 mod server;
 mod shape;
-#[cfg(test)]
-mod tests;
 
 pub use counts::Counts;
 pub use faults::{Fault, FaultRule};

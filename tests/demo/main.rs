@@ -1,29 +1,26 @@
 //! The server over the wire: what its clients see, and each fault below HTTP once.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
-use bytes::Bytes;
-use md5::{Digest, Md5};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{FaultRule, Server, seed_tree};
-use crate::base::{Clock, ETag, SystemClock};
-use crate::error::{Error, Kind, Result};
-use crate::s3::*;
+use pailfs::base::{Clock, SystemClock};
+use pailfs::demo::{FaultRule, Server, seed_tree};
+use pailfs::error::Kind;
+use pailfs::s3::*;
+use pailfs::stats::Stats;
 
 async fn serve(rules: &str) -> Server {
     let rules = FaultRule::parse_lines(rules).unwrap();
-    Server::builder().bucket("demo").store(Arc::new(Shelf::default())).faults(rules).start().await.unwrap()
+    Server::builder().bucket("demo").faults(rules).start().await.unwrap()
 }
 
 fn client(server: &Server) -> aws_sdk_s3::Client {
@@ -81,7 +78,7 @@ async fn a_server_starts_answers_and_stops() {
 #[tokio::test]
 async fn only_loopback_is_listened_on() {
     for address in ["0.0.0.0:0", "192.0.2.1:80", "nonsense"] {
-        let server = Server::builder().store(Arc::new(Shelf::default())).listen(address).start().await;
+        let server = Server::builder().listen(address).start().await;
         assert_eq!(server.err().expect("refused").kind(), Kind::InvalidArgument, "{address}");
     }
 }
@@ -259,144 +256,12 @@ async fn conditions_can_be_ignored_and_checksums_refused() {
 
 #[tokio::test]
 async fn the_seeded_tree_is_listed_whole() {
-    let store = Arc::new(Shelf::default());
+    let store =
+        Arc::new(MemStore::new(Arc::new(SystemClock), Arc::new(Stats::default())).with_bucket("demo"));
     seed_tree(&*store, "demo").await.unwrap();
     let server = Server::builder().bucket("demo").store(store).start().await.unwrap();
     let page = client(&server).list_objects_v2().bucket("demo").send().await.unwrap();
     let keys: Vec<&str> = page.contents().iter().filter_map(|object| object.key()).collect();
     assert!(keys.contains(&"README.txt") && keys.contains(&"odd//key"), "{keys:?}");
     server.stop().await;
-}
-
-/// One bucket with plain objects: as much of a store as the wire needs to be seen.
-#[derive(Default)]
-struct Shelf(Mutex<BTreeMap<String, (Bytes, Attributes)>>);
-
-impl Shelf {
-    fn info(&self, key: &str) -> Result<(ObjectInfo, Bytes)> {
-        let objects = self.0.lock().unwrap();
-        let (body, attributes) =
-            objects.get(key).ok_or_else(|| Error::s3(Kind::NotFound, "NoSuchKey", "no such key"))?;
-        let info = ObjectInfo {
-            key: key.to_owned(),
-            size: body.len() as u64,
-            etag: tag(body),
-            last_modified: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
-            version_id: None,
-            attributes: attributes.clone(),
-            restore: None,
-            checksums: Vec::new(),
-        };
-        Ok((info, body.clone()))
-    }
-}
-
-fn tag(body: &[u8]) -> ETag {
-    ETag::new(&Md5::digest(body).iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-}
-
-fn not_here<T>() -> Result<T> {
-    Err(Error::new(Kind::Unsupported, "not on this shelf"))
-}
-
-#[async_trait]
-impl Store for Shelf {
-    async fn list_buckets(&self) -> Result<Vec<BucketInfo>> {
-        Ok(vec![BucketInfo { name: "demo".to_owned(), ..BucketInfo::default() }])
-    }
-    async fn head_bucket(&self, bucket: &str) -> Result<BucketInfo> {
-        Ok(BucketInfo { name: bucket.to_owned(), ..BucketInfo::default() })
-    }
-    async fn create_bucket(&self, _: &str, _: Option<&str>) -> Result<()> {
-        Ok(())
-    }
-    async fn delete_bucket(&self, _: &str) -> Result<()> {
-        not_here()
-    }
-    async fn versioning(&self, _: &str) -> Result<Versioning> {
-        Ok(Versioning::Never)
-    }
-    async fn set_versioning(&self, _: &str, _: bool) -> Result<()> {
-        not_here()
-    }
-    async fn head(&self, _: &str, key: &str, _: Option<&str>) -> Result<ObjectInfo> {
-        Ok(self.info(key)?.0)
-    }
-    async fn get(&self, request: GetRequest) -> Result<GetOutput> {
-        let (info, body) = self.info(&request.key)?;
-        let (offset, length) = match request.range {
-            Some(range) => (range.start(), range.end().min(info.size) - range.start()),
-            None => (0, info.size),
-        };
-        let first = usize::try_from(offset).unwrap();
-        let last = usize::try_from(offset + length).unwrap();
-        let body = Box::pin(futures::stream::iter([Ok(body.slice(first..last))]));
-        Ok(GetOutput { info, offset, length, body })
-    }
-    async fn put(&self, request: PutRequest) -> Result<Written> {
-        let mut objects = self.0.lock().unwrap();
-        if request.condition == Condition::Absent && objects.contains_key(&request.key) {
-            return Err(Error::s3(Kind::AlreadyExists, "PreconditionFailed", "it exists"));
-        }
-        let etag = tag(&request.body);
-        objects.insert(request.key, (request.body, request.attributes));
-        Ok(Written { etag, version_id: None })
-    }
-    async fn delete(&self, request: DeleteRequest) -> Result<Deleted> {
-        self.0.lock().unwrap().remove(&request.key);
-        Ok(Deleted::default())
-    }
-    async fn delete_many(&self, _: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>> {
-        self.0.lock().unwrap().retain(|key, _| !keys.contains(key));
-        Ok(keys.into_iter().map(|key| (key, Ok(()))).collect())
-    }
-    async fn copy(&self, _: CopyRequest) -> Result<Written> {
-        not_here()
-    }
-    async fn list(&self, request: ListRequest) -> Result<ListPage> {
-        let keys: Vec<String> = self.0.lock().unwrap().keys().cloned().collect();
-        let mut page = ListPage::default();
-        for key in keys.into_iter().filter(|key| key.starts_with(&request.prefix)) {
-            let info = self.info(&key)?.0;
-            page.objects.push(ListedObject {
-                key,
-                size: info.size,
-                etag: info.etag,
-                last_modified: info.last_modified,
-                storage_class: None,
-                restored: None,
-            });
-        }
-        Ok(page)
-    }
-    async fn list_versions(&self, _: ListVersionsRequest) -> Result<VersionsPage> {
-        not_here()
-    }
-    async fn tags(&self, _: &str, _: &str) -> Result<BTreeMap<String, String>> {
-        not_here()
-    }
-    async fn set_tags(&self, _: &str, _: &str, _: BTreeMap<String, String>) -> Result<()> {
-        not_here()
-    }
-    async fn create_upload(&self, _: &str, _: &str, _: Attributes) -> Result<Upload> {
-        not_here()
-    }
-    async fn upload_part(&self, _: &Upload, _: u16, _: Bytes, _: Option<Checksum>) -> Result<Part> {
-        not_here()
-    }
-    async fn upload_part_copy(&self, _: &Upload, _: u16, _: PartSource) -> Result<Part> {
-        not_here()
-    }
-    async fn complete_upload(&self, _: &Upload, _: Vec<Part>, _: Condition) -> Result<Written> {
-        not_here()
-    }
-    async fn abort_upload(&self, _: &Upload) -> Result<()> {
-        not_here()
-    }
-    async fn list_parts(&self, _: &Upload) -> Result<Vec<Part>> {
-        not_here()
-    }
-    async fn list_uploads(&self, _: &str, _: &str) -> Result<Vec<Upload>> {
-        Ok(Vec::new())
-    }
 }
