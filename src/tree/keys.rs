@@ -383,6 +383,9 @@ mod tests {
         assert_eq!(path("./.."), ["%~1", "%~2"]);
         assert_eq!(path("a\0b"), ["a%~x00b"]);
         assert_eq!(path("50%~"), ["50%~x25~"]);
+        // What an escape stands for may look like another escape.
+        assert_eq!(path("%~x00"), ["%~x25~x00"]);
+        assert!(Name::parse(OsStr::new("%~x25~x00")).is_ok() && Name::parse(OsStr::new("%~x41")).is_err());
         assert_eq!(path("dir/"), ["dir", "%~0"]);
         let object = Name::parse(OsStr::new("foo%~f")).unwrap();
         assert_eq!(dir.object_key(&object).unwrap(), "foo");
