@@ -1,5 +1,6 @@
 //! What `stat` answers.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{Fs, lock};
@@ -75,7 +76,7 @@ impl Fs {
     }
 
     /// Changes attributes. Mode, owner and times live as long as the mount remembers the file; size is S3's.
-    pub async fn setattr(&self, ino: Ino, fh: Option<u64>, set: SetAttr) -> Result<Attr> {
+    pub async fn setattr(self: &Arc<Self>, ino: Ino, fh: Option<u64>, set: SetAttr) -> Result<Attr> {
         self.require_writable(ino)?;
         if let Some(size) = set.size {
             self.truncate(ino, fh, size).await?;

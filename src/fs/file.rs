@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest};
 use crate::tree::{Facts, Ino, VolumeId};
-use crate::write::{Base, Extents, Job, Segment, Staging, What, upload};
+use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
 
 use super::volume::Volume;
 
@@ -36,6 +36,8 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed commits of closed files are tried again after this long, doubling up to the maximum.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
+/// How often a conflict copy is written again because its file was written meanwhile.
+const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
 const MATERIALISE_STEP: u64 = 8 << 20;
 
@@ -362,25 +364,7 @@ impl Fs {
         let honoured = volume.honoured().await;
         let (job, stamp) = {
             let state = lock(&file.state);
-            let base = state.object.as_ref().map(|object| Base {
-                bucket: object.bucket.to_string(),
-                key: object.id.key.to_string(),
-                etag: object.id.etag.clone(),
-            });
-            let job = Job {
-                store: Arc::clone(&volume.store),
-                bucket: volume.bucket.clone(),
-                key: key.clone(),
-                attributes: state.attributes.clone(),
-                condition: state.expects.clone(),
-                honoured,
-                len: state.extents.len(),
-                segments: state.extents.all(),
-                base,
-                staging: state.staging.clone(),
-                budget: self.upload_budget.clone(),
-            };
-            (job, state.stamp)
+            (self.job(&state, &volume, &key, state.expects.clone(), honoured), state.stamp)
         };
         let len = job.len;
         match upload(job).await {
@@ -454,58 +438,99 @@ impl Fs {
     ) -> Error {
         self.stats.conflicts.add(1);
         let copy = conflict_key(key, &self.options.host, self.clock.wall());
-        let job = {
+        for _ in 0..COPY_ROUNDS_MAX {
+            let stamp = match self.write_conflict_copy(file, volume, key, &copy).await {
+                Ok(stamp) => stamp,
+                Err(error) => {
+                    tracing::error!(key, error = %error.report(), "a conflict copy could not be written yet");
+                    return cause;
+                }
+            };
+            let mut state = lock(&file.state);
+            // What was written meanwhile belongs into the copy too.
+            if state.stamp == stamp {
+                state.lost = true;
+                break;
+            }
+        }
+        self.let_go(file);
+        tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
+        let told = format!(
+            "another client changed s3://{}/{key} first; the bytes written here are in {copy}",
+            volume.bucket
+        );
+        Error::new(Kind::Stale, told).with_source(cause)
+    }
+
+    /// Writes the copy; returns the stamp of the latest change in it.
+    ///
+    /// Where the version the bytes were written over is gone, what was not written here is taken from the
+    /// version that won.
+    async fn write_conflict_copy(&self, file: &File, volume: &Volume, key: &str, copy: &str) -> Result<u64> {
+        let (mut job, stamp) = {
             let state = lock(&file.state);
-            Job {
-                store: Arc::clone(&volume.store),
-                bucket: volume.bucket.clone(),
-                key: copy.clone(),
-                attributes: state.attributes.clone(),
-                condition: Condition::Any,
-                honoured: volume.probed.get().copied().unwrap_or(crate::write::Conditions::NONE),
-                len: state.extents.len(),
-                segments: state.extents.all(),
-                // The version the bytes were written over is gone, so what was not written is lost with it
-                // unless the server still has that version: the read below says which.
-                base: state.object.as_ref().map(|object| Base {
-                    bucket: object.bucket.to_string(),
-                    key: object.id.key.to_string(),
-                    etag: object.id.etag.clone(),
-                }),
-                staging: state.staging.clone(),
-                budget: self.upload_budget.clone(),
-            }
+            (self.job(&state, volume, copy, Condition::Any, Conditions::NONE), state.stamp)
         };
-        let saved = upload(job).await;
-        let link = self.tree().link_of(file.ino);
-        match saved {
-            Ok(_) => {
-                lock(&file.state).lost = true;
-                lock(&self.pages).pop(&file.ino);
-                let mut files = lock(&self.files);
-                if files.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file)) {
-                    files.remove(&file.ino);
+        let reads_base = job.segments.iter().any(|segment| segment.what == What::Base);
+        if reads_base && let Some(base) = &mut job.base {
+            let current = match volume.store.head(&volume.bucket, key, None).await {
+                Ok(info) => Some(info),
+                Err(error) if error.is_not_found() => None,
+                Err(error) => return Err(error),
+            };
+            if current.as_ref().is_none_or(|info| info.etag != base.etag) {
+                let size = current.as_ref().map_or(0, |info| info.size);
+                job.segments = over_another_base(&job.segments, size);
+                if let Some(info) = current {
+                    base.etag = info.etag;
                 }
-                drop(files);
-                if let Some((parent, name)) = link {
-                    let mut tree = self.tree();
-                    tree.remove(parent, &name, self.clock.now());
-                    tree.forget_name(parent, &name);
-                }
-                tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
-                Error::new(
-                    Kind::Stale,
-                    format!(
-                        "another client changed s3://{}/{key} first; these bytes are in {copy}",
-                        volume.bucket
-                    ),
-                )
-                .with_source(cause)
             }
-            Err(error) => {
-                tracing::error!(key, error = %error.report(), "a conflict copy could not be written yet");
-                cause
+        }
+        upload(job).await?;
+        Ok(stamp)
+    }
+
+    /// Nobody gets at this content any more but through handles it is open on.
+    fn let_go(&self, file: &Arc<File>) {
+        lock(&self.pages).pop(&file.ino);
+        {
+            let mut files = lock(&self.files);
+            if files.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file)) {
+                files.remove(&file.ino);
             }
+        }
+        let mut tree = self.tree();
+        if let Some((parent, name)) = tree.link_of(file.ino) {
+            tree.remove(parent, &name, self.clock.now());
+            tree.forget_name(parent, &name);
+        }
+    }
+
+    /// An upload of the file as it is now.
+    fn job(
+        &self,
+        state: &State,
+        volume: &Volume,
+        key: &str,
+        condition: Condition,
+        honoured: Conditions,
+    ) -> Job {
+        Job {
+            store: Arc::clone(&volume.store),
+            bucket: volume.bucket.clone(),
+            key: key.to_owned(),
+            attributes: state.attributes.clone(),
+            condition,
+            honoured,
+            len: state.extents.len(),
+            segments: state.extents.all(),
+            base: state.object.as_ref().map(|object| Base {
+                bucket: object.bucket.to_string(),
+                key: object.id.key.to_string(),
+                etag: object.id.etag.clone(),
+            }),
+            staging: state.staging.clone(),
+            budget: self.upload_budget.clone(),
         }
     }
 
@@ -647,6 +672,22 @@ impl Fs {
             })
             .collect()
     }
+}
+
+/// The same runs where only the first `size` bytes of the base are there; the rest of them are zeros.
+fn over_another_base(segments: &[Segment], size: u64) -> Vec<Segment> {
+    let mut runs = Vec::with_capacity(segments.len() + 1);
+    for segment in segments {
+        if segment.what != What::Base {
+            runs.push(*segment);
+            continue;
+        }
+        let (start, end) = (segment.range.start(), segment.range.end());
+        let cut = size.clamp(start, end);
+        runs.extend(ByteRange::new(start, cut).map(|range| Segment { range, what: What::Base }));
+        runs.extend(ByteRange::new(cut, end).map(|range| Segment { range, what: What::Zero(0) }));
+    }
+    runs
 }
 
 fn zeros(len: u64) -> Bytes {

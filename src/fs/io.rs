@@ -46,18 +46,27 @@ impl Fs {
         if flags.write || flags.truncate {
             self.require_writable(ino)?;
         }
-        let file = self.within(self.current_file(ino)).await?;
+        let file = self.within(self.current_file(ino, flags.write)).await?;
         if flags.truncate {
-            file.truncate(0, self.clock.wall())?;
+            if let Err(error) = file.truncate(0, self.clock.wall()) {
+                file.closed(flags.write);
+                return Err(error);
+            }
             self.tree().clear_mtime(ino);
         }
         Ok(self.handle_on(file, flags))
     }
 
     /// The file of an inode: the one with unsaved bytes if there is one, else the object as it is now.
-    async fn current_file(&self, ino: Ino) -> Result<Arc<File>> {
-        if let Some(file) = self.open_file(ino).filter(|file| file.unsaved().is_some()) {
-            return Ok(file);
+    ///
+    /// It counts as opened once more, so that nobody takes it for unused in between.
+    async fn current_file(&self, ino: Ino, write: bool) -> Result<Arc<File>> {
+        {
+            let files = lock(&self.files);
+            if let Some(file) = files.get(&ino).filter(|file| file.unsaved().is_some()) {
+                file.opened(write);
+                return Ok(Arc::clone(file));
+            }
         }
         let (id, key, link, ticket) = {
             let mut tree = self.tree();
@@ -105,10 +114,12 @@ impl Fs {
         match files.get(&ino) {
             // Written here while the question was on its way, or open at this very version.
             Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
+                open.opened(write);
                 Ok(Arc::clone(open))
             }
             _ => {
                 let file = Arc::new(File::of_object(ino, object, info.attributes, self.clock.wall()));
+                file.opened(write);
                 files.insert(ino, Arc::clone(&file));
                 Ok(file)
             }
@@ -157,13 +168,14 @@ impl Fs {
             tree.change_attrs(entry.ino, changes)?
         };
         let file = Arc::new(File::new(entry.ino, Condition::Absent, now));
+        file.opened(true);
         lock(&self.files).insert(entry.ino, Arc::clone(&file));
         let opened = self.handle_on(file, OpenFlags { write: true, ..flags });
         Ok((self.attr_of(&entry), opened))
     }
 
+    /// A handle on a file that counts as opened.
     fn handle_on(&self, file: Arc<File>, flags: OpenFlags) -> Opened {
-        file.opened(flags.write);
         self.tree().pin(file.ino);
         let keep_cache = match (file.unsaved(), file.etag()) {
             // The pages were written through the kernel.
@@ -226,19 +238,21 @@ impl Fs {
     }
 
     /// Cuts or grows a file. Without a handle there is no close to wait for, so it is in S3 on return.
-    pub(super) async fn truncate(&self, ino: Ino, fh: Option<u64>, size: u64) -> Result<()> {
+    pub(super) async fn truncate(self: &Arc<Self>, ino: Ino, fh: Option<u64>, size: u64) -> Result<()> {
         let through = fh.and_then(|fh| self.handles.file(fh).ok()).filter(|h| h.write);
         if let Some(handle) = through {
             handle.file.truncate(size, self.clock.wall())?;
             self.tree().clear_mtime(ino);
             return Ok(());
         }
-        let file = self.within(self.current_file(ino)).await?;
-        file.truncate(size, self.clock.wall())?;
+        let flags = OpenFlags { write: true, ..OpenFlags::default() };
+        let opened = self.open(ino, flags).await?;
+        let handle = self.handles.file(opened.fh)?;
+        let cut = handle.file.truncate(size, self.clock.wall());
         self.tree().clear_mtime(ino);
-        let result = self.commit(&file).await;
-        self.drop_if_unused(&file);
-        result
+        let saved = self.commit(&handle.file).await;
+        self.release(opened.fh);
+        cut.and(saved)
     }
 
     /// close(2) of one descriptor: what was written is in S3 when this returns `Ok`.

@@ -136,10 +136,11 @@ impl Fs {
         }
         let from_key = from.dir.object_key(&from.name)?;
         let to_key = to.dir.object_key(&to.name)?;
-        let _shared = from.volume.namespace.read().await;
-        let _shared_too = match from.id == to.id {
-            true => None,
-            false => Some(to.volume.namespace.read().await),
+        let (first, second) = in_order(from, to);
+        let _shared = first.namespace.read().await;
+        let _shared_too = match second {
+            Some(second) => Some(second.namespace.read().await),
+            None => None,
         };
         if let Some(target) = target {
             self.orphan(target.ino).await?;
@@ -202,16 +203,12 @@ impl Fs {
         if let Some(target) = target {
             self.require_empty(&to.volume, target.ino, &new).await?;
         }
-        // Alone on both volumes, so that no commit goes to a key that is about to move; in the order of
-        // their places in the mount, so that two renames cannot wait for each other.
-        let (first, second) = match from.id <= to.id {
-            true => (&from.volume, &to.volume),
-            false => (&to.volume, &from.volume),
-        };
+        // Alone on both volumes, so that no commit goes to a key that is about to move.
+        let (first, second) = in_order(from, to);
         let _alone = first.namespace.write().await;
-        let _alone_too = match from.id == to.id {
-            true => None,
-            false => Some(second.namespace.write().await),
+        let _alone_too = match second {
+            Some(second) => Some(second.namespace.write().await),
+            None => None,
         };
         let objects = all_below(&from.volume, &old).await?;
         if from.leaves_its_directory(to) {
@@ -244,6 +241,16 @@ impl Fs {
             file.moved(id.0, &volume, &key, etags.get(key.as_str()).copied());
         }
         self.tree().expire_below(dir);
+    }
+}
+
+/// The volumes of a rename, each once, in the order of their places in the mount: taken so, two renames cannot
+/// wait for each other.
+fn in_order<'a>(from: &'a At, to: &'a At) -> (&'a Volume, Option<&'a Volume>) {
+    match from.id.cmp(&to.id) {
+        std::cmp::Ordering::Less => (&from.volume, Some(&to.volume)),
+        std::cmp::Ordering::Equal => (&from.volume, None),
+        std::cmp::Ordering::Greater => (&to.volume, Some(&from.volume)),
     }
 }
 

@@ -11,6 +11,9 @@ use crate::error::{Error, Kind, Result};
 /// Names remembered without an inode: absences, and what listings taught. About 200 bytes each.
 const REMEMBERED_MAX: usize = 100_000;
 
+/// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
+const DATING_DELAY: Duration = Duration::from_secs(2);
+
 /// The inode table and what is believed of each name.
 #[derive(Debug)]
 pub struct Tree {
@@ -522,10 +525,15 @@ impl Tree {
                     *marker = new.or(*marker);
                 }
                 (Found::File(old), Found::File(new)) => {
-                    if old.etag != new.etag {
+                    let same = old.etag == new.etag;
+                    if !same {
                         node.changes.mtime = None;
                     }
-                    *old = new;
+                    // The same bytes, committed here a moment before S3 dated them: a time that moves by
+                    // itself makes tools think that the file changed.
+                    let settled = same && new.mtime <= old.mtime + DATING_DELAY;
+                    let mtime = if settled { old.mtime } else { new.mtime };
+                    *old = Facts { mtime, ..new };
                 }
                 (_, other) => {
                     self.detach(ino);

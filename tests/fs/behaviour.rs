@@ -130,6 +130,25 @@ fn two_mounts_of_one_key_lose_no_update() {
 }
 
 #[test]
+fn a_small_change_that_lost_is_kept_over_the_version_that_won() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"0123456789").await;
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 2, b"XX").unwrap();
+        client.put_object("f", b"abcdef").await;
+        assert_eq!(kind_of(client.close(file).await), Kind::Stale);
+        let copies: Vec<String> =
+            client.keys().await.into_iter().filter(|k| k.contains(".conflict-")).collect();
+        assert_eq!(client.object(&copies[0]).await.unwrap(), b"abXXef\0\0\0\0");
+        assert_eq!(client.object("f").await.unwrap(), b"abcdef");
+        assert!(client.fs.pending().is_empty(), "nothing is owed any more");
+        client.pass_ttl();
+        assert_eq!(client.read("f").await.unwrap(), b"abcdef");
+    });
+}
+
+#[test]
 fn a_listing_on_its_way_does_not_bring_back_what_was_removed_meanwhile() {
     block_on(async {
         let client = Client::new();
