@@ -37,20 +37,20 @@ pub const PINS: &[(Server, &str, &str)] = &[
     (Garage, "versioning_is_switched_on_and_off", "NotImplemented, HTTP 501"),
     (Garage, "versions_are_grouped_by_a_delimiter", "NotImplemented, HTTP 501"),
     (Garage, "versions_are_listed_newest_first", "NotImplemented, HTTP 501"),
-    // SeaweedFS 4.48: lists as a tree is walked, keeps keys as paths, makes buckets on the way.
+    // SeaweedFS 4.48: a key beside keys below it may be refused, whichever came first; lists as a tree is walked, keeps keys as paths, makes buckets on the way.
     (SeaweedFs, "a_bucket_with_objects_is_not_deleted", "the delete was taken"),
-    (SeaweedFs, "a_delimiter_groups_what_lies_below", "prefixes under \"\":"),
+    (SeaweedFs, "a_delimiter_groups_what_lies_below", "prefixes under \"\": | ExistingObjectIsFile"),
     (SeaweedFs, "a_key_beside_its_own_children_is_kept", "ExistingObjectIsFile"),
     (SeaweedFs, "a_missing_bucket_is_told_from_a_missing_key", "a put was taken"),
-    (SeaweedFs, "a_prefix_narrows_inside_a_name", "keys under \"a\":"),
+    (SeaweedFs, "a_prefix_narrows_inside_a_name", "keys under \"a\": | ExistingObjectIsFile"),
     (SeaweedFs, "every_page_size_gives_the_same_groups", "ExistingObjectIsFile | a page of 2 where 1"),
-    (SeaweedFs, "every_page_size_gives_the_same_keys", "keys by pages of 1:"),
+    (SeaweedFs, "every_page_size_gives_the_same_keys", "keys by pages of 1: | ExistingObjectIsFile"),
     (SeaweedFs, "head_bucket_tells_the_region", "region: None"),
-    (SeaweedFs, "keys_come_in_byte_order", "keys:"),
+    (SeaweedFs, "keys_come_in_byte_order", "keys: | ExistingObjectIsFile"),
     (SeaweedFs, "metadata_values_come_back_as_they_are", "metadata: {\"value-1\""),
     (SeaweedFs, "odd_keys_are_kept", "not kept: [\"./dot\""),
-    (SeaweedFs, "start_after_is_exclusive", "keys after \"Z\":"),
-    (SeaweedFs, "start_after_with_a_delimiter", "keys and prefixes after \"Z\":"),
+    (SeaweedFs, "start_after_is_exclusive", "keys after \"Z\": | ExistingObjectIsFile"),
+    (SeaweedFs, "start_after_with_a_delimiter", "keys and prefixes after \"Z\": | ExistingObjectIsFile"),
     // moto 5.2.5: takes any key, looks at few conditions, keeps no checksums, and some answers break the XML that the SDK
     // expects.
     (Moto, "a_bucket_made_twice_exists_already", "the second was taken"),
