@@ -18,19 +18,10 @@ macro_rules! counters {
         impl Stats {
             /// Name, meaning and value of every counter, in the table's order.
             pub fn snapshot(&self) -> Vec<(&'static str, &'static str, u64)> {
-                vec![$(($name, concat!($($doc),+).trim_ascii_start_str(), self.$field.value()),)+]
+                vec![$(($name, concat!($($doc),+).trim_start(), self.$field.value()),)+]
             }
         }
     };
-}
-
-trait TrimStart {
-    fn trim_ascii_start_str(&self) -> &'static str;
-}
-impl TrimStart for &'static str {
-    fn trim_ascii_start_str(&self) -> &'static str {
-        self.trim_start()
-    }
 }
 
 counters! {

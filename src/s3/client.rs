@@ -24,8 +24,8 @@ use futures::StreamExt;
 use md5::{Digest, Md5};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::credentials::Refreshing;
 use super::failure::{error_of, refuses_checksum, time_of, wants_new_credentials};
-use super::session::Refreshing;
 use super::store::Store;
 use super::types::*;
 use crate::base::{ByteRange, ETag, hex};

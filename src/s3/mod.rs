@@ -10,6 +10,7 @@
 mod capability;
 mod changes;
 mod client;
+mod credentials;
 mod failure;
 pub mod limits;
 mod mem;
