@@ -36,9 +36,10 @@ fn filter(level: &str) -> Result<EnvFilter, Failure> {
     let plain =
         ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
     let directives = match level {
-        "off" | "error" => level.to_owned(),
-        // fuser warns of every request that a file system may well leave out.
-        _ if plain => format!("warn,fuser=error,pailfs={level}"),
+        "off" => level.to_owned(),
+        // What a library warns of is either handled or part of an error of ours: fuser of requests that a
+        // file system may well leave out, the SDK of attempts that are tried again. s3s reports every 404.
+        _ if plain => format!("error,s3s=off,pailfs={level}"),
         _ => level.to_owned(),
     };
     EnvFilter::try_new(directives)
@@ -65,8 +66,8 @@ mod tests {
 
     #[test]
     fn a_bare_level_is_about_pailfs_and_a_filter_is_taken_as_it_is() {
-        assert_eq!(filter("debug").unwrap().to_string(), "pailfs=debug,fuser=error,warn");
-        assert_eq!(filter("error").unwrap().to_string(), "error");
+        assert_eq!(filter("debug").unwrap().to_string(), "pailfs=debug,s3s=off,error");
+        assert_eq!(filter("off").unwrap().to_string(), "off");
         assert_eq!(filter("hyper_util=trace").unwrap().to_string(), "hyper_util=trace");
         assert_eq!(filter("pailfs=loud").unwrap_err().code, Code::Usage);
     }
