@@ -3,7 +3,7 @@
 //! Owns: flags, exit codes, messages, the log, and what the program reads of its environment and files.
 //! Does not own: what a mount is made of and how it ends (`mount`).
 //!
-//! Guarantees: every command ends with a code of [`exit::Code`]; an error is told on standard error; no secret
+//! Guarantees: every command ends with a code of `exit::Code`; an error is told on standard error; no secret
 //! is printed, and none is taken from the command line.
 
 mod args;
