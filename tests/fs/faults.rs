@@ -80,7 +80,7 @@ fn a_small_write() {
 #[test]
 fn a_multipart_write() {
     let new = pattern(20 << 20, 3);
-    for_every_request(&[], &[new.clone()], |client| {
+    for_every_request(&[], std::slice::from_ref(&new), |client| {
         let new = new.clone();
         async move {
             let done = client.write("f", &new).await.is_ok();
@@ -106,7 +106,7 @@ fn a_write_that_copies_what_did_not_change() {
 #[test]
 fn a_rename_of_a_file() {
     let bytes = pattern(500, 5);
-    for_every_request(&[("d/f", bytes.clone())], &[bytes.clone()], |client| {
+    for_every_request(&[("d/f", bytes.clone())], std::slice::from_ref(&bytes), |client| {
         let bytes = bytes.clone();
         async move {
             let done = client.rename("d/f", "g").await.is_ok();
@@ -145,7 +145,7 @@ fn a_rename_of_a_directory() {
 #[test]
 fn a_removal_while_open() {
     let bytes = pattern(300_000, 6);
-    for_every_request(&[("d/f", bytes.clone())], &[bytes.clone()], |client| {
+    for_every_request(&[("d/f", bytes.clone())], std::slice::from_ref(&bytes), |client| {
         let bytes = bytes.clone();
         async move {
             if let Ok(file) = client.open("d/f", WRITE).await {
