@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Object, ObjectId};
+use crate::read::{Object, ObjectId, Window};
 use crate::s3::{Attributes, Condition, GetRequest};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
@@ -36,6 +36,8 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed commits of closed files are tried again after this long, doubling up to the maximum.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
+/// How often a read follows its file to the next version that this mount makes.
+const READ_ROUNDS_MAX: u32 = 8;
 /// How often a conflict copy is written again because its file was written meanwhile.
 const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
@@ -87,6 +89,15 @@ pub(super) enum Source {
     Object(Object),
     /// Runs of bytes, each from its own source.
     Mixed { segments: Vec<Segment>, object: Option<Object>, staging: Option<Arc<Staging>> },
+}
+
+impl Source {
+    fn object(&self) -> Option<&Object> {
+        match self {
+            Self::Object(object) => Some(object),
+            Self::Mixed { object, .. } => object.as_ref(),
+        }
+    }
 }
 
 impl File {
@@ -284,44 +295,58 @@ impl Fs {
     pub(super) async fn read_file(
         &self,
         file: &File,
-        window: &Mutex<crate::read::Window>,
+        window: &Mutex<Window>,
         offset: u64,
         len: u64,
     ) -> Result<Vec<Bytes>> {
-        let Some((range, source)) = file.source(offset, len)? else { return Ok(Vec::new()) };
-        match source {
-            Source::Object(object) => match self.reader.read(&object, window, range).await {
-                // A rename on this mount may have moved the object between the two steps.
+        let mut asked: Option<ObjectId> = None;
+        let mut failure = None;
+        // A commit or rename on this mount may replace the object between the two steps; then the bytes are
+        // in the new one. Where it is the same still, another client replaced it.
+        for _ in 0..READ_ROUNDS_MAX {
+            let Some((range, source)) = file.source(offset, len)? else { return Ok(Vec::new()) };
+            let from = source.object().map(|object| object.id.clone());
+            if failure.is_some() && from == asked {
+                break;
+            }
+            match self.read_source(source, window, range).await {
                 Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
-                    match file.source(offset, len)? {
-                        Some((range, Source::Object(moved))) if moved.id != object.id => {
-                            self.reader.read(&moved, window, range).await
-                        }
-                        _ if error.is_not_found() => {
-                            Err(Error::new(Kind::Stale, "the object was removed by another client"))
-                        }
-                        _ => Err(error),
-                    }
+                    failure = Some(error);
+                    asked = from;
                 }
-                answer => answer,
-            },
-            Source::Mixed { segments, object, staging } => {
-                let mut slices = Vec::with_capacity(segments.len());
-                for segment in segments {
-                    match (segment.what, &object, &staging) {
-                        (What::Staged(_), _, Some(staging)) => {
-                            slices.push(Bytes::from(staging.bytes(segment.range)?));
-                        }
-                        (What::Base, Some(object), _) => {
-                            slices.extend(self.reader.read(object, window, segment.range).await?);
-                        }
-                        (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
-                        _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
-                    }
-                }
-                Ok(slices)
+                answer => return answer,
             }
         }
+        Err(match failure {
+            Some(error) if !error.is_not_found() => error,
+            _ => Error::new(Kind::Stale, "the object was removed by another client"),
+        })
+    }
+
+    async fn read_source(
+        &self,
+        source: Source,
+        window: &Mutex<Window>,
+        range: ByteRange,
+    ) -> Result<Vec<Bytes>> {
+        let (segments, object, staging) = match source {
+            Source::Object(object) => return self.reader.read(&object, window, range).await,
+            Source::Mixed { segments, object, staging } => (segments, object, staging),
+        };
+        let mut slices = Vec::with_capacity(segments.len());
+        for segment in segments {
+            match (segment.what, &object, &staging) {
+                (What::Staged(_), _, Some(staging)) => {
+                    slices.push(Bytes::from(staging.bytes(segment.range)?));
+                }
+                (What::Base, Some(object), _) => {
+                    slices.extend(self.reader.read(object, window, segment.range).await?);
+                }
+                (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
+                _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
+            }
+        }
+        Ok(slices)
     }
 
     /// Puts the file into S3 as it is now, unless S3 has it already.

@@ -13,7 +13,10 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Object, ObjectId, Window};
 use crate::s3::Condition;
 use crate::tree::keys::Name;
-use crate::tree::{Facts, Found, Ino};
+use crate::tree::{Entry, Facts, Found, Ino};
+
+/// How often an open asks again because the object was replaced meanwhile.
+const OPEN_ROUNDS_MAX: u32 = 8;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,21 +64,32 @@ impl Fs {
     ///
     /// It counts as opened once more, so that nobody takes it for unused in between.
     async fn current_file(&self, ino: Ino, write: bool) -> Result<Arc<File>> {
+        for _ in 0..OPEN_ROUNDS_MAX {
+            if let Some(file) = self.open_newest(ino, write).await? {
+                return Ok(file);
+            }
+        }
+        Err(Error::new(Kind::Conflict, "the file is being replaced all the time"))
+    }
+
+    /// One try: `None` where this mount replaced the object while S3 was being asked about it.
+    async fn open_newest(&self, ino: Ino, write: bool) -> Result<Option<Arc<File>>> {
         {
             let files = lock(&self.files);
             if let Some(file) = files.get(&ino).filter(|file| file.unsaved().is_some()) {
                 file.opened(write);
-                return Ok(Arc::clone(file));
+                return Ok(Some(Arc::clone(file)));
             }
         }
-        let (id, key, link, ticket) = {
-            let mut tree = self.tree();
+        let asking = self.asking();
+        let (id, key, link) = {
+            let tree = self.tree();
             if tree.entry(ino)?.is_dir() {
                 return Err(Error::new(Kind::IsADirectory, "is a directory"));
             }
             let (id, key) = tree.object_place(ino)?;
             let link = tree.link_of(ino).ok_or_else(no_such_name)?;
-            (id, key, link, tree.begin())
+            (id, key, link)
         };
         let volume = self.volume(id)?;
         let answer = volume.store.head(&volume.bucket, &key, None).await;
@@ -83,18 +97,21 @@ impl Fs {
             let mut tree = self.tree();
             let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
             let gone = matches!(&answer, Err(error) if error.is_not_found());
-            let learned = (found.is_some() || gone)
-                .then(|| tree.learn(link.0, &link.1, found, &ticket, self.clock.now()))
-                .flatten();
-            tree.end(ticket);
-            learned
+            (found.is_some() || gone)
+                .then(|| tree.learn(link.0, &link.1, found, asking.ticket(), self.clock.now()))
+                .flatten()
         };
         let info = match answer {
             Err(error) if error.is_not_found() => return Err(no_such_name()),
             answer => answer?,
         };
-        if learned.as_ref().is_none_or(|entry| entry.ino != ino) {
-            return Err(Error::new(Kind::Stale, "the name stands for something else now"));
+        match learned {
+            Some(Entry { ino: same, found: Found::File(now), .. }) if same == ino => {
+                if now.etag.as_ref() != Some(&info.etag) {
+                    return Ok(None);
+                }
+            }
+            _ => return Err(Error::new(Kind::Stale, "the name stands for something else now")),
         }
         let facts = Facts::from(&info);
         if facts.archived {
@@ -115,13 +132,13 @@ impl Fs {
             // Written here while the question was on its way, or open at this very version.
             Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
                 open.opened(write);
-                Ok(Arc::clone(open))
+                Ok(Some(Arc::clone(open)))
             }
             _ => {
                 let file = Arc::new(File::of_object(ino, object, info.attributes, self.clock.wall()));
                 file.opened(write);
                 files.insert(ino, Arc::clone(&file));
-                Ok(file)
+                Ok(Some(file))
             }
         }
     }

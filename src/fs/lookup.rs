@@ -114,29 +114,20 @@ impl Fs {
 
     async fn ask_as(&self, parent: Ino, name: &Name, asker: Asker) -> Result<Option<Entry>> {
         self.stats.name_misses.add(1);
-        let (place, ticket) = {
-            let mut tree = self.tree();
-            (tree.dir_place(parent)?, tree.begin())
-        };
-        let answer = match &place {
-            DirPlace::Buckets => self.ask_bucket(name).await.map(|()| None),
-            DirPlace::In { volume, dir } => match self.volume(*volume) {
-                Ok(volume) => find(&volume, dir, name).await,
-                Err(error) => Err(error),
-            },
+        let asking = self.asking();
+        let place = self.tree().dir_place(parent)?;
+        let found = match &place {
+            DirPlace::Buckets => {
+                self.ask_bucket(name).await?;
+                None
+            }
+            DirPlace::In { volume, dir } => find(&*self.volume(*volume)?, dir, name).await?,
         };
         let mut tree = self.tree();
-        let entry = match answer {
-            Ok(_) if place == DirPlace::Buckets => {
-                tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok())
-            }
-            Ok(found) => tree.learn(parent, name, found, &ticket, self.clock.now()),
-            Err(error) => {
-                tree.end(ticket);
-                return Err(error);
-            }
+        let entry = match place {
+            DirPlace::Buckets => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
+            DirPlace::In { .. } => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
         };
-        tree.end(ticket);
         if let (Asker::Kernel, Some(entry)) = (asker, &entry) {
             // Under the same lock as the answer, so that nobody drops the inode in between.
             tree.looked_up(entry.ino);

@@ -39,7 +39,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{ReadSettings, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
-use crate::tree::{DirPlace, Ino, Tree, VolumeId};
+use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
 
 /// How a mount behaves.
 #[derive(Clone, Debug)]
@@ -176,6 +176,12 @@ impl Fs {
         self.tree().len()
     }
 
+    /// Draws a ticket before asking S3 of a name; it goes back however the question ends.
+    fn asking(&self) -> Asking<'_> {
+        let ticket = self.tree().begin();
+        Asking { fs: self, ticket: Some(ticket) }
+    }
+
     fn tree(&self) -> MutexGuard<'_, Tree> {
         lock(&self.tree)
     }
@@ -222,6 +228,27 @@ impl Fs {
             let seconds = self.options.timeout.as_secs_f32();
             Err(Error::new(Kind::TimedOut, format!("no answer within {seconds} s")))
         })
+    }
+}
+
+/// A question to S3 on its way. It may be given up at any await, so its ticket goes back when it is dropped;
+/// that takes the tree's lock, so a guard of the tree has to go first.
+struct Asking<'a> {
+    fs: &'a Fs,
+    ticket: Option<Ticket>,
+}
+
+impl Asking<'_> {
+    fn ticket(&self) -> &Ticket {
+        self.ticket.as_ref().expect("a ticket is there until the question is dropped")
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.fs.tree().end(ticket);
+        }
     }
 }
 
