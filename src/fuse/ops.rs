@@ -648,3 +648,39 @@ async fn guard(fs: &Fs, operation: &'static str, work: impl Future<Output = Resu
         Err(Error::new(Kind::Internal, format!("{operation} failed by a defect of pailfs")))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{Options, Root, Volume};
+    use crate::s3::MemStore;
+    use crate::stats::Stats;
+
+    struct Answer(tokio::sync::oneshot::Sender<Errno>);
+
+    impl Reply for Answer {
+        fn fail(self, errno: Errno) {
+            let _ = self.0.send(errno);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_answered_eio_and_the_mount_lives() {
+        let stats = Arc::new(Stats::default());
+        let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
+        let root = Root::Volume(Volume::new("bucket", "", Arc::new(store)));
+        let fs = Fs::new(root, Options::default(), Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
+        let adapter = Adapter { fs, runtime: Handle::current(), started: None };
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        let work = async { if adapter_never_returns() { Ok(()) } else { panic!("a defect") } };
+        adapter.spawn("test", Answer(sender), work, |_, ()| {});
+        assert_eq!(answer.await.unwrap(), Errno::EIO);
+        assert_eq!(stats.panics.value(), 1);
+        assert!(adapter.fs.getattr(crate::tree::ROOT).await.is_ok());
+    }
+
+    /// Keeps the compiler from seeing that the panic is certain.
+    fn adapter_never_returns() -> bool {
+        std::hint::black_box(false)
+    }
+}

@@ -28,7 +28,7 @@ where
             if message.is_empty() {
                 message = plain_words(kind, status).to_owned();
             }
-            if let Some(hint) = hint(&code, raw.headers()) {
+            if let Some(hint) = hint(&code, status, raw.headers()) {
                 message = format!("{message}; {hint}");
             }
             let answer = Error::new(kind, message).with_answer(
@@ -136,18 +136,28 @@ fn plain_words(kind: Kind, status: u16) -> &'static str {
     }
 }
 
-fn hint(code: &str, headers: &aws_smithy_runtime_api::http::Headers) -> Option<String> {
+/// What the answer's headers add to its message.
+fn hint(code: &str, status: u16, headers: &aws_smithy_runtime_api::http::Headers) -> Option<String> {
     match code {
         "RequestTimeTooSkewed" => Some(format!(
             "the server's clock says {}; set this machine's clock",
             headers.get("date").unwrap_or("?")
         )),
         "SignatureDoesNotMatch" => Some("the secret key does not belong to the access key".to_owned()),
-        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
-            headers.get("x-amz-bucket-region").map(|region| format!("the bucket is in region {region}"))
+        // An answer to HEAD has no code: the header is all there is.
+        _ if matches!(status, 301 | 307 | 400 | 403) => {
+            headers.get("x-amz-bucket-region").map(|region| format!("{BUCKET_REGION}{region}"))
         }
         _ => None,
     }
+}
+
+const BUCKET_REGION: &str = "the bucket is in region ";
+
+/// The region that a redirect, or a complaint about the signature, names.
+pub(super) fn region_hint(error: &Error) -> Option<String> {
+    let (_, region) = error.message().rsplit_once(BUCKET_REGION)?;
+    Some(region.to_owned())
 }
 
 fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
@@ -205,6 +215,21 @@ mod tests {
     fn a_failed_condition_tells_which_race_was_lost() {
         assert_eq!(kind_of("PreconditionFailed", 412, &Condition::Absent), Kind::AlreadyExists);
         assert_eq!(kind_of("", 412, &Condition::Matches(ETag::new("e"))), Kind::Stale);
+    }
+
+    #[test]
+    fn a_bucket_elsewhere_tells_its_region() {
+        let mut headers = aws_smithy_runtime_api::http::Headers::new();
+        headers.insert("x-amz-bucket-region", "eu-west-1");
+        for (code, status) in
+            [("", 301), ("PermanentRedirect", 301), ("AuthorizationHeaderMalformed", 400), ("", 403)]
+        {
+            let error =
+                Error::new(Kind::InvalidArgument, format!("no; {}", hint(code, status, &headers).unwrap()));
+            assert_eq!(region_hint(&error).as_deref(), Some("eu-west-1"));
+        }
+        assert_eq!(hint("", 404, &headers), None);
+        assert_eq!(region_hint(&Error::new(Kind::NotFound, "no")), None);
     }
 
     #[test]

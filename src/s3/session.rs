@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use super::client::{Client, ClientSettings};
 use super::credentials::{HttpSettings, Refreshing, Shared, env, load};
+use super::failure::region_hint;
 use super::resource::Bucket;
 use super::settings::{PathStyle, Secret, SessionConfig};
 use super::store::Store;
@@ -409,12 +410,6 @@ impl Session {
             Arc::clone(&inner.stats),
         )
     }
-}
-
-/// A region named by a redirect or by a complaint about the signature.
-fn region_hint(error: &Error) -> Option<String> {
-    let (_, region) = error.message().rsplit_once("the bucket is in region ")?;
-    Some(region.to_owned())
 }
 
 fn provider_name(credentials: &Credentials) -> String {
