@@ -11,6 +11,8 @@ use crate::error::{Error, Kind, Result};
 /// Names remembered without an inode: absences, and what listings taught. About 200 bytes each.
 const REMEMBERED_MAX: usize = 100_000;
 
+/// Names changed here that are kept while questions are on their way; a directory may be left open for days.
+const CHANGED_MAX: usize = 100_000;
 /// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
 const DATING_DELAY: Duration = Duration::from_secs(2);
 
@@ -24,6 +26,8 @@ pub struct Tree {
     changes_made: u64,
     /// Names changed here while a request was on its way, with the change's number.
     changed: HashMap<(Ino, Name), u64>,
+    /// Changes up to this number are no longer in `changed`.
+    changes_forgotten: u64,
     /// Requests on their way, by the change number at their start.
     tickets: BTreeMap<u64, usize>,
     ttl: Duration,
@@ -94,6 +98,7 @@ impl Tree {
             remembered: LruCache::new(capacity),
             changes_made: 0,
             changed: HashMap::new(),
+            changes_forgotten: 0,
             tickets: BTreeMap::new(),
             ttl,
             negative_ttl,
@@ -231,6 +236,7 @@ impl Tree {
             .iter()
             .filter(|(name, ino)| {
                 self.nodes[ino].local
+                    || ticket.0 < self.changes_forgotten
                     || self.changed.get(&(dir, (*name).clone())).is_some_and(|n| *n > ticket.0)
             })
             .filter_map(|(name, ino)| Some((name.clone(), self.entry(*ino).ok()?)))
@@ -297,7 +303,8 @@ impl Tree {
 
     /// Remembers what a listing said of a name, without making an inode for it unless it has one.
     pub fn remember(&mut self, parent: Ino, name: &Name, found: Found, ticket: &Ticket, now: Instant) {
-        if self.changed.get(&(parent, name.clone())).is_some_and(|n| *n > ticket.0) {
+        let changed_since = self.changed.get(&(parent, name.clone())).is_some_and(|n| *n > ticket.0);
+        if changed_since || ticket.0 < self.changes_forgotten {
             return;
         }
         let until = now + self.ttl;
@@ -509,6 +516,10 @@ impl Tree {
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
         self.changes_made += 1;
+        if self.changed.len() >= CHANGED_MAX {
+            self.changed.clear();
+            self.changes_forgotten = self.changes_made;
+        }
         if !self.tickets.is_empty() {
             self.changed.insert((parent, name.clone()), self.changes_made);
         }
@@ -602,11 +613,199 @@ impl Tree {
             for child in node.children.values() {
                 assert!(self.nodes.contains_key(child), "a child is in the table");
             }
-            assert!(self.is_within(*ino, ROOT) || node.link.is_none() || !node.children.is_empty());
+            // Up from anywhere is the root, or a directory whose name is gone, and never a circle.
+            let mut at = *ino;
+            for step in 0.. {
+                assert!(step <= self.nodes.len(), "parent links form a circle");
+                match self.nodes.get(&at).and_then(|node| node.link.as_ref()) {
+                    Some((parent, _)) => at = *parent,
+                    None => break,
+                }
+            }
         }
     }
 }
 
 fn unknown_inode() -> Error {
     Error::new(Kind::Stale, "this inode is not known any more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::ffi::OsStr;
+
+    const TTL: Duration = Duration::from_secs(1);
+
+    fn name(text: &str) -> Name {
+        Name::parse(OsStr::new(text)).unwrap()
+    }
+
+    fn file(size: u64) -> Found {
+        Found::File(Facts { size, etag: None, mtime: SystemTime::UNIX_EPOCH, archived: false })
+    }
+
+    fn dir() -> Found {
+        Found::Dir { marker: None }
+    }
+
+    fn tree() -> Tree {
+        Tree::new(Some((VolumeId(0), DirKey::root("p/"))), TTL, TTL, SystemTime::UNIX_EPOCH)
+    }
+
+    fn now() -> Instant {
+        crate::base::Clock::now(&crate::base::SystemClock)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Create(usize, char, bool),
+        Remove(usize, char),
+        Rename(usize, char, usize, char),
+        Lookup(usize),
+        Forget(usize),
+        Pin(usize),
+        Unpin(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let at = || 0usize..8;
+        let letter = || prop_oneof![Just('a'), Just('b'), Just('c')];
+        prop_oneof![
+            4 => (at(), letter(), any::<bool>()).prop_map(|(d, n, is_dir)| Op::Create(d, n, is_dir)),
+            2 => (at(), letter()).prop_map(|(d, n)| Op::Remove(d, n)),
+            2 => (at(), letter(), at(), letter()).prop_map(|(d, n, e, m)| Op::Rename(d, n, e, m)),
+            2 => at().prop_map(Op::Lookup),
+            2 => at().prop_map(Op::Forget),
+            1 => at().prop_map(Op::Pin),
+            1 => at().prop_map(Op::Unpin),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn links_form_a_tree_and_what_is_referenced_lives(ops in proptest::collection::vec(op(), 1..60)) {
+            let mut tree = tree();
+            let now = now();
+            // Inodes ever made, and the references this test holds on them.
+            let mut made = vec![ROOT];
+            let mut held: HashMap<Ino, (u64, u32)> = HashMap::new();
+            for op in ops {
+                let pick = |i: usize| made[i % made.len()];
+                match op {
+                    Op::Create(d, n, is_dir) => {
+                        let found = if is_dir { dir() } else { file(1) };
+                        let parent = pick(d);
+                        if tree.dir_place(parent).is_ok()
+                            && let Ok(entry) = tree.create(parent, &name(&n.to_string()), found, false, now)
+                        {
+                            tree.looked_up(entry.ino);
+                            held.entry(entry.ino).or_default().0 += 1;
+                            if !made.contains(&entry.ino) {
+                                made.push(entry.ino);
+                            }
+                        }
+                    }
+                    Op::Remove(d, n) => tree.remove(pick(d), &name(&n.to_string()), now),
+                    Op::Rename(d, n, e, m) => {
+                        let (from, to) = (pick(d), pick(e));
+                        let (n, m) = (name(&n.to_string()), name(&m.to_string()));
+                        let moving = tree.child(from, &n);
+                        let fine = moving.is_some_and(|ino| !tree.is_within(to, ino));
+                        if fine && tree.dir_place(to).is_ok() {
+                            tree.rename((from, &n), (to, &m), now).unwrap();
+                            prop_assert_eq!(tree.child(to, &m), moving);
+                        }
+                    }
+                    Op::Lookup(i) => {
+                        let ino = pick(i);
+                        if tree.entry(ino).is_ok() && ino != ROOT {
+                            tree.looked_up(ino);
+                            held.entry(ino).or_default().0 += 1;
+                        }
+                    }
+                    Op::Forget(i) => {
+                        let ino = pick(i);
+                        let count = std::mem::take(&mut held.entry(ino).or_default().0);
+                        tree.forget(ino, count);
+                    }
+                    Op::Pin(i) => {
+                        let ino = pick(i);
+                        if tree.entry(ino).is_ok() {
+                            tree.pin(ino);
+                            held.entry(ino).or_default().1 += 1;
+                        }
+                    }
+                    Op::Unpin(i) => {
+                        let ino = pick(i);
+                        let pins = &mut held.entry(ino).or_default().1;
+                        if *pins > 0 {
+                            *pins -= 1;
+                            tree.unpin(ino);
+                        }
+                    }
+                }
+                tree.check();
+                for (ino, (lookups, pins)) in &held {
+                    if *lookups > 0 || *pins > 0 {
+                        prop_assert!(tree.entry(*ino).is_ok(), "{ino:?} is referenced and gone");
+                    }
+                }
+                for ino in &made {
+                    if let (Some((parent, name)), Ok(path)) = (tree.link_of(*ino), tree.dir_place(*ino)) {
+                        let from_parent = match tree.dir_place(parent) {
+                            Ok(DirPlace::In { volume, dir }) => {
+                                Some(DirPlace::In { volume, dir: dir.child(&name).unwrap() })
+                            }
+                            _ => None,
+                        };
+                        prop_assert_eq!(Some(path), from_parent);
+                    }
+                }
+            }
+            // With every reference gone only the root is left.
+            for (ino, (lookups, pins)) in held {
+                tree.forget(ino, lookups);
+                for _ in 0..pins {
+                    tree.unpin(ino);
+                }
+            }
+            prop_assert_eq!(tree.len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_answer_older_than_a_change_here_is_no_news() {
+        let mut tree = tree();
+        let now = now();
+        let f = name("f");
+        let old = tree.begin();
+        let made = tree.create(ROOT, &f, file(1), false, now).unwrap();
+        tree.looked_up(made.ino);
+        assert_eq!(tree.learn(ROOT, &f, None, &old, now).map(|e| e.ino), Some(made.ino));
+        tree.remove(ROOT, &f, now);
+        assert_eq!(tree.learn(ROOT, &f, Some(file(2)), &old, now), None);
+        tree.remember(ROOT, &f, file(2), &old, now);
+        assert_eq!(tree.known(ROOT, &f, now), Known::Absent);
+        tree.end(old);
+        let fresh = tree.begin();
+        assert!(tree.learn(ROOT, &f, Some(file(2)), &fresh, now).is_some());
+        tree.end(fresh);
+    }
+
+    #[test]
+    fn what_is_remembered_grows_old() {
+        let mut tree = tree();
+        let now = now();
+        let f = name("f");
+        let ticket = tree.begin();
+        tree.learn(ROOT, &f, None, &ticket, now);
+        assert_eq!(tree.known(ROOT, &f, now), Known::Absent);
+        assert_eq!(tree.known(ROOT, &f, now + TTL), Known::Unknown);
+        tree.remember(ROOT, &f, file(3), &ticket, now);
+        assert!(matches!(tree.known(ROOT, &f, now), Known::Is(_)));
+        assert_eq!(tree.known(ROOT, &f, now + TTL), Known::Unknown);
+        tree.end(ticket);
+    }
 }
