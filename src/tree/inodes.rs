@@ -405,27 +405,36 @@ impl Tree {
 
     /// Relinks a node; whatever had the new name lives on without one.
     pub fn rename(&mut self, from: (Ino, &Name), to: (Ino, &Name), now: Instant) -> Result<()> {
+        let ino = self.child(from.0, from.1).ok_or_else(|| Error::new(Kind::NotFound, "no such name"))?;
         self.note_change(from.0, from.1);
         self.note_change(to.0, to.1);
-        let ino = self.child(from.0, from.1).ok_or_else(|| Error::new(Kind::NotFound, "no such name"))?;
-        if let Some(old) = self.child(to.0, to.1).filter(|old| *old != ino) {
-            self.detach(old);
+        if from == to {
+            return Ok(());
         }
-        self.remembered.pop(&(to.0, to.1.clone()));
-        if let Some(node) = self.nodes.get_mut(&from.0) {
-            node.children.remove(from.1);
-        }
+        // The new child comes before the old one goes: a directory that is empty in between, and that nobody
+        // refers to, would be dropped.
         let target = self
             .nodes
             .get_mut(&to.0)
             .ok_or_else(|| Error::new(Kind::NotFound, "the target directory was removed"))?;
-        target.children.insert(to.1.clone(), ino);
+        let replaced = target.children.insert(to.1.clone(), ino);
+        if let Some(node) = self.nodes.get_mut(&from.0) {
+            node.children.remove(from.1);
+        }
         let until = now + self.ttl;
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.link = Some((to.0, to.1.clone()));
             node.fresh_until = Some(until);
         }
+        self.remembered.pop(&(to.0, to.1.clone()));
         self.remembered.put((from.0, from.1.clone()), (Memory::Absent, now + self.negative_ttl));
+        if let Some(node) = replaced.and_then(|old| self.nodes.get_mut(&old)) {
+            node.link = None;
+            node.local = false;
+        }
+        if let Some(old) = replaced {
+            self.collect(old);
+        }
         self.collect(from.0);
         Ok(())
     }
