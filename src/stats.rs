@@ -29,14 +29,20 @@ counters! {
     bytes_received => "s3_bytes_received";
     /// Bytes of object bodies sent.
     bytes_sent => "s3_bytes_sent";
+    /// Answers that said to slow down, retries included.
+    throttled => "s3_throttled";
     /// Bytes answered to read(2).
     bytes_read => "fs_bytes_read";
     /// Bytes taken from write(2).
     bytes_written => "fs_bytes_written";
-    /// Blocks answered from memory.
-    block_hits => "block_hits";
-    /// Blocks that had to be fetched.
-    block_misses => "block_misses";
+    /// Reads answered from memory.
+    read_hits => "read_hits";
+    /// Reads that had to wait for bytes.
+    read_waits => "read_waits";
+    /// Small files fetched ahead of their opening.
+    files_ahead => "files_fetched_ahead";
+    /// Opens that took a listing's word instead of asking.
+    opens_listed => "opens_by_listing";
     /// Names answered from memory, positive or negative.
     name_hits => "name_hits";
     /// Names that had to be looked up.

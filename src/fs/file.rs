@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Object, ObjectId, Window};
+use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
@@ -179,6 +179,11 @@ impl File {
         state.object.as_ref().filter(|_| !state.lost).map(|o| o.id.etag.clone())
     }
 
+    /// The object that its unchanged bytes come from.
+    pub(super) fn object_id(&self) -> Option<ObjectId> {
+        lock(&self.state).object.as_ref().map(|object| object.id.clone())
+    }
+
     /// Whether S3 has an object that this file replaces or is.
     pub(super) fn has_object(&self) -> bool {
         lock(&self.state).expects != Condition::Absent
@@ -295,7 +300,7 @@ impl Fs {
     pub(super) async fn read_file(
         &self,
         file: &File,
-        window: &Mutex<Window>,
+        cursor: &Cursor,
         offset: u64,
         len: u64,
     ) -> Result<Vec<Bytes>> {
@@ -309,7 +314,7 @@ impl Fs {
             if failure.is_some() && from == asked {
                 break;
             }
-            match self.read_source(source, window, range).await {
+            match self.read_source(source, cursor, range).await {
                 Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
                     failure = Some(error);
                     asked = from;
@@ -323,14 +328,9 @@ impl Fs {
         })
     }
 
-    async fn read_source(
-        &self,
-        source: Source,
-        window: &Mutex<Window>,
-        range: ByteRange,
-    ) -> Result<Vec<Bytes>> {
+    async fn read_source(&self, source: Source, cursor: &Cursor, range: ByteRange) -> Result<Vec<Bytes>> {
         let (segments, object, staging) = match source {
-            Source::Object(object) => return self.reader.read(&object, window, range).await,
+            Source::Object(object) => return self.reader.read(&object, cursor, range).await,
             Source::Mixed { segments, object, staging } => (segments, object, staging),
         };
         let mut slices = Vec::with_capacity(segments.len());
@@ -340,7 +340,7 @@ impl Fs {
                     slices.push(Bytes::from(staging.bytes(segment.range)?));
                 }
                 (What::Base, Some(object), _) => {
-                    slices.extend(self.reader.read(object, window, segment.range).await?);
+                    slices.extend(self.reader.read(object, cursor, segment.range).await?);
                 }
                 (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
                 _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
@@ -555,7 +555,7 @@ impl Fs {
                 etag: object.id.etag.clone(),
             }),
             staging: state.staging.clone(),
-            budget: self.upload_budget.clone(),
+            budget: self.budget.clone(),
         }
     }
 
@@ -631,7 +631,7 @@ impl Fs {
                     key: object.id.key.to_string(),
                     range: Some(step),
                     if_match: Some(object.id.etag.clone()),
-                    version_id: None,
+                    ..GetRequest::default()
                 };
                 let bytes = object.store().get(request).await?.bytes().await?;
                 self.stage_fetched(file, step, &bytes)?;

@@ -1,7 +1,7 @@
 //! Open, create, read, write, truncate, flush, fsync, release.
 
 use std::ffi::OsStr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use super::handles::Handle;
 use super::lookup::no_such_name;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Object, ObjectId, Window};
+use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::Condition;
 use crate::tree::keys::Name;
 use crate::tree::{Entry, Facts, Found, Ino};
@@ -40,7 +40,7 @@ pub(super) struct FileHandle {
     file: Arc<File>,
     write: bool,
     append: bool,
-    window: Mutex<Window>,
+    cursor: Cursor,
 }
 
 impl Fs {
@@ -205,12 +205,8 @@ impl Fs {
             }
             (None, None) => false,
         };
-        let handle = FileHandle {
-            file,
-            write: flags.write,
-            append: flags.append,
-            window: Mutex::new(Window::default()),
-        };
+        let handle =
+            FileHandle { file, write: flags.write, append: flags.append, cursor: self.reader.cursor() };
         Opened { fh: self.handles.add(Handle::File(Arc::new(handle))), keep_cache }
     }
 
@@ -218,7 +214,7 @@ impl Fs {
     pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Vec<Bytes>> {
         let handle = self.handles.file(fh)?;
         let slices =
-            self.within(self.read_file(&handle.file, &handle.window, offset, u64::from(len))).await?;
+            self.within(self.read_file(&handle.file, &handle.cursor, offset, u64::from(len))).await?;
         self.stats.bytes_read.add(slices.iter().map(|s| s.len() as u64).sum());
         Ok(slices)
     }
@@ -233,9 +229,9 @@ impl Fs {
             Err(error) => Some(Err(error)),
             Ok(None) => Some(Ok(Vec::new())),
             Ok(Some((range, Source::Object(object)))) => {
-                let slices = self.reader.cached(&object, &handle.window, range)?;
+                let bytes = self.reader.cached(&object, &handle.cursor, range)?;
                 self.stats.bytes_read.add(range.len());
-                Some(Ok(slices))
+                Some(Ok(vec![bytes]))
             }
             Ok(Some((_, Source::Mixed { .. }))) => None,
         }
@@ -297,6 +293,9 @@ impl Fs {
         }
         if last {
             self.drop_if_unused(file);
+            if let Some(object) = file.object_id() {
+                self.reader.retire(&object);
+            }
         }
         self.tree().unpin(file.ino);
     }

@@ -34,9 +34,9 @@ use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 
-use crate::base::{Budget, Clock, ETag};
+use crate::base::{Budget, Clock, ETag, Gate};
 use crate::error::{Error, Kind, Result};
-use crate::read::{ReadSettings, Reader};
+use crate::read::Reader;
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
@@ -85,6 +85,14 @@ const PAGES_KNOWN_MAX: usize = 65_536;
 /// Slots of the name locks: two names share one by chance, which costs time and nothing else.
 const NAME_SLOTS: usize = 256;
 
+/// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
+/// round trips.
+const REQUESTS_MAX: usize = 64;
+/// Of the memory limit, an eighth but at least this much is for everything that is not bytes of files: names, inodes,
+/// connections' buffers, the program itself.
+const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
+const BYTES_MIN: u64 = 16 << 20;
+
 /// A mounted file system.
 pub struct Fs {
     options: Options,
@@ -100,7 +108,8 @@ pub struct Fs {
     names: Vec<tokio::sync::Mutex<()>>,
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
-    upload_budget: Budget,
+    /// Bytes in memory: read, read ahead, and on their way out.
+    budget: Budget,
     mounted_at: SystemTime,
 }
 
@@ -132,13 +141,8 @@ impl Fs {
             }
         };
         tree.looked_up(crate::tree::ROOT);
-        // Half of the memory keeps blocks, a quarter each may be on its way in and on its way out.
-        let quarter = options.memory_limit / 4;
-        let reader = Reader::new(
-            ReadSettings { cache_bytes: quarter * 2, ..ReadSettings::default() },
-            Budget::new(quarter),
-            Arc::clone(&stats),
-        );
+        let budget = Budget::new(bytes_in_memory(options.memory_limit));
+        let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), Arc::clone(&stats));
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -151,7 +155,7 @@ impl Fs {
             handles: handles::Handles::default(),
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
-            upload_budget: Budget::new(quarter),
+            budget,
             mounted_at: now,
             options,
         }))
@@ -263,6 +267,11 @@ fn slot(parent: Ino, name: &Name) -> usize {
 /// by steps that each leave it whole, so the mount goes on.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The part of a memory limit that bytes of files may take.
+fn bytes_in_memory(limit: u64) -> u64 {
+    limit.saturating_sub((limit / 8).max(OVERHEAD_MIN_BYTES)).max(BYTES_MIN)
 }
 
 fn too_many_volumes() -> Error {
