@@ -8,12 +8,14 @@ use bytes::Bytes;
 use super::file::{File, Source};
 use super::handles::Handle;
 use super::lookup::no_such_name;
+use super::siblings::{Ahead, Listed};
+use super::volume::Volume;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Cursor, Object, ObjectId};
-use crate::s3::Condition;
+use crate::read::{Cursor, Object, ObjectId, SMALL_FILE_MAX};
+use crate::s3::{Condition, ListRequest};
 use crate::tree::keys::Name;
-use crate::tree::{Entry, Facts, Found, Ino};
+use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
 
 /// How often an open asks again because the object was replaced meanwhile.
 const OPEN_ROUNDS_MAX: u32 = 8;
@@ -26,6 +28,8 @@ pub struct OpenFlags {
     pub append: bool,
     /// Fails where the name exists.
     pub exclusive: bool,
+    /// Past every cache that may be behind: O_DIRECT.
+    pub direct: bool,
 }
 
 /// An opened file.
@@ -44,8 +48,14 @@ pub(super) struct FileHandle {
 }
 
 impl Fs {
-    /// Opens a file at its newest version.
-    pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened> {
+    /// Opens a file, for writing at its newest version.
+    ///
+    /// For reading, what a listing said less than the metadata TTL ago will do: the first read asks for that very
+    /// version, and where it is gone the handle goes on with the newest one (see [`File::confirm`]).
+    pub async fn open(self: &Arc<Self>, ino: Ino, flags: OpenFlags) -> Result<Opened> {
+        if let Some(opened) = self.open_now(ino, flags) {
+            return Ok(opened);
+        }
         if flags.write || flags.truncate {
             self.require_writable(ino)?;
         }
@@ -58,6 +68,79 @@ impl Fs {
             self.tree().clear_mtime(ino);
         }
         Ok(self.handle_on(file, flags))
+    }
+
+    /// The same, if memory knows enough.
+    pub fn open_now(self: &Arc<Self>, ino: Ino, flags: OpenFlags) -> Option<Opened> {
+        if flags.write || flags.truncate || flags.direct {
+            return None;
+        }
+        let (id, key) = {
+            let tree = self.tree();
+            if tree.is_local(ino) || tree.entry(ino).ok()?.is_dir() {
+                return None;
+            }
+            tree.object_place(ino).ok()?
+        };
+        let now = self.clock.now();
+        let (listed, ahead) = {
+            let mut siblings = lock(&self.siblings);
+            let ahead = siblings.opened(id, &key, now);
+            (siblings.listed(id, &key, now).cloned(), ahead)
+        };
+        let volume = self.volume(id).ok()?;
+        self.follow(id, &volume, ahead);
+        let file = self.listed_file(ino, id, &volume, &listed?)?;
+        self.stats.opens_listed.add(1);
+        Some(self.handle_on(file, flags))
+    }
+
+    /// A file as a listing said; `None` where something else is known of it. It counts as opened once more.
+    fn listed_file(&self, ino: Ino, id: VolumeId, volume: &Volume, listed: &Listed) -> Option<Arc<File>> {
+        match self.tree().entry(ino).ok()?.found {
+            Found::File(facts) if facts.etag.as_ref() == Some(&listed.etag) && facts.size == listed.size => {}
+            _ => return None,
+        }
+        let mut files = lock(&self.files);
+        if let Some(open) = files.get(&ino) {
+            if open.unsaved().is_none() && open.etag().as_ref() != Some(&listed.etag) {
+                return None;
+            }
+            open.opened(false);
+            return Some(Arc::clone(open));
+        }
+        let file = Arc::new(File::listed(ino, object_of(id, volume, listed), self.clock.wall()));
+        file.opened(false);
+        files.insert(ino, Arc::clone(&file));
+        Some(file)
+    }
+
+    /// Fetches what a reader in order will open next, and asks what comes after it.
+    fn follow(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>, ahead: Ahead) {
+        for listed in ahead.fetch.iter().filter(|listed| listed.size <= SMALL_FILE_MAX) {
+            if !self.reader.fetch_ahead(&object_of(id, volume, listed)) {
+                break;
+            }
+            self.stats.files_ahead.add(1);
+        }
+        let Some(after) = ahead.list_after else { return };
+        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+        self.reader.runtime().spawn(async move {
+            let moment = lock(&fs.siblings).asking();
+            let request = ListRequest {
+                bucket: volume.bucket.clone(),
+                prefix: volume.prefix.clone(),
+                start_after: Some(after.clone()),
+                ..ListRequest::default()
+            };
+            match volume.store.list(request).await {
+                Ok(page) => {
+                    let objects = page.objects.iter().filter(|object| object.key > after);
+                    lock(&fs.siblings).learn(id, objects, moment, fs.clock.now());
+                }
+                Err(error) => tracing::debug!(error = %error.report(), "could not list ahead of a reader"),
+            }
+        });
     }
 
     /// The file of an inode: the one with unsaved bytes if there is one, else the object as it is now.
@@ -132,6 +215,7 @@ impl Fs {
             // Written here while the question was on its way, or open at this very version.
             Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
                 open.opened(write);
+                open.described(&info);
                 Ok(Some(Arc::clone(open)))
             }
             _ => {
@@ -145,7 +229,7 @@ impl Fs {
 
     /// Makes a file and opens it. It is in S3 once it is closed.
     pub async fn create(
-        &self,
+        self: &Arc<Self>,
         parent: Ino,
         name: &OsStr,
         flags: OpenFlags,
@@ -230,6 +314,9 @@ impl Fs {
             Ok(None) => Some(Ok(Vec::new())),
             Ok(Some((range, Source::Object(object)))) => {
                 let bytes = self.reader.cached(&object, &handle.cursor, range)?;
+                if !handle.file.confirm(&object.id) {
+                    return None;
+                }
                 self.stats.bytes_read.add(range.len());
                 Some(Ok(vec![bytes]))
             }
@@ -299,4 +386,14 @@ impl Fs {
         }
         self.tree().unpin(file.ino);
     }
+}
+
+/// The object of a listing's line.
+fn object_of(id: VolumeId, volume: &Volume, listed: &Listed) -> Object {
+    Object::new(
+        ObjectId { volume: id.0, key: Arc::from(listed.key.as_str()), etag: listed.etag.clone() },
+        Arc::from(volume.bucket.as_str()),
+        listed.size,
+        Arc::clone(&volume.store),
+    )
 }

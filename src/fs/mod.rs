@@ -19,6 +19,7 @@ mod handles;
 mod io;
 mod lookup;
 mod names;
+mod siblings;
 mod volume;
 
 pub use attr::{Attr, SetAttr};
@@ -108,6 +109,7 @@ pub struct Fs {
     names: Vec<tokio::sync::Mutex<()>>,
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
+    siblings: Mutex<siblings::Siblings>,
     /// Bytes in memory: read, read ahead, and on their way out.
     budget: Budget,
     mounted_at: SystemTime,
@@ -155,6 +157,7 @@ impl Fs {
             handles: handles::Handles::default(),
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
+            siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             budget,
             mounted_at: now,
             options,

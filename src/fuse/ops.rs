@@ -126,6 +126,7 @@ fn flags_of(flags: i32) -> OpenFlags {
         truncate: bits.contains(rustix::fs::OFlags::TRUNC),
         append: bits.contains(rustix::fs::OFlags::APPEND),
         exclusive: bits.contains(rustix::fs::OFlags::EXCL),
+        direct: bits.contains(rustix::fs::OFlags::DIRECT),
     }
 }
 
@@ -320,6 +321,9 @@ impl Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
         let flags = flags_of(flags.0);
+        if let Some(opened) = self.fs.open_now(Ino(ino.0), flags) {
+            return reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
+        }
         self.spawn("open", reply, async move { fs.open(Ino(ino.0), flags).await }, |reply, opened| {
             reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
         });

@@ -115,6 +115,10 @@ impl Fetcher {
         })
     }
 
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// The bytes, if they are in memory in one piece.
     pub(super) fn cached(&self, object: &ObjectId, range: ByteRange) -> Option<Bytes> {
         lock(&self.segments).read_whole(object, range)
@@ -146,28 +150,36 @@ impl Fetcher {
                     }
                     blocks.push(Block::Coming(part, flight));
                 }
-                Piece::Gap(gap) => {
-                    let run = with_first_window(gap, advice);
-                    for part in cut(run, advice.part) {
-                        self.fetch_gaps(object, part, Priority::Demand, |_| Some(None));
-                    }
-                    for piece in lock(&self.segments).look(&object.id, gap) {
-                        match piece {
-                            Piece::Here(bytes) => blocks.push(Block::Here(bytes)),
-                            Piece::Coming(part, flight) => blocks.push(Block::Coming(part, flight)),
-                            // Nothing ends between the two locks but a fetch, which leaves bytes or a failure; whoever
-                            // waits asks again.
-                            Piece::Gap(part) => {
-                                let flight = Flight::new(part, self.gate.ticket());
-                                flight.progress.send_replace(Progress::GivenUp);
-                                blocks.push(Block::Coming(part, flight));
-                            }
-                        }
-                    }
-                }
+                Piece::Gap(gap) => blocks.extend(self.demand_gap(object, gap, advice)),
             }
         }
         blocks
+    }
+
+    fn demand_gap(self: &Arc<Self>, object: &Object, gap: ByteRange, advice: &Advice) -> Vec<Block> {
+        let mut flights = Vec::new();
+        let blocks = {
+            // Under one lock, so that a fetch that fails at once is still found by those who wait for it.
+            let mut segments = lock(&self.segments);
+            for part in cut(with_first_window(gap, advice), advice.part) {
+                flights.extend(self.expect_gaps(&mut segments, &object.id, part));
+            }
+            segments.look(&object.id, gap)
+        };
+        for flight in flights {
+            self.start(object, flight, None, Priority::Demand);
+        }
+        let block = |piece| match piece {
+            Piece::Here(bytes) => Block::Here(bytes),
+            Piece::Coming(part, flight) => Block::Coming(part, flight),
+            // Every gap is expected by now; whoever waits for this one asks again.
+            Piece::Gap(part) => {
+                let flight = Flight::new(part, self.gate.ticket());
+                flight.progress.send_replace(Progress::GivenUp);
+                Block::Coming(part, flight)
+            }
+        };
+        blocks.into_iter().map(block).collect()
     }
 
     /// Asks for bytes that nobody waits for yet, as far as memory allows now. Returns where it stopped, if it did.
@@ -179,9 +191,15 @@ impl Fetcher {
         priority: Priority,
     ) -> Option<u64> {
         for part in cut(range, part) {
-            let whole = self.fetch_gaps(object, part, priority, |bytes| self.spare(bytes).map(Some));
-            if !whole {
-                return Some(part.start());
+            let missing: u64 = gaps(&lock(&self.segments), &object.id, part).map(|gap| gap.len()).sum();
+            if missing == 0 {
+                continue;
+            }
+            let Some(mut grant) = self.spare(missing) else { return Some(part.start()) };
+            let flights = self.expect_gaps(&mut lock(&self.segments), &object.id, part);
+            for flight in flights {
+                let memory = grant.split(flight.range.len());
+                self.start(object, flight, Some(memory), priority);
             }
         }
         None
@@ -233,34 +251,19 @@ impl Fetcher {
         self.budget.take(bytes).await
     }
 
-    /// Begins a fetch for each gap of a run; `memory` grants its bytes, or leaves that to the fetch (`Some(None)`).
-    /// `false` where it did not.
-    fn fetch_gaps(
-        self: &Arc<Self>,
-        object: &Object,
+    /// A flight for each gap of a run, to be started once the lock is free.
+    fn expect_gaps(
+        &self,
+        segments: &mut Segments<Arc<Flight>>,
+        object: &ObjectId,
         run: ByteRange,
-        priority: Priority,
-        memory: impl Fn(u64) -> Option<Option<Grant>>,
-    ) -> bool {
-        let missing = |pieces: Vec<Piece<Arc<Flight>>>| {
-            pieces.into_iter().filter_map(|piece| if let Piece::Gap(gap) = piece { Some(gap) } else { None })
-        };
-        let gaps: Vec<ByteRange> = missing(lock(&self.segments).look(&object.id, run)).collect();
-        for gap in gaps {
-            let Some(grant) = memory(gap.len()) else { return false };
-            let flight = Flight::new(gap, self.gate.ticket());
-            {
-                let mut segments = lock(&self.segments);
-                // Another reader may have asked meanwhile.
-                let still = missing(segments.look(&object.id, gap)).next() == Some(gap);
-                if !still {
-                    continue;
-                }
-                segments.expect(&object.id, gap, Arc::clone(&flight));
-            }
-            self.start(object, flight, grant, priority);
+    ) -> Vec<Arc<Flight>> {
+        let flights: Vec<_> =
+            gaps(segments, object, run).map(|gap| Flight::new(gap, self.gate.ticket())).collect();
+        for flight in &flights {
+            segments.expect(object, flight.range, Arc::clone(flight));
         }
-        true
+        flights
     }
 
     fn start(
@@ -285,6 +288,15 @@ impl Fetcher {
             landing.end(answer, grant);
         });
     }
+}
+
+fn gaps(
+    segments: &Segments<Arc<Flight>>,
+    object: &ObjectId,
+    run: ByteRange,
+) -> impl Iterator<Item = ByteRange> + use<> {
+    let gap = |piece| if let Piece::Gap(gap) = piece { Some(gap) } else { None };
+    segments.look(object, run).into_iter().filter_map(gap)
 }
 
 /// The run that one request should bring: the gap, and the first window behind it if there is one.

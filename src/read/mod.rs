@@ -125,6 +125,11 @@ impl Reader {
         }
     }
 
+    /// Where its tasks run.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        self.fetcher.runtime()
+    }
+
     /// A reader that has read nothing yet.
     pub fn cursor(&self) -> Cursor {
         Cursor {
