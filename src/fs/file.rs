@@ -144,9 +144,10 @@ impl File {
         state.object.as_ref().is_none_or(|object| object.id == *answered)
     }
 
-    /// Whether the file was opened by a listing's word that turned out too old, before a byte of it was answered.
-    fn may_be_renewed(&self, asked: &ObjectId) -> bool {
-        lock(&self.state).may_be_renewed(asked)
+    /// The file's size by the word of the listing it was opened by, as long as no byte of it was answered.
+    fn renewable(&self, asked: &ObjectId) -> Option<u64> {
+        let state = lock(&self.state);
+        state.may_be_renewed(asked).then(|| state.extents.len())
     }
 
     /// Goes on with the newest version; `false` where bytes of the other one were answered meanwhile.
@@ -388,9 +389,7 @@ impl Fs {
 
     /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
     async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
-        if !file.may_be_renewed(from) {
-            return Ok(());
-        }
+        let Some(size) = file.renewable(from) else { return Ok(()) };
         let volume = self.volume(VolumeId(from.volume))?;
         let info = match volume.store.head(&volume.bucket, &from.key, None).await {
             Err(error) if error.is_not_found() => return Ok(()),
@@ -404,6 +403,11 @@ impl Fs {
         );
         if file.renew(from, object, info.attributes.clone()) {
             self.renewed(file.ino, &info);
+            // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
+            // only if its attributes are left alone until then.
+            if info.size > size {
+                self.news.tell(file.ino).await;
+            }
         }
         Ok(())
     }

@@ -165,14 +165,14 @@ impl Fs {
             }
         }
         let asking = self.asking();
-        let (id, key, link) = {
+        let (id, key, link, believed) = {
             let tree = self.tree();
-            if tree.entry(ino)?.is_dir() {
+            let Found::File(believed) = tree.entry(ino)?.found else {
                 return Err(Error::new(Kind::IsADirectory, "is a directory"));
-            }
+            };
             let (id, key) = tree.object_place(ino)?;
             let link = tree.link_of(ino).ok_or_else(no_such_name)?;
-            (id, key, link)
+            (id, key, link, believed)
         };
         let volume = self.volume(id)?;
         let answer = volume.store.head(&volume.bucket, &key, None).await;
@@ -197,6 +197,10 @@ impl Fs {
             _ => return Err(Error::new(Kind::Stale, "the name stands for something else now")),
         }
         let facts = Facts::from(&info);
+        if believed.etag != facts.etag || believed.size != facts.size {
+            // The kernel may have the old size, and would end every read there.
+            self.news.tell(ino).await;
+        }
         if facts.archived {
             return Err(Error::new(Kind::Archived, "the object is archived").on(
                 "open",

@@ -19,6 +19,7 @@ mod handles;
 mod io;
 mod lookup;
 mod names;
+mod news;
 mod siblings;
 mod volume;
 
@@ -26,6 +27,7 @@ pub use attr::{Attr, SetAttr};
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use io::{OpenFlags, Opened};
+pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::collections::HashMap;
@@ -110,6 +112,7 @@ pub struct Fs {
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
+    news: news::Newsroom,
     /// Bytes in memory: read, read ahead, and on their way out.
     budget: Budget,
     mounted_at: SystemTime,
@@ -158,6 +161,7 @@ impl Fs {
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
+            news: news::Newsroom::new(),
             budget,
             mounted_at: now,
             options,
@@ -176,6 +180,11 @@ impl Fs {
     pub fn drop_caches(&self) {
         self.reader.drop_all();
         lock(&self.pages).clear();
+    }
+
+    /// News for the kernel, for the one who passes it on; `None` where somebody does already.
+    pub fn news(&self) -> Option<tokio::sync::mpsc::Receiver<News>> {
+        self.news.listen()
     }
 
     /// Inodes in the table.
