@@ -219,7 +219,7 @@ def drop_caches():
         return False
     for tool in ("dd", "cp", "find", "ls", "sha256sum", "fusermount3", "stat"):
         subprocess.run([tool, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    subprocess.run([sys.executable, ROOT / "bench/work.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "scripts/benchmark/work.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return True
 
 

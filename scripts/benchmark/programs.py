@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Callable
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 RELEASE = ROOT / "target/release"
 PAILFS = RELEASE / "pailfs"
 # Said rather than left to the machine, so that the bar on memory means the same everywhere.
