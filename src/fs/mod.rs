@@ -19,8 +19,11 @@ mod handles;
 mod io;
 mod lookup;
 mod names;
+mod pages;
 mod volume;
+mod walks;
 
+pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
 pub use dirs::DirEntry;
 pub use file::Pending;
@@ -85,6 +88,9 @@ const PAGES_KNOWN_MAX: usize = 65_536;
 /// Slots of the name locks: two names share one by chance, which costs time and nothing else.
 const NAME_SLOTS: usize = 256;
 
+/// Shards of large directories over the whole mount: at most 256,000 entries that wait for their turn.
+const SHARDS_MAX: usize = 32;
+
 /// A mounted file system.
 pub struct Fs {
     options: Options,
@@ -102,6 +108,10 @@ pub struct Fs {
     pages: Mutex<LruCache<Ino, ETag>>,
     upload_budget: Budget,
     mounted_at: SystemTime,
+    /// Counts answers to what was asked for ahead of walks, for those who wait for one.
+    ahead_answers: tokio::sync::watch::Sender<u64>,
+    /// Shards of listings that may be added: each keeps pages that wait for their turn.
+    shards_free: Arc<tokio::sync::Semaphore>,
 }
 
 impl Fs {
@@ -131,6 +141,9 @@ impl Fs {
                 Tree::new(None, options.ttl, options.negative_ttl, now)
             }
         };
+        for (id, volume) in (0..).zip(&volumes) {
+            tree.set_order(VolumeId(id), volume.order, &volume.prefix);
+        }
         tree.looked_up(crate::tree::ROOT);
         // Half of the memory keeps blocks, a quarter each may be on its way in and on its way out.
         let quarter = options.memory_limit / 4;
@@ -153,6 +166,8 @@ impl Fs {
             pages: Mutex::new(LruCache::new(pages)),
             upload_budget: Budget::new(quarter),
             mounted_at: now,
+            ahead_answers: tokio::sync::watch::Sender::new(0),
+            shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,
         }))
     }

@@ -23,7 +23,7 @@ mod types;
 
 pub use capability::{Capabilities, CapabilityCache, Depth, Verdict, probe};
 pub use client::{Client, checksum_of, content_etag, multipart_etag};
-pub use mem::{MemStore, When};
+pub use mem::{Listing, MemStore, When};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};

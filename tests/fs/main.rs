@@ -10,4 +10,5 @@ mod harness;
 mod behaviour;
 mod client;
 mod faults;
+mod listing;
 mod model;
