@@ -24,7 +24,7 @@ use crate::base::{Clock, SystemClock, format_bytes};
 use crate::config::{BucketDir, MountConfig, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Buckets, Fs, Options, Root, Volume};
+use crate::fs::{Buckets, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Session, Store, Verdict, probe};
 use crate::stats::Stats;
@@ -259,6 +259,7 @@ fn volume(
     let volume = Volume::new(bucket, prefix, Arc::clone(&store)).read_only(read_only).reach(session.reach());
     // Amazon's own S3 keeps what it documents; any other server has to show it.
     let Some(endpoint) = session.endpoint_url() else { return volume };
+    let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
     volume.probe(Box::new(move || {
         let (store, findings) = (Arc::clone(&store), Arc::clone(&findings));
@@ -269,6 +270,15 @@ fn volume(
             Ok(conditions_of(&found, &bucket, &findings))
         })
     }))
+}
+
+/// How far the order of an endpoint's listings is known. What is not known shows in the listings themselves.
+fn order_of(found: Option<Capabilities>) -> Order {
+    match found.map(|found| found.list_order) {
+        Some(Verdict::Works) => Order::Known,
+        Some(Verdict::Ignored) => Order::Other,
+        _ => Order::Unknown,
+    }
 }
 
 /// What the write path may rely on; where that is not everything, the log says so once and `status` from then on.

@@ -47,6 +47,14 @@ counters! {
     name_hits => "name_hits";
     /// Names that had to be looked up.
     name_misses => "name_misses";
+    /// Directories answered from what was listed ahead of a walk.
+    listed_ahead_hits => "listed_ahead_hits";
+    /// Pages listed ahead of walks.
+    listed_ahead_pages => "listed_ahead_pages";
+    /// Shards that large directories were listed in.
+    shards => "listing_shards";
+    /// Questions asked to divide large directories.
+    shard_probes => "listing_shard_probes";
     /// Objects committed by close, fsync or unmount.
     commits => "commits";
     /// Commits that lost against another client.

@@ -2,24 +2,28 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::handles::Handle;
 use super::lookup::no_such_name;
+use super::pages::{Asker, Pages, Sharding};
+use super::siblings::Moment;
 use super::volume::Volume;
-use super::{Attr, Fs};
+use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, ListRequest, PutRequest};
-use crate::tree::keys::{DirKey, Name};
-use crate::tree::listing::{self, Listing};
-use crate::tree::{AttrChanges, DirPlace, Found, Ino, Known, ROOT, Ticket};
+use crate::tree::keys::{DirKey, Name, Place};
+use crate::tree::lines::{Line, Lines, Mark, Position};
+use crate::tree::listing::{self, Listing, Merged, Order, Ready};
+use crate::tree::{AttrChanges, DirPlace, Found, Ino, Known, Listed, ROOT, Ticket, VolumeId};
 use crate::write::delete_object;
 
 /// One line of a directory.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
-    /// Where to go on after this entry; never 0.
+    /// Where to go on after this entry; more than 2, so that a caller has 1 and 2 for `.` and `..`.
     pub cookie: u64,
     pub name: Name,
     pub is_dir: bool,
@@ -38,24 +42,34 @@ pub(super) struct DirHandle {
 /// A listing as far as it was read. Every entry keeps its place, so any cookie given out stays good.
 #[derive(Default)]
 struct Stream {
-    entries: Vec<(Name, Found)>,
-    state: StreamState,
+    lines: Lines,
+    reading: Option<Reading>,
+    /// Where the reading begins.
+    from: Mark,
+    /// No line is to come.
+    complete: bool,
+    /// Somebody has taken a line since the beginning.
+    used: bool,
 }
 
-#[derive(Default)]
-enum StreamState {
-    #[default]
-    New,
-    Listing {
-        listing: Box<Listing>,
-        next: Option<String>,
-        ticket: Ticket,
-    },
-    Done,
+/// A directory being listed.
+struct Reading {
+    volume: Arc<Volume>,
+    id: VolumeId,
+    dir: DirKey,
+    listing: Listing,
+    pages: Pages,
+    /// Kept after the last page too: what changes here until the reader is done overrules what was listed.
+    ticket: Ticket,
+    /// The same for files that are opened by the listing's word.
+    moment: Moment,
+    /// How far names that are not in the listing have been shown.
+    reached: Option<Place>,
+    /// Entries shown so far.
+    entries: usize,
+    /// The first directory among them, and how many came before it.
+    first_dir: Option<(DirKey, usize)>,
 }
-
-/// Cookies 1 and 2 are `.` and `..`, which the adapter answers itself.
-const FIRST_COOKIE: u64 = 3;
 
 impl Fs {
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
@@ -71,10 +85,11 @@ impl Fs {
 
     /// Gives entries after `cookie` to `take` until it answers `false` or the directory ends.
     ///
-    /// Cookie 0 starts afresh. With `attributes`, each entry taken carries a lookup of its inode; they come
-    /// from the listing itself, without a request per entry.
+    /// Cookie 0 starts afresh; 1 and 2 are never given out, so that a caller has them for `.` and `..`. With
+    /// `attributes`, each entry taken carries a lookup of its inode; they come from the listing itself, without
+    /// a request per entry.
     pub async fn readdir(
-        &self,
+        self: &Arc<Self>,
         fh: u64,
         cookie: u64,
         attributes: bool,
@@ -82,22 +97,32 @@ impl Fs {
     ) -> Result<()> {
         let handle = self.handles.dir(fh)?;
         let mut stream = handle.stream.lock().await;
-        if cookie == 0 {
+        // Whoever has seen nothing yet need not have it listed twice.
+        if cookie == 0 && stream.used {
             self.rewind(&mut stream);
         }
-        let mut at = usize::try_from(cookie.saturating_sub(FIRST_COOKIE - 1)).unwrap_or(usize::MAX);
+        let mut at = loop {
+            match stream.lines.position(cookie, stream.complete) {
+                Position::At(number) => break number,
+                Position::Ahead => self.within(self.next_page(handle.ino, &mut stream)).await?,
+                Position::Before(mark) => self.restart(&mut stream, mark),
+            }
+        };
         loop {
-            while at >= stream.entries.len() {
-                if !self.within(self.next_page(handle.ino, &mut stream)).await? {
+            let Some((line, cookie)) = stream.lines.get(at) else {
+                if stream.complete {
                     return Ok(());
                 }
-            }
-            let (name, found) = &stream.entries[at];
-            let cookie = at as u64 + FIRST_COOKIE;
-            if !self.give(handle.ino, name, found, cookie, attributes, take) {
+                self.within(self.next_page(handle.ino, &mut stream)).await?;
+                continue;
+            };
+            let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
+            if !self.give(handle.ino, line, cookie, ticket, attributes, take) {
                 return Ok(());
             }
             at += 1;
+            stream.used = true;
+            stream.lines.trim(at);
         }
     }
 
@@ -114,38 +139,52 @@ impl Fs {
     fn give(
         &self,
         dir: Ino,
-        name: &Name,
-        found: &Found,
+        line: &Line,
         cookie: u64,
+        ticket: Option<&Ticket>,
         attributes: bool,
         take: &mut (dyn FnMut(&DirEntry) -> bool + Send),
     ) -> bool {
-        let is_dir = matches!(found, Found::Dir { .. });
-        if !attributes {
-            let ino = self.tree().child(dir, name);
-            return take(&DirEntry { cookie, name: name.clone(), is_dir, ino, attr: None });
-        }
-        let known = self.tree().known(dir, name, self.clock.now());
-        let entry = match known {
-            Known::Is(entry) => entry,
-            // Removed here since it was listed.
-            Known::Absent => return true,
-            // Listed longer ago than the TTL: the name is shown, its attributes are asked for when needed.
-            Known::Unknown => {
-                let ino = self.tree().child(dir, name);
-                return take(&DirEntry { cookie, name: name.clone(), is_dir, ino, attr: None });
-            }
-        };
-        let attr = self.attr_of(&entry);
-        let given = DirEntry {
+        let (name, now) = (&line.name, self.clock.now());
+        let without = |ino| DirEntry {
             cookie,
             name: name.clone(),
-            is_dir: attr.is_dir,
-            ino: Some(entry.ino),
-            attr: Some(attr),
+            is_dir: matches!(line.found, Found::Dir { .. }),
+            ino,
+            attr: None,
+        };
+        let mut tree = self.tree();
+        if !attributes {
+            if ticket.is_some_and(|ticket| tree.is_gone(dir, name, ticket)) {
+                return true;
+            }
+            let ino = tree.child(dir, name);
+            drop(tree);
+            return take(&without(ino));
+        }
+        let listed = match ticket {
+            Some(ticket) => tree.take_listed(dir, name, &line.found, (ticket, line.asked), now),
+            None => match tree.known(dir, name, now) {
+                Known::Is(entry) => Listed::Is(entry),
+                Known::Absent => Listed::Gone,
+                Known::Unknown => Listed::Old,
+            },
+        };
+        let entry = match listed {
+            Listed::Is(entry) => entry,
+            Listed::Gone => return true,
+            // The name is shown; its attributes are asked for when they are needed.
+            Listed::Old => {
+                let ino = tree.child(dir, name);
+                drop(tree);
+                return take(&without(ino));
+            }
         };
         // The lookup is counted first: once the reply is out the kernel may forget at any time.
-        self.tree().looked_up(entry.ino);
+        tree.looked_up(entry.ino);
+        drop(tree);
+        let attr = self.attr_of(&entry);
+        let given = DirEntry { is_dir: attr.is_dir, attr: Some(attr), ..without(Some(entry.ino)) };
         let taken = take(&given);
         if !taken {
             self.tree().forget(entry.ino, 1);
@@ -155,69 +194,128 @@ impl Fs {
 
     fn rewind(&self, stream: &mut Stream) {
         let old = std::mem::take(stream);
-        if let StreamState::Listing { ticket, .. } = old.state {
-            self.tree().end(ticket);
+        if let Some(reading) = old.reading {
+            self.tree().end(reading.ticket);
         }
     }
 
-    /// Reads one page more; `false` at the end.
-    async fn next_page(&self, dir: Ino, stream: &mut Stream) -> Result<bool> {
-        let place = self.tree().dir_place(dir)?;
-        let DirPlace::In { volume: volume_id, dir: dir_key } = place else {
-            return self.list_buckets(stream).await;
-        };
-        let volume = self.volume(volume_id)?;
-        if let StreamState::New = stream.state {
-            let ticket = self.tree().begin();
-            let listing = Box::new(Listing::new(dir_key.clone()));
-            stream.state = StreamState::Listing { listing, next: None, ticket };
+    /// Lists again from a mark.
+    fn restart(&self, stream: &mut Stream, mark: Mark) {
+        if let Some(reading) = stream.reading.take() {
+            self.tree().end(reading.ticket);
         }
-        let StreamState::Listing { listing, next, ticket } = &mut stream.state else {
-            return Ok(false);
-        };
-        let request = ListRequest {
-            bucket: volume.bucket.clone(),
-            prefix: dir_key.prefix().to_owned(),
-            delimiter: Some("/".to_owned()),
-            continuation: next.clone(),
-            ..ListRequest::default()
-        };
-        let moment = super::lock(&self.siblings).asking();
-        let page = volume.store.list(request).await?;
-        super::lock(&self.siblings).learn(volume_id, page.objects.iter(), moment, self.clock.now());
-        *next = page.next.clone();
-        let entries = listing.page(page)?;
-        let now = self.clock.now();
-        let mut tree = self.tree();
-        for entry in entries {
-            let found = match entry.what {
-                listing::What::File(object) => Found::File((&object).into()),
-                listing::What::Dir => Found::Dir { marker: None },
+        stream.lines.restart(&mark);
+        stream.from = mark;
+        stream.complete = false;
+    }
+
+    /// Takes one page more.
+    async fn next_page(self: &Arc<Self>, ino: Ino, stream: &mut Stream) -> Result<()> {
+        if stream.reading.is_none() {
+            let place = self.tree().dir_place(ino)?;
+            let DirPlace::In { volume, dir } = place else {
+                return self.list_buckets(stream).await;
             };
-            tree.remember(dir, &entry.name, found.clone(), ticket, now);
-            stream.entries.push((entry.name, found));
+            stream.reading = Some(self.begin_reading(volume, dir, &stream.from).await?);
         }
-        if !listing.is_done() {
-            return Ok(true);
-        }
-        // What was made here since the listing was asked for, or exists only here.
-        for (name, entry) in tree.children_newer_than(dir, ticket) {
-            if !listing.has_shown(&name) {
-                stream.entries.push((name, entry.found));
+        let Some(reading) = &mut stream.reading else { return Ok(()) };
+        let ended = || Err(Error::new(Kind::Internal, "a listing ended without its last page"));
+        let page = match reading.pages.next().await.unwrap_or_else(ended) {
+            Ok(page) => page,
+            Err(error) => {
+                let mark = stream.lines.last_mark();
+                self.restart(stream, mark);
+                return Err(error);
             }
+        };
+        lock(&self.siblings).learn(reading.id, page.list.objects.iter(), reading.moment, page.asked);
+        let ready = match reading.listing.page(page.list) {
+            Ok(ready) => ready,
+            Err(error) => {
+                // What has come so far cannot be built on, and the order may be to blame.
+                self.tree().distrust(reading.id);
+                self.restart(stream, Mark::default());
+                return Err(error);
+            }
+        };
+        self.take_in(ino, reading, ready, page.asked, &mut stream.lines);
+        stream.complete = reading.listing.is_done();
+        Ok(())
+    }
+
+    async fn begin_reading(self: &Arc<Self>, id: VolumeId, dir: DirKey, from: &Mark) -> Result<Reading> {
+        let volume = self.volume(id)?;
+        // Whoever comes back to a mark is not walking.
+        let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
+        let asker = Asker::new(&volume, dir.prefix(), &self.clock, &self.stats);
+        let mut tree = self.tree();
+        let order = tree.order_of(id);
+        let pages = match whole {
+            Some(page) => {
+                self.stats.listed_ahead_hits.add(1);
+                Pages::here(asker, page, &self.shards_free)
+            }
+            None => {
+                let (start_after, sharding) = match (order, tree.begins_anywhere(id)) {
+                    (Order::Other, _) => (None, Sharding::Never),
+                    (_, true) => (from.after.clone(), Sharding::Grouped),
+                    // What is before the mark comes once more, and is passed over.
+                    (_, false) if tree.begins_at_keys(id) => (None, Sharding::Whole),
+                    (_, false) => (None, Sharding::Never),
+                };
+                Pages::start(asker, start_after, sharding, &self.shards_free)
+            }
+        };
+        Ok(Reading {
+            listing: Listing::new(dir.clone(), order, from.after.clone()),
+            pages,
+            volume,
+            id,
+            dir,
+            ticket: tree.begin(),
+            moment: lock(&self.siblings).asking(),
+            reached: from.reached.clone(),
+            entries: 0,
+            first_dir: None,
+        })
+    }
+
+    /// What a listing showed, whatever way its pages came, passes here once, in the order of the listing.
+    fn take_in(&self, ino: Ino, reading: &mut Reading, ready: Ready, asked: Instant, lines: &mut Lines) {
+        let mut tree = self.tree();
+        let newer = tree.children_newer_than(ino, &reading.ticket);
+        let merged = listing::merge(
+            &reading.dir,
+            ready,
+            newer,
+            |name| tree.overrules(ino, name, &reading.ticket),
+            &mut reading.reached,
+            reading.listing.is_done(),
+        );
+        for (name, found) in &merged.lines {
+            tree.remember(ino, name, found.clone(), &reading.ticket, asked);
+            if reading.first_dir.is_none() && matches!(found, Found::Dir { .. }) {
+                reading.first_dir = reading.dir.child(name).ok().map(|child| (child, reading.entries));
+            }
+            reading.entries += 1;
+        }
+        if reading.listing.is_done() {
+            let (first_dir, before) = reading.first_dir.as_ref().map(|(dir, n)| (dir, *n)).unzip();
+            tree.listed(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
+        }
+        if reading.pages.is_torn() {
+            tree.begins_elsewhere(reading.id);
+        }
+        if reading.listing.is_disordered() && tree.order_of(reading.id) != Order::Other {
+            tracing::info!(bucket = reading.volume.bucket, "the server does not list in byte order");
+            tree.distrust(reading.id);
         }
         drop(tree);
-        if let StreamState::Listing { ticket, .. } = std::mem::replace(&mut stream.state, StreamState::Done) {
-            self.tree().end(ticket);
-        }
-        Ok(true)
+        lines.extend(merged, asked);
     }
 
     /// The top of a mount of several buckets: the configured ones, or every bucket of the session.
-    async fn list_buckets(&self, stream: &mut Stream) -> Result<bool> {
-        if !matches!(stream.state, StreamState::New) {
-            return Ok(false);
-        }
+    async fn list_buckets(&self, stream: &mut Stream) -> Result<()> {
         let mut names: Vec<Name> = {
             let mut tree = self.tree();
             let ticket = tree.begin();
@@ -225,15 +323,17 @@ impl Fs {
             tree.end(ticket);
             named.into_iter().map(|(name, _)| name).collect()
         };
+        let asked = self.clock.now();
         if let Some(buckets) = &self.buckets {
             let listed = buckets.store.list_buckets().await?;
             names.extend(listed.iter().filter_map(|bucket| Name::parse(bucket.name.as_ref()).ok()));
         }
         names.sort();
         names.dedup();
-        stream.entries.extend(names.into_iter().map(|name| (name, Found::Dir { marker: None })));
-        stream.state = StreamState::Done;
-        Ok(true)
+        let lines = names.into_iter().map(|name| (name, Found::Dir { marker: None })).collect();
+        stream.lines.extend(Merged { lines, mark: None }, asked);
+        stream.complete = true;
+        Ok(())
     }
 
     /// Makes a directory: a marker object, or a bucket at the top of a mount of all buckets.

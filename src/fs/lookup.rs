@@ -150,13 +150,16 @@ impl Fs {
 
     fn add_bucket(&self, name: &Name, volume: Volume) -> Result<()> {
         let dir = volume.dir_key();
+        let (order, prefix) = (volume.order, volume.prefix.clone());
         let id = {
             let mut volumes = self.volumes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             let id = u32::try_from(volumes.len()).map_err(|_| super::too_many_volumes())?;
             volumes.push(std::sync::Arc::new(volume));
             VolumeId(id)
         };
-        self.tree().add_volume(name, id, dir, self.mounted_at);
+        let mut tree = self.tree();
+        tree.set_order(id, order, &prefix);
+        tree.add_volume(name, id, dir, self.mounted_at);
         Ok(())
     }
 

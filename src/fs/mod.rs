@@ -20,9 +20,12 @@ mod io;
 mod lookup;
 mod names;
 mod news;
+mod pages;
 mod siblings;
 mod volume;
+mod walks;
 
+pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
 pub use dirs::DirEntry;
 pub use file::Pending;
@@ -95,6 +98,8 @@ const REQUESTS_MAX: usize = 64;
 /// connections' buffers, the program itself.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
+/// Shards of large directories over the whole mount: at most 256,000 entries that wait for their turn.
+const SHARDS_MAX: usize = 32;
 
 /// A mounted file system.
 pub struct Fs {
@@ -116,6 +121,10 @@ pub struct Fs {
     /// Bytes in memory: read, read ahead, and on their way out.
     budget: Budget,
     mounted_at: SystemTime,
+    /// Counts answers to what was asked for ahead of walks, for those who wait for one.
+    ahead_answers: tokio::sync::watch::Sender<u64>,
+    /// Shards of listings that may be added: each keeps pages that wait for their turn.
+    shards_free: Arc<tokio::sync::Semaphore>,
 }
 
 impl Fs {
@@ -145,6 +154,9 @@ impl Fs {
                 Tree::new(None, options.ttl, options.negative_ttl, now)
             }
         };
+        for (id, volume) in (0..).zip(&volumes) {
+            tree.set_order(VolumeId(id), volume.order, &volume.prefix);
+        }
         tree.looked_up(crate::tree::ROOT);
         let budget = Budget::new(bytes_in_memory(options.memory_limit));
         let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), Arc::clone(&stats));
@@ -164,6 +176,8 @@ impl Fs {
             news: news::Newsroom::new(),
             budget,
             mounted_at: now,
+            ahead_answers: tokio::sync::watch::Sender::new(0),
+            shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,
         }))
     }

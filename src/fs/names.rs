@@ -227,7 +227,9 @@ impl Fs {
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
         lock(&self.siblings).changed_all();
         self.retarget_open_files(ino, &moved);
-        delete_all(&from.volume, objects.into_iter().map(|object| object.key).collect()).await
+        let deleted = delete_all(&from.volume, objects.into_iter().map(|object| object.key).collect()).await;
+        self.tree().emptied(from.parent, &from.name);
+        deleted
     }
 
     /// Open files below a renamed directory read from their new keys.

@@ -7,6 +7,7 @@ use tokio::sync::{OnceCell, RwLock};
 use crate::error::Result;
 use crate::s3::{Session, Store};
 use crate::tree::keys::DirKey;
+use crate::tree::listing::Order;
 use crate::write::Conditions;
 
 /// A bucket, and the part of it that is mounted.
@@ -16,6 +17,8 @@ pub struct Volume {
     pub prefix: String,
     pub store: Arc<dyn Store>,
     pub read_only: bool,
+    /// How far the order of the server's listings is known at the start.
+    pub order: Order,
     /// Session and endpoint: server-side copies work between volumes that agree on both.
     pub reach: String,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
@@ -34,6 +37,7 @@ impl Volume {
             prefix: prefix.to_owned(),
             store,
             read_only: false,
+            order: Order::Known,
             reach: String::new(),
             namespace: RwLock::new(()),
             probed: OnceCell::new(),
@@ -44,6 +48,12 @@ impl Volume {
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
+        self
+    }
+
+    #[must_use]
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
         self
     }
 

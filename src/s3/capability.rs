@@ -532,6 +532,12 @@ impl CapabilityCache {
         found.await.cloned()
     }
 
+    /// The verdicts that were found before, if any: nothing is asked.
+    pub fn kept(&self, endpoint: &str, bucket: &str) -> Option<Capabilities> {
+        let kept = self.read().remove(&format!("{endpoint} {bucket}"))?;
+        self.is_recent(&kept).then_some(kept.capabilities)
+    }
+
     fn is_recent(&self, kept: &Kept) -> bool {
         self.clock.wall().duration_since(kept.at).is_ok_and(|age| age < LIFETIME)
     }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::changes::{Change, Done, Log};
 use super::model::Model;
@@ -35,6 +36,20 @@ struct State {
     ignores_conditions: bool,
     /// The key whose bytes are damaged on their way out.
     damaged: Option<String>,
+    listing: Listing,
+    /// Answers to LIST that are let out; `None` for all.
+    held: Option<Arc<Semaphore>>,
+}
+
+/// How an S3 lists.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Listing {
+    /// Keys and prefixes in a page, where that is less than S3's 1,000.
+    pub page_max: Option<u16>,
+    /// In the order of a walk through a tree (`a`, `a/1`, `a-x`), as SeaweedFS does.
+    pub in_walk_order: bool,
+    /// Whether `StartAfter` leaves out the first that it should show, where a delimiter is given.
+    pub start_after_drops: bool,
 }
 
 /// At which moment a call fails.
@@ -66,6 +81,8 @@ impl MemStore {
             failing: None,
             ignores_conditions: false,
             damaged: None,
+            listing: Listing::default(),
+            held: None,
         };
         Self { state: Mutex::new(state), clock, stats }
     }
@@ -117,6 +134,19 @@ impl MemStore {
     /// Damages the first byte of every answer with this object's bytes; what is stored of it stays right.
     pub fn damage(&self, key: &str) {
         self.lock().damaged = Some(key.to_owned());
+    }
+
+    /// Lists in some way of its own from now on.
+    pub fn list_like(&self, listing: Listing) {
+        self.lock().listing = listing;
+    }
+
+    /// Holds every answer to LIST back, as a slow network does, until the semaphore has a permit for it. What an
+    /// answer says was true when it was asked for.
+    pub fn hold_listings(&self) -> Arc<Semaphore> {
+        let held = Arc::new(Semaphore::new(0));
+        self.lock().held = Some(Arc::clone(&held));
+        held
     }
 
     /// API names of the calls so far, in order.
@@ -178,6 +208,58 @@ impl State {
             log.append(&change, &body, now)?;
         }
         Ok(done)
+    }
+
+    fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let page_max = self.listing.page_max.unwrap_or(u16::MAX);
+        let mut request = request.clone();
+        request.max_keys = Some(request.max_keys.unwrap_or(1_000).min(page_max));
+        if self.listing.in_walk_order {
+            return self.list_in_walk_order(&request);
+        }
+        let begins = request.start_after.is_some() && request.continuation.is_none();
+        let mut page = self.model.list(&request)?;
+        if begins && request.delimiter.is_some() && self.listing.start_after_drops {
+            match (page.objects.first(), page.common_prefixes.first()) {
+                (Some(object), Some(prefix)) if object.key < *prefix => drop(page.objects.remove(0)),
+                (_, Some(_)) => drop(page.common_prefixes.remove(0)),
+                (Some(_), None) => drop(page.objects.remove(0)),
+                (None, None) => {}
+            }
+        }
+        Ok(page)
+    }
+
+    /// Everything, in the order of a walk, cut by number.
+    fn list_in_walk_order(&self, request: &ListRequest) -> Result<ListPage> {
+        let mut every = ListRequest { max_keys: None, continuation: None, ..request.clone() };
+        let start_after = every.start_after.take();
+        let mut items: Vec<(String, Option<ListedObject>)> = Vec::new();
+        loop {
+            let page = self.model.list(&every)?;
+            items.extend(page.objects.into_iter().map(|object| (object.key.clone(), Some(object))));
+            items.extend(page.common_prefixes.into_iter().map(|prefix| (prefix, None)));
+            every.continuation = page.next;
+            if every.continuation.is_none() {
+                break;
+            }
+        }
+        let order = |key: &str| key.replace('/', "\0");
+        items.sort_by_key(|(key, _)| order(key));
+        if let Some(start) = start_after {
+            items.retain(|(key, _)| order(key) > order(&start));
+        }
+        let from = request.continuation.as_ref().map_or(Ok(0), |token| token.parse::<usize>());
+        let from = from.map_err(|_| Error::new(Kind::InvalidArgument, "this is no token of ours"))?;
+        let to = items.len().min(from + usize::from(request.max_keys.unwrap_or(1_000)));
+        let mut page = ListPage { next: (to < items.len()).then(|| to.to_string()), ..ListPage::default() };
+        for (key, object) in items.drain(from.min(to)..to) {
+            match object {
+                Some(object) => page.objects.push(object),
+                None => page.common_prefixes.push(key),
+            }
+        }
+        Ok(page)
     }
 
     fn heed(&self, condition: Condition) -> Condition {
@@ -287,7 +369,14 @@ impl Store for MemStore {
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
-        self.call("ListObjectsV2", &request.bucket, &request.prefix, |s| s.model.list(&request))
+        let answer = self.call("ListObjectsV2", &request.bucket, &request.prefix, |s| s.list(&request));
+        let held = self.lock().held.clone();
+        if let Some(held) = held
+            && let Ok(permit) = held.acquire().await
+        {
+            permit.forget();
+        }
+        answer
     }
 
     async fn list_versions(&self, request: ListVersionsRequest) -> Result<VersionsPage> {

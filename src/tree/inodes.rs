@@ -1,12 +1,16 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 
+use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
+use super::listing::Order;
+use super::walk::{Ask, Walks};
 use super::{AttrChanges, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
 use crate::error::{Error, Kind, Result};
+use crate::s3::ListPage;
 
 /// Names remembered without an inode: absences, and what listings taught. About 200 bytes each.
 const REMEMBERED_MAX: usize = 100_000;
@@ -24,14 +28,68 @@ pub struct Tree {
     remembered: LruCache<(Ino, Name), (Memory, Instant)>,
     /// Serial number of the latest local change.
     changes_made: u64,
-    /// Names changed here while a request was on its way, with the change's number.
-    changed: HashMap<(Ino, Name), u64>,
+    /// Names changed here while a request was on its way, by directory.
+    changed: HashMap<Ino, HashMap<Name, Change>>,
+    /// Names in `changed`.
+    changed_names: usize,
+    /// Nodes that exist on this mount only: few, and every listing asks for them.
+    locals: HashSet<Ino>,
     /// Changes up to this number are no longer in `changed`.
     changes_forgotten: u64,
     /// Requests on their way, by the change number at their start.
     tickets: BTreeMap<u64, usize>,
+    ahead: Ahead,
+    walks: Walks,
+    /// How each volume's server lists, and how long the volume's own prefix is.
+    orders: HashMap<VolumeId, Server>,
     ttl: Duration,
     negative_ttl: Duration,
+}
+
+/// What is known of how a volume's server lists.
+#[derive(Clone, Copy, Debug)]
+struct Server {
+    order: Order,
+    /// Whether a grouped listing that begins in the middle shows everything from there on.
+    begins_anywhere: bool,
+    /// The same of a listing that is not grouped.
+    begins_at_keys: bool,
+    /// Length of the volume's own prefix in bytes.
+    prefix_len: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { order: Order::Known, begins_anywhere: true, begins_at_keys: true, prefix_len: 0 }
+    }
+}
+
+/// The latest change here of a name.
+#[derive(Debug)]
+struct Change {
+    number: u64,
+    /// What the name stood for when its inode was dropped: a listing asked for before the change lacks it.
+    left: Option<Found>,
+}
+
+/// What is known of a directory that is about to be listed.
+#[derive(Debug)]
+pub struct Opening {
+    pub extent: Extent,
+    /// To be asked for now, ahead of whoever is walking.
+    pub ask: Option<Ask>,
+    /// A question on its way whose answer may tell.
+    pub coming: Option<u64>,
+}
+
+/// What became of a name between its listing and its showing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    Is(Entry),
+    /// Removed here since, or found to be absent.
+    Gone,
+    /// Nothing newer is known, and the listing is too old to be believed.
+    Old,
 }
 
 /// Proof of when a request to S3 was asked, to be shown with its answer.
@@ -56,8 +114,6 @@ struct Node {
     pins: u32,
     found: Found,
     fresh_until: Option<Instant>,
-    /// Exists on this mount only, until its first commit.
-    local: bool,
     changes: AttrChanges,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
@@ -72,7 +128,6 @@ impl Node {
             pins: 0,
             found,
             fresh_until: None,
-            local: false,
             changes: AttrChanges::default(),
             children: HashMap::new(),
             volume: None,
@@ -98,8 +153,13 @@ impl Tree {
             remembered: LruCache::new(capacity),
             changes_made: 0,
             changed: HashMap::new(),
+            changed_names: 0,
+            locals: HashSet::new(),
             changes_forgotten: 0,
             tickets: BTreeMap::new(),
+            ahead: Ahead::new(ttl),
+            walks: Walks::default(),
+            orders: HashMap::new(),
             ttl,
             negative_ttl,
         }
@@ -116,13 +176,16 @@ impl Tree {
     /// Whether the inode's facts may be answered without asking S3.
     pub fn is_fresh(&self, ino: Ino, now: Instant) -> bool {
         self.nodes.get(&ino).is_some_and(|node| {
-            ino == ROOT || node.local || node.link.is_none() || node.fresh_until.is_some_and(|t| now < t)
+            ino == ROOT
+                || self.locals.contains(&ino)
+                || node.link.is_none()
+                || node.fresh_until.is_some_and(|t| now < t)
         })
     }
 
     /// Whether the file exists on this mount only.
     pub fn is_local(&self, ino: Ino) -> bool {
-        self.nodes.get(&ino).is_some_and(|node| node.local)
+        self.locals.contains(&ino)
     }
 
     /// Parent and name; `None` for the root and for what has no name any more.
@@ -203,7 +266,13 @@ impl Tree {
             if self.is_fresh(ino, now) {
                 return Known::Is(Entry { ino, found: node.found.clone(), changes: node.changes });
             }
-            return Known::Unknown;
+            return match self.find_ahead(parent, name, now) {
+                Some((Some(found), asked)) => {
+                    let ino = self.put(parent, name, found, Some(asked + self.ttl));
+                    ino.and_then(|ino| self.entry(ino).ok()).map_or(Known::Unknown, Known::Is)
+                }
+                _ => Known::Unknown,
+            };
         }
         let key = (parent, name.clone());
         match self.remembered.get(&key) {
@@ -218,7 +287,14 @@ impl Tree {
                 let ino = self.add(parent, name.clone(), found, Some(until));
                 self.entry(ino).map_or(Known::Unknown, Known::Is)
             }
-            None => Known::Unknown,
+            None => match self.find_ahead(parent, name, now) {
+                Some((Some(found), asked)) => {
+                    let ino = self.add(parent, name.clone(), found, Some(asked + self.ttl));
+                    self.entry(ino).map_or(Known::Unknown, Known::Is)
+                }
+                Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
+                _ => Known::Unknown,
+            },
         }
     }
 
@@ -229,20 +305,38 @@ impl Tree {
 
     /// Children that exist only here, or changed here since the ticket was drawn: what a listing asked
     /// for with that ticket may lack.
-    pub fn children_newer_than(&self, dir: Ino, ticket: &Ticket) -> Vec<(Name, Entry)> {
+    pub fn children_newer_than(&self, dir: Ino, ticket: &Ticket) -> Vec<(Name, Found)> {
         let Some(node) = self.nodes.get(&dir) else { return Vec::new() };
-        let mut newer: Vec<_> = node
-            .children
-            .iter()
-            .filter(|(name, ino)| {
-                self.nodes[ino].local
-                    || ticket.0 < self.changes_forgotten
-                    || self.changed.get(&(dir, (*name).clone())).is_some_and(|n| *n > ticket.0)
-            })
-            .filter_map(|(name, ino)| Some((name.clone(), self.entry(*ino).ok()?)))
-            .collect();
+        let child = |name: &Name| {
+            let ino = node.children.get(name)?;
+            Some((name.clone(), self.nodes.get(ino)?.found.clone()))
+        };
+        let mut newer: Vec<(Name, Found)> = if ticket.0 < self.changes_forgotten {
+            node.children.keys().filter_map(child).collect()
+        } else {
+            let local = self.locals.iter().filter_map(|ino| self.nodes.get(ino)?.link.as_ref());
+            local.filter(|(parent, _)| *parent == dir).filter_map(|(_, name)| child(name)).collect()
+        };
+        let changed = self.changed.get(&dir).into_iter().flatten();
+        newer.extend(changed.filter(|(_, change)| change.number > ticket.0).filter_map(|(name, change)| {
+            child(name).or_else(|| change.left.as_ref().map(|left| (name.clone(), left.clone())))
+        }));
         newer.sort_by(|a, b| a.0.cmp(&b.0));
+        newer.dedup_by(|a, b| a.0 == b.0);
         newer
+    }
+
+    /// Whether a name was removed here since the ticket was drawn.
+    pub fn is_gone(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
+        let change = self.changed.get(&dir).and_then(|names| names.get(name));
+        change.is_some_and(|change| change.number > ticket.0 && change.left.is_none())
+            && self.child(dir, name).is_none()
+    }
+
+    /// Whether what happened here overrules what S3 said of a name when asked with this ticket.
+    pub fn overrules(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
+        self.changed_since(dir, name, ticket)
+            || self.child(dir, name).is_some_and(|ino| self.locals.contains(&ino))
     }
 
     /// Draws a ticket before a request is sent.
@@ -253,16 +347,27 @@ impl Tree {
 
     /// Gives a ticket back when its answer has been used.
     pub fn end(&mut self, ticket: Ticket) {
+        let oldest = self.tickets.keys().next().copied();
         if let Some(count) = self.tickets.get_mut(&ticket.0) {
             *count -= 1;
             if *count == 0 {
                 self.tickets.remove(&ticket.0);
             }
         }
-        match self.tickets.keys().next() {
-            None => self.changed.clear(),
-            Some(&oldest) => self.changed.retain(|_, number| *number > oldest),
+        let next = self.tickets.keys().next().copied();
+        match next {
+            None => {
+                self.changed.clear();
+                self.ahead.settle();
+            }
+            // As long as the oldest question is out, every change since is kept.
+            Some(_) if next == oldest => return,
+            Some(oldest) => self.changed.retain(|_, names| {
+                names.retain(|_, change| change.number > oldest);
+                !names.is_empty()
+            }),
         }
+        self.changed_names = self.changed.values().map(HashMap::len).sum();
     }
 
     // ---- learning from S3
@@ -277,9 +382,8 @@ impl Tree {
         ticket: &Ticket,
         now: Instant,
     ) -> Option<Entry> {
-        let overruled = self.changed.get(&(parent, name.clone())).is_some_and(|n| *n > ticket.0);
         let current = self.child(parent, name);
-        if overruled || current.is_some_and(|ino| self.nodes[&ino].local) {
+        if self.overrules(parent, name, ticket) {
             return current.and_then(|ino| self.entry(ino).ok());
         }
         match answer {
@@ -301,15 +405,15 @@ impl Tree {
         }
     }
 
-    /// Remembers what a listing said of a name, without making an inode for it unless it has one.
-    pub fn remember(&mut self, parent: Ino, name: &Name, found: Found, ticket: &Ticket, now: Instant) {
-        let changed_since = self.changed.get(&(parent, name.clone())).is_some_and(|n| *n > ticket.0);
-        if changed_since || ticket.0 < self.changes_forgotten {
+    /// Remembers what a listing asked for at `asked` said of a name, without making an inode for it unless it
+    /// has one.
+    pub fn remember(&mut self, parent: Ino, name: &Name, found: Found, ticket: &Ticket, asked: Instant) {
+        if self.overrules(parent, name, ticket) || ticket.0 < self.changes_forgotten {
             return;
         }
-        let until = now + self.ttl;
+        let until = asked + self.ttl;
         match self.child(parent, name) {
-            Some(ino) if self.nodes[&ino].local => {}
+            Some(ino) if self.knows_newer(ino, until) => {}
             Some(_) => {
                 self.put(parent, name, found, Some(until));
             }
@@ -317,6 +421,193 @@ impl Tree {
                 self.remembered.put((parent, name.clone()), (Memory::Found(found), until));
             }
             None => {}
+        }
+    }
+
+    /// The inode of a name that a listing showed, made now if need be: what was learnt since wins. `Gone` where
+    /// the name was removed since; `Old` where the listing is too old to be believed.
+    pub fn take_listed(
+        &mut self,
+        parent: Ino,
+        name: &Name,
+        found: &Found,
+        (ticket, asked): (&Ticket, Instant),
+        now: Instant,
+    ) -> Listed {
+        if self.is_gone(parent, name, ticket) {
+            return Listed::Gone;
+        }
+        match self.known(parent, name, now) {
+            Known::Is(entry) => return Listed::Is(entry),
+            Known::Absent => return Listed::Gone,
+            Known::Unknown => {}
+        }
+        let until = asked + self.ttl;
+        if now >= until || self.overrules(parent, name, ticket) || ticket.0 < self.changes_forgotten {
+            return Listed::Old;
+        }
+        let ino = self.put(parent, name, found.clone(), Some(until));
+        ino.and_then(|ino| self.entry(ino).ok()).map_or(Listed::Gone, Listed::Is)
+    }
+
+    /// How long what was asked for at `asked` is believed.
+    pub fn believed_until(&self, asked: Instant) -> Instant {
+        asked + self.ttl
+    }
+
+    // ---- listing ahead
+
+    /// Sets how far the order of a volume's server is known; `prefix` is the volume's own.
+    pub fn set_order(&mut self, volume: VolumeId, order: Order, prefix: &str) {
+        let server = Server {
+            order,
+            begins_anywhere: order == Order::Known,
+            begins_at_keys: order != Order::Other,
+            prefix_len: prefix.len(),
+        };
+        self.orders.insert(volume, server);
+    }
+
+    /// Whether a grouped listing may begin in the middle.
+    pub fn begins_anywhere(&self, volume: VolumeId) -> bool {
+        self.server(volume).begins_anywhere
+    }
+
+    /// The server was found to begin a listing elsewhere than it was told to.
+    pub fn begins_elsewhere(&mut self, volume: VolumeId) {
+        let server = self.orders.entry(volume).or_default();
+        // Where S3's documents are to be relied on, another client has changed the directory meanwhile.
+        server.begins_at_keys = server.begins_anywhere;
+    }
+
+    /// Whether a listing of all keys may begin in the middle.
+    pub fn begins_at_keys(&self, volume: VolumeId) -> bool {
+        self.server(volume).begins_at_keys
+    }
+
+    fn server(&self, volume: VolumeId) -> Server {
+        self.orders.get(&volume).copied().unwrap_or_default()
+    }
+
+    pub fn order_of(&self, volume: VolumeId) -> Order {
+        self.server(volume).order
+    }
+
+    /// The server was found to list out of order, or to begin listings elsewhere: from now on it is relied on for
+    /// neither.
+    pub fn distrust(&mut self, volume: VolumeId) {
+        let server = self.orders.entry(volume).or_default();
+        server.order = Order::Other;
+        (server.begins_anywhere, server.begins_at_keys) = (false, false);
+        self.ahead.forget_volume(volume);
+        self.walks.forget_volume(volume);
+    }
+
+    /// A directory is about to be listed.
+    pub fn open_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
+        let plain = Opening { extent: Extent::Unknown, ask: None, coming: None };
+        if self.order_of(volume) == Order::Other || self.ttl.is_zero() {
+            return plain;
+        }
+        let extent = self.extent(volume, dir, now);
+        let known = matches!(extent, Extent::Whole { .. });
+        let may_begin = self.is_placed(volume, dir);
+        let ask = match ahead::ends_well(dir.prefix()) {
+            true => self.walks.opened(volume, dir.prefix(), known, may_begin),
+            false => None,
+        };
+        let coming = if may_begin { self.walks.coming(volume, dir.prefix()) } else { None };
+        Opening { extent, ask, coming }
+    }
+
+    /// The same for a directory whose opener has waited for what was coming.
+    pub fn reopen_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
+        let extent = self.extent(volume, dir, now);
+        let ask = match extent {
+            Extent::Whole { .. } => self.walks.served(volume, dir.prefix()),
+            _ => None,
+        };
+        let coming = self.walks.coming(volume, dir.prefix());
+        Opening { extent, ask, coming }
+    }
+
+    /// A directory was listed to its end.
+    pub fn listed(&mut self, volume: VolumeId, dir: &DirKey, first_dir: Option<&DirKey>, before: usize) {
+        let first_dir = first_dir.map(|first| first.prefix().to_owned());
+        self.walks.listed(volume, dir.prefix(), first_dir, before);
+    }
+
+    /// Takes a page that was listed ahead; returns what to ask for next. A page that is not what was asked for is
+    /// the last of this volume's.
+    pub fn take_ahead(
+        &mut self,
+        ask: &Ask,
+        page: ListPage,
+        (ticket, asked): (&Ticket, Instant),
+        now: Instant,
+    ) -> Option<Ask> {
+        if self.order_of(ask.volume) == Order::Other {
+            return None;
+        }
+        let last = page.objects.last().map(|object| object.key.as_str());
+        let is_last = page.next.is_none();
+        let span = ask.span(if is_last { None } else { last });
+        if (last.is_none() && !is_last) || !ahead::is_sound(&page.objects, &ask.prefix, &span) {
+            self.distrust(ask.volume);
+            return None;
+        }
+        if self.order_of(ask.volume) == Order::Unknown && ahead::shows_byte_order(&page.objects) {
+            self.orders.entry(ask.volume).or_default().order = Order::Known;
+        }
+        let last = if is_last { None } else { last.map(str::to_owned) };
+        self.ahead.feed(ask.volume, span, page.objects, asked, ticket.0, now);
+        self.walks.answered(ask, last.as_deref(), page.next)
+    }
+
+    /// A question ahead was not answered.
+    pub fn failed_ahead(&mut self, ask: &Ask) {
+        self.walks.failed(ask);
+    }
+
+    fn extent(&self, volume: VolumeId, dir: &DirKey, now: Instant) -> Extent {
+        if self.ahead.is_empty() || !ahead::ends_well(dir.prefix()) || !self.is_placed(volume, dir) {
+            return Extent::Unknown;
+        }
+        self.ahead.extent(volume, dir.prefix(), now)
+    }
+
+    /// Whether it is certain where in the server's order a directory is.
+    fn is_placed(&self, volume: VolumeId, dir: &DirKey) -> bool {
+        let server = self.server(volume);
+        match server.order {
+            Order::Known => true,
+            Order::Unknown => dir.prefix().get(server.prefix_len..).is_some_and(ahead::is_plain),
+            Order::Other => false,
+        }
+    }
+
+    fn find_ahead(&self, parent: Ino, name: &Name, now: Instant) -> Option<(Option<Found>, Instant)> {
+        if self.ahead.is_empty() {
+            return None;
+        }
+        let DirPlace::In { volume, dir } = self.dir_place(parent).ok()? else { return None };
+        if !self.is_placed(volume, &dir) || !self.is_placed(volume, &dir.child(name).ok()?) {
+            return None;
+        }
+        self.ahead.find(volume, &dir, name, now)
+    }
+
+    /// Something in a directory changed: what was listed of it ahead is old.
+    fn touch(&mut self, dir: Ino, deep: bool) {
+        if self.ahead.is_empty() && self.tickets.is_empty() {
+            return;
+        }
+        match self.dir_place(dir) {
+            Ok(DirPlace::In { volume, dir }) => {
+                self.ahead.touch(volume, dir.prefix(), deep, self.changes_made);
+            }
+            Ok(DirPlace::Buckets) => {}
+            Err(_) => self.ahead.forget_all(self.changes_made),
         }
     }
 
@@ -346,9 +637,7 @@ impl Tree {
         let ino = self
             .put(parent, name, found, Some(until))
             .ok_or_else(|| Error::new(Kind::NotFound, "the directory was removed"))?;
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.local = local;
-        }
+        self.set_local(ino, local);
         self.entry(ino)
     }
 
@@ -362,8 +651,8 @@ impl Tree {
             node.volume = Some((volume, dir));
             // A bucket of the mount stays as long as the mount.
             node.pins = 1;
-            node.local = true;
         }
+        self.set_local(ino, true);
         ino
     }
 
@@ -374,10 +663,10 @@ impl Tree {
         }
         let until = now + self.ttl;
         if let Some(node) = self.nodes.get_mut(&ino) {
-            node.local = false;
             node.found = Found::File(facts);
             node.fresh_until = Some(until);
         }
+        self.set_local(ino, false);
     }
 
     /// The directory has a marker now.
@@ -411,6 +700,10 @@ impl Tree {
         if from == to {
             return Ok(());
         }
+        let is_dir = self.nodes.get(&ino).is_some_and(|node| matches!(node.found, Found::Dir { .. }));
+        if is_dir {
+            self.touch(ino, true);
+        }
         // The new child comes before the old one goes: a directory that is empty in between, and that nobody
         // refers to, would be dropped.
         let target = self
@@ -426,17 +719,27 @@ impl Tree {
             node.link = Some((to.0, to.1.clone()));
             node.fresh_until = Some(until);
         }
+        if is_dir {
+            self.touch(ino, true);
+        }
         self.remembered.pop(&(to.0, to.1.clone()));
         self.remembered.put((from.0, from.1.clone()), (Memory::Absent, now + self.negative_ttl));
-        if let Some(node) = replaced.and_then(|old| self.nodes.get_mut(&old)) {
-            node.link = None;
-            node.local = false;
-        }
         if let Some(old) = replaced {
+            if let Some(node) = self.nodes.get_mut(&old) {
+                node.link = None;
+            }
+            self.set_local(old, false);
             self.collect(old);
         }
         self.collect(from.0);
         Ok(())
+    }
+
+    /// The objects of a directory that is gone from here have been deleted: whoever asked meanwhile may have seen
+    /// them still.
+    pub fn emptied(&mut self, parent: Ino, name: &Name) {
+        self.note_change(parent, name);
+        self.touch(parent, true);
     }
 
     /// A renamed file's object is this now.
@@ -525,12 +828,36 @@ impl Tree {
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
         self.changes_made += 1;
-        if self.changed.len() >= CHANGED_MAX {
+        if self.changed_names >= CHANGED_MAX {
             self.changed.clear();
+            self.changed_names = 0;
             self.changes_forgotten = self.changes_made;
         }
         if !self.tickets.is_empty() {
-            self.changed.insert((parent, name.clone()), self.changes_made);
+            let names = self.changed.entry(parent).or_default();
+            let change = Change { number: self.changes_made, left: None };
+            if names.insert(name.clone(), change).is_none() {
+                self.changed_names += 1;
+            }
+        }
+        self.touch(parent, false);
+    }
+
+    fn changed_since(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
+        let change = self.changed.get(&dir).and_then(|names| names.get(name));
+        change.is_some_and(|change| change.number > ticket.0)
+    }
+
+    /// Whether what is known of a node is believed for longer than that, so it was asked for later.
+    fn knows_newer(&self, ino: Ino, until: Instant) -> bool {
+        self.nodes.get(&ino).and_then(|node| node.fresh_until).is_some_and(|known| known > until)
+    }
+
+    fn set_local(&mut self, ino: Ino, local: bool) {
+        if local {
+            self.locals.insert(ino);
+        } else {
+            self.locals.remove(&ino);
         }
     }
 
@@ -583,10 +910,10 @@ impl Tree {
     fn detach(&mut self, ino: Ino) {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         let Some((parent, name)) = node.link.take() else { return };
-        node.local = false;
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children.remove(&name);
         }
+        self.set_local(ino, false);
         self.collect(ino);
         self.collect(parent);
     }
@@ -596,13 +923,17 @@ impl Tree {
         let mut at = ino;
         while at != ROOT {
             let Some(node) = self.nodes.get(&at) else { return };
-            if node.lookups > 0 || node.pins > 0 || !node.children.is_empty() || node.local {
+            let referenced = node.lookups > 0 || node.pins > 0 || !node.children.is_empty();
+            if referenced || self.locals.contains(&at) {
                 return;
             }
             let Some(node) = self.nodes.remove(&at) else { return };
             let Some((parent, name)) = node.link else { return };
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children.remove(&name);
+            }
+            if let Some(change) = self.changed.get_mut(&parent).and_then(|names| names.get_mut(&name)) {
+                change.left = Some(node.found.clone());
             }
             // What S3 said of the name outlives the inode for as long as it is believed.
             if let Some(until) = node.fresh_until.filter(|_| node.changes == AttrChanges::default()) {
@@ -614,6 +945,7 @@ impl Tree {
 
     /// Checks the invariants that a defect here would break first.
     pub fn check(&self) {
+        assert!(self.locals.iter().all(|ino| self.nodes.contains_key(ino)), "a local node is in the table");
         for (ino, node) in &self.nodes {
             if let Some((parent, name)) = &node.link {
                 let above = self.nodes.get(parent).expect("a parent outlives its children");

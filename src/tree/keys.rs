@@ -92,6 +92,10 @@ pub struct DirKey {
     pieces: Vec<usize>,
 }
 
+/// Where in its directory's listing a name is shown.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(String, u8);
+
 /// How a directory shows a key below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shown {
@@ -151,6 +155,17 @@ impl DirKey {
         }
         require_length(&key)?;
         Ok(key)
+    }
+
+    /// Where a listing shows the name: when it has passed everything the name can stand for. Names are shown in
+    /// the order of their places.
+    pub fn place(&self, name: &Name) -> Place {
+        let (text, after) = match name.decoded() {
+            Decoded::Piece(text) => (format!("{text}/"), 0),
+            Decoded::Object(text) => (format!("{text}/"), 1),
+            Decoded::Chunk(text) => (text, 0),
+        };
+        Place(format!("{}{text}", self.prefix), after)
     }
 
     /// Whether an object of `size` bytes under this name's key is shown under this name: a directory's marker

@@ -7,16 +7,22 @@
 //! A listing is data from a stranger: keys outside of the prefix are dropped, a token that repeats is an error,
 //! and a server that lists out of order is found out. From there on nothing is shown until the end, when the
 //! rest comes sorted, and no name is shown twice.
+//!
+//! What is kept does not grow with the directory, as long as the server is known to list in order.
 
 use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::keys::{DirKey, Name, Shown};
+use super::Found;
+use super::keys::{DirKey, Name, Place, Shown};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListedObject};
 
 /// Pages in a row without an entry before a listing counts as endless. S3 may send a few where many keys were
 /// deleted.
 const EMPTY_PAGES_MAX: u32 = 1_000;
+/// Names shown that are kept, as eight bytes each, of a server whose order is not known: enough to find out.
+const SHOWN_MAX: usize = 1 << 18;
 
 /// One line of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,17 +37,43 @@ pub enum What {
     Dir,
 }
 
+/// What a page made known.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    pub entries: Vec<Entry>,
+    /// How many of the entries there are up to a key after which a listing can begin anew and show the rest.
+    pub mark: Option<(usize, String)>,
+}
+
+/// How far a server's order is to be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By bytes, as S3 documents.
+    Known,
+    /// It has to show.
+    Unknown,
+    /// Something else: everything is sorted here.
+    Other,
+}
+
 /// A listing as far as its pages have come.
 #[derive(Debug)]
 pub struct Listing {
     dir: DirKey,
+    /// Keys up to this one were shown before.
+    after: Option<String>,
     /// Objects whose directory may still come, each a prefix of the next.
     held: Vec<ListedObject>,
     /// The greatest key or prefix seen.
     reached: Option<String>,
     /// What came since the order broke.
     unsorted: Option<Vec<Item>>,
-    shown: HashSet<Name>,
+    /// The last directory shown that stands for the piece of a component: the keys of each are contiguous.
+    chunk: Option<Name>,
+    /// Whether it was the last name shown, so more of its keys may come.
+    in_chunk: bool,
+    /// Names shown, while the order has to show.
+    shown: Option<HashSet<u64>>,
     marker: Option<ListedObject>,
     token: Option<String>,
     empty_pages: u32,
@@ -65,14 +97,18 @@ impl Item {
 }
 
 impl Listing {
-    /// A listing of `dir`, to be fed the pages of a LIST with its prefix and the delimiter `/`.
-    pub fn new(dir: DirKey) -> Self {
+    /// A listing of `dir`, to be fed the pages of a LIST with its prefix and the delimiter `/`. Keys up to `after`
+    /// are passed over.
+    pub fn new(dir: DirKey, order: Order, after: Option<String>) -> Self {
         Self {
             dir,
+            after,
             held: Vec::new(),
             reached: None,
-            unsorted: None,
-            shown: HashSet::new(),
+            unsorted: (order == Order::Other).then(Vec::new),
+            chunk: None,
+            in_chunk: false,
+            shown: (order != Order::Known).then(HashSet::new),
             marker: None,
             token: None,
             empty_pages: 0,
@@ -82,7 +118,7 @@ impl Listing {
     }
 
     /// Takes the next page; returns what is ready to be shown. The last page is the one without a token.
-    pub fn page(&mut self, page: ListPage) -> Result<Vec<Entry>> {
+    pub fn page(&mut self, page: ListPage) -> Result<Ready> {
         if page.next.is_some() && page.next == self.token {
             return Err(Error::new(Kind::Corrupt, "the listing repeats its continuation token"));
         }
@@ -100,6 +136,7 @@ impl Listing {
             return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything"));
         }
         items.sort_by(|a, b| a.key().cmp(b.key()));
+        items.dedup_by(|a, b| a.key() == b.key());
         self.token = page.next;
         self.done = self.token.is_none();
 
@@ -108,17 +145,23 @@ impl Listing {
             _ => false,
         };
         if went_back && self.unsorted.is_none() {
+            if self.shown.as_ref().is_none_or(|shown| shown.len() >= SHOWN_MAX) {
+                return Err(Error::new(Kind::Corrupt, "the server lists out of order"));
+            }
             self.unsorted = Some(self.held.drain(..).map(Item::Object).collect());
         }
         if let Some(last) = items.last() {
             self.reached = Some(last.key().to_owned());
+        }
+        if let Some(after) = &self.after {
+            items.retain(|item| item.key() > after.as_str());
         }
         let ready = match &mut self.unsorted {
             None => items,
             Some(unsorted) => {
                 unsorted.extend(items);
                 if !self.done {
-                    return Ok(Vec::new());
+                    return Ok(Ready::default());
                 }
                 let mut all = std::mem::take(unsorted);
                 all.sort_by(|a, b| a.key().cmp(b.key()));
@@ -126,13 +169,28 @@ impl Listing {
                 all
             }
         };
-        let mut out = Vec::new();
+        let mut out = Ready::default();
+        let mut passed: Option<String> = None;
         for item in ready {
-            self.pass(item, &mut out);
+            let key = item.key().to_owned();
+            self.pass(item, &mut out.entries);
+            if self.in_chunk {
+                // A listing that begins here would show the chunk once more.
+            } else if let (1, Some(before)) = (self.held.len(), &passed)
+                && self.held[0].key == key
+            {
+                out.mark = Some((out.entries.len(), before.clone()));
+            } else if self.held.is_empty() {
+                out.mark = Some((out.entries.len(), key.clone()));
+            }
+            passed = Some(key);
+        }
+        if self.unsorted.is_some() {
+            out.mark = None;
         }
         if self.done {
             while let Some(object) = self.held.pop() {
-                self.show_object(object, false, &mut out);
+                self.show_object(object, false, &mut out.entries);
             }
         }
         Ok(out)
@@ -141,11 +199,6 @@ impl Listing {
     /// Whether the last page was taken.
     pub fn is_done(&self) -> bool {
         self.done
-    }
-
-    /// Whether a name was shown.
-    pub fn has_shown(&self, name: &Name) -> bool {
-        self.shown.contains(name)
     }
 
     /// Whether the server lists out of byte order.
@@ -208,10 +261,93 @@ impl Listing {
             Some(Shown::Inside(name)) => Entry { name, what: What::Dir },
             None => return,
         };
-        if self.shown.insert(entry.name.clone()) {
-            out.push(entry);
+        self.in_chunk =
+            entry.what == What::Dir && matches!(self.dir.show(rest, false), Some(Shown::Inside(_)));
+        if self.in_chunk {
+            if self.chunk.as_ref() == Some(&entry.name) {
+                return;
+            }
+            self.chunk = Some(entry.name.clone());
+        }
+        match &mut self.shown {
+            Some(shown) if shown.len() < SHOWN_MAX || self.unsorted.is_some() => {
+                if shown.insert(hash_of(&entry.name)) {
+                    out.push(entry);
+                }
+            }
+            _ => out.push(entry),
         }
     }
+}
+
+pub(super) fn hash_of(name: &Name) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a page made known, with what was done here: `newer` are the children that changed here since the listing
+/// was asked for, or exist only here, and `overruled` tells the names that such a change hides. Each of `newer`
+/// is shown where a listing would show it; `reached` is how far that has come. One that comes into being behind
+/// that is not shown: whoever reads the directory has passed its place.
+pub fn merge(
+    dir: &DirKey,
+    ready: Ready,
+    newer: Vec<(Name, Found)>,
+    overruled: impl Fn(&Name) -> bool,
+    reached: &mut Option<Place>,
+    done: bool,
+) -> Merged {
+    let up_to = if done { None } else { ready.entries.last().map(|last| dir.place(&last.name)) };
+    let mut ours: Vec<(Place, Name, Found)> =
+        newer.into_iter().map(|(name, found)| (dir.place(&name), name, found)).collect();
+    ours.retain(|(place, ..)| {
+        reached.as_ref().is_none_or(|reached| place > reached)
+            && (done || up_to.as_ref().is_some_and(|up_to| place <= up_to))
+    });
+    ours.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut ours = ours.into_iter().peekable();
+    let mut out = Merged::default();
+    for (i, entry) in ready.entries.into_iter().enumerate() {
+        if let Some((count, key)) = &ready.mark
+            && *count == i
+        {
+            out.mark = Some((out.lines.len(), key.clone(), reached.clone()));
+        }
+        if ours.peek().is_some() || ready.mark.as_ref().is_some_and(|(count, _)| *count == i + 1) {
+            let place = dir.place(&entry.name);
+            while let Some((_, name, found)) = ours.next_if(|(at, ..)| *at <= place) {
+                out.lines.push((name, found));
+            }
+            *reached = Some(place);
+        }
+        if !overruled(&entry.name) {
+            let found = match entry.what {
+                What::File(object) => Found::File((&object).into()),
+                What::Dir => Found::Dir { marker: None },
+            };
+            out.lines.push((entry.name, found));
+        }
+    }
+    if let Some((count, key)) = ready.mark
+        && out.mark.is_none()
+        && count > 0
+    {
+        out.mark = Some((out.lines.len(), key, reached.clone()));
+    }
+    out.lines.extend(ours.map(|(_, name, found)| (name, found)));
+    if let Some(up_to) = up_to {
+        *reached = Some(up_to);
+    }
+    out
+}
+
+/// Lines of a directory as they are shown, and where among them a listing may begin anew: after how many, the key
+/// to begin after, and how far what was done here has been shown by then.
+#[derive(Debug, Default)]
+pub struct Merged {
+    pub lines: Vec<(Name, Found)>,
+    pub mark: Option<(usize, String, Option<Place>)>,
 }
 
 /// Whether `KEY/` can no longer come once the listing is at `at`.
@@ -297,7 +433,7 @@ mod tests {
     }
 
     fn run(items: Vec<Item>, cuts: &[usize], dir: &DirKey) -> (BTreeMap<String, bool>, Vec<Name>, bool) {
-        let mut listing = Listing::new(dir.clone());
+        let mut listing = Listing::new(dir.clone(), Order::Unknown, None);
         let mut names = BTreeMap::new();
         let mut order = Vec::new();
         let mut pages: Vec<Vec<Item>> = vec![Vec::new()];
@@ -316,7 +452,7 @@ mod tests {
                     Item::Prefix(prefix) => list.common_prefixes.push(prefix),
                 }
             }
-            for entry in listing.page(list).unwrap() {
+            for entry in listing.page(list).unwrap().entries {
                 let before = names.insert(entry.name.as_str().to_owned(), entry.what == What::Dir);
                 assert!(before.is_none(), "{:?} was shown twice", entry.name);
                 order.push(entry.name);
@@ -383,25 +519,25 @@ mod tests {
 
     #[test]
     fn a_repeated_token_and_an_endless_listing_are_errors() {
-        let mut listing = Listing::new(DirKey::root(""));
+        let mut listing = Listing::new(DirKey::root(""), Order::Unknown, None);
         let page = |token: &str| ListPage { next: Some(token.to_owned()), ..ListPage::default() };
         listing.page(page("t")).unwrap();
         assert_eq!(listing.page(page("t")).unwrap_err().kind(), Kind::Corrupt);
-        let mut listing = Listing::new(DirKey::root(""));
+        let mut listing = Listing::new(DirKey::root(""), Order::Unknown, None);
         let failed = (0..2_000).find_map(|i| listing.page(page(&i.to_string())).err());
         assert_eq!(failed.unwrap().kind(), Kind::Corrupt);
     }
 
     #[test]
     fn keys_that_were_not_asked_for_are_dropped() {
-        let mut listing = Listing::new(DirKey::root("p/"));
+        let mut listing = Listing::new(DirKey::root("p/"), Order::Unknown, None);
         let page = ListPage {
             objects: vec![object("q/x", 1), object("p/ok", 1), object("p/deep/x", 1)],
             common_prefixes: vec!["other/".into(), "p/d/".into()],
             next: None,
         };
         let names: Vec<_> =
-            listing.page(page).unwrap().into_iter().map(|e| e.name.as_str().to_owned()).collect();
+            listing.page(page).unwrap().entries.into_iter().map(|e| e.name.as_str().to_owned()).collect();
         assert_eq!(names, ["d", "ok"]);
         assert_eq!(listing.foreign_keys(), 3);
     }

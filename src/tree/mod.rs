@@ -14,11 +14,15 @@
 //!    (see [`Ticket`]).
 //! 5. A name is either a child node, a remembered fact or a remembered absence, never two of them.
 
+pub mod ahead;
 mod inodes;
 pub mod keys;
+pub mod lines;
 pub mod listing;
+pub mod split;
+pub mod walk;
 
-pub use inodes::{Ticket, Tree};
+pub use inodes::{Listed, Opening, Ticket, Tree};
 
 use std::time::SystemTime;
 

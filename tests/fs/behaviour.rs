@@ -158,10 +158,12 @@ fn a_listing_on_its_way_does_not_bring_back_what_was_removed_meanwhile() {
         let fh = client.fs.opendir(ROOT).unwrap();
         // The first page is here, the second is not.
         let mut taken = 0;
+        let mut cookie = 0;
         client
             .fs
-            .readdir(fh, 0, false, &mut |_| {
+            .readdir(fh, 0, false, &mut |entry| {
                 taken += 1;
+                cookie = entry.cookie;
                 taken < 10
             })
             .await
@@ -171,7 +173,7 @@ fn a_listing_on_its_way_does_not_bring_back_what_was_removed_meanwhile() {
         let mut names = Vec::new();
         client
             .fs
-            .readdir(fh, 12, true, &mut |entry| {
+            .readdir(fh, cookie, true, &mut |entry| {
                 names.push(entry.name.as_str().to_owned());
                 true
             })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pailfs::base::{ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Fs, OpenFlags, Options, Root, Volume};
+use pailfs::fs::{Attr, Fs, OpenFlags, Options, Order, Root, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
@@ -60,6 +60,14 @@ impl Client {
         stats: Arc<Stats>,
         probe: Option<pailfs::fs::Probe>,
     ) -> Self {
+        let mut volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
+        if let Some(probe) = probe {
+            volume = volume.probe(probe);
+        }
+        Self::of_volume(volume, store, clock, stats)
+    }
+
+    fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
         let staging = tempfile::tempdir().expect("a directory can be made");
         let options = Options {
             staging_dir: staging.path().to_owned(),
@@ -69,13 +77,15 @@ impl Client {
             memory_limit: 64 << 20,
             ..Options::default()
         };
-        let mut volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
-        if let Some(probe) = probe {
-            volume = volume.probe(probe);
-        }
         let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
             .expect("options are fine");
         Self { fs, store, clock, stats, _staging: staging }
+    }
+
+    /// The same, on a server whose listing order has to show.
+    pub fn with_order_unknown(self) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        Self::of_volume(volume.order(Order::Unknown), self.store, self.clock, self.stats)
     }
 
     /// Lets everything remembered grow old.
@@ -214,6 +224,13 @@ impl Client {
 
     /// Names of a directory, sorted, directories with a `/`.
     pub async fn list(&self, path: &str) -> Result<Vec<String>> {
+        let mut names = self.list_unsorted(path).await?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// Names of a directory as they come, directories with a `/`.
+    pub async fn list_unsorted(&self, path: &str) -> Result<Vec<String>> {
         let dir = self.walk(path).await?;
         let fh = self.fs.opendir(dir.ino)?;
         let mut names = Vec::new();
@@ -233,8 +250,20 @@ impl Client {
         if dir.ino != ROOT {
             self.fs.forget(dir.ino, 1);
         }
-        names.sort();
         answer.map(|()| names)
+    }
+
+    /// What `find` shows: every path below a directory in the order of its listings, directories with a `/`.
+    pub async fn find(&self, path: &str) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut todo = vec![path.to_owned()];
+        while let Some(dir) = todo.pop() {
+            let names = self.list_unsorted(&dir).await?;
+            let paths: Vec<String> = names.into_iter().map(|name| format!("{dir}{name}")).collect();
+            todo.extend(paths.iter().rev().filter(|path| path.ends_with('/')).cloned());
+            found.extend(paths);
+        }
+        Ok(found)
     }
 
     /// Every path of the mount with its bytes; directories end with `/`.

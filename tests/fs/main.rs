@@ -10,5 +10,6 @@ mod harness;
 mod behaviour;
 mod client;
 mod faults;
+mod listing;
 mod model;
 mod reading;

@@ -23,7 +23,9 @@ impl Model {
         };
         let resumed = request.continuation.is_some();
         let mut last = String::new();
-        for (key, versions) in bucket.keys.range(request.prefix.clone()..) {
+        // Nothing before the token is shown, so nothing before it is looked at.
+        let from = token.map_or(request.prefix.as_str(), |token| token.max(&request.prefix)).to_owned();
+        for (key, versions) in bucket.keys.range(from..) {
             if !key.starts_with(&request.prefix) {
                 break;
             }

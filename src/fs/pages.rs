@@ -1,0 +1,433 @@
+//! Pages of a LIST, asked for ahead of whoever takes them; those of a large directory in shards side by side.
+//!
+//! Guarantees: pages come in the order of keys, whoever asked for them, and together they say what one listing from
+//! beginning to end says. Where a shard ends, its listing has gone on for a bit: what that showed has to be what
+//! the next shard begins with. If not, the listing goes on from there without shards.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use futures::future::try_join_all;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::lock;
+use super::volume::Volume;
+use crate::base::Clock;
+use crate::error::{Error, Result};
+use crate::s3::{ListPage, ListRequest, Store};
+use crate::stats::Stats;
+use crate::tree::split::{self, SHARDS_MAX, Split};
+
+/// Pages that are here and not yet taken, of a listing by itself, with one more on its way: enough that the network
+/// never waits for the reader's side of things, and little if the reader goes away.
+const READY_MAX: usize = 2;
+/// The same of a shard, which waits for the shards before it: 16 of them are 128,000 entries.
+const SHARD_READY_MAX: usize = 8;
+/// Full pages after which a directory counts as large. Dividing it costs some twenty requests more, and as many round
+/// trips as three pages take.
+const PAGES_MIN: u32 = 10;
+/// Pages of one shard after which it counts as large.
+const SHARD_PAGES_MIN: u32 = 10;
+/// Shards of one listing in all, where the one being read is divided again.
+const SHARDS_KEPT_MAX: usize = 24;
+/// Pages after a search that found nothing to divide, before the next.
+const SPLIT_PAUSE_PAGES: u32 = 64;
+/// Keys of an answer to "what comes after this".
+const PROBE_KEYS: u16 = 1;
+
+/// A page, and when it was asked for.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) list: ListPage,
+    pub(super) asked: Instant,
+}
+
+/// How a large directory may be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharding {
+    /// By itself: the server does not begin listings where it is told to.
+    Never,
+    /// The server groups what lies below directories, wherever a listing begins.
+    Grouped,
+    /// Some servers lose a directory when a grouped listing begins in the middle, so what lies below directories is
+    /// listed too, and left out here.
+    Whole,
+}
+
+/// What a listing needs to ask its questions.
+pub(super) struct Asker {
+    store: Arc<dyn Store>,
+    bucket: String,
+    prefix: String,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Stats>,
+}
+
+/// The pages of one LIST in their order. While one is being used the next are on their way. Dropping it stops that.
+pub(super) struct Pages {
+    asker: Arc<Asker>,
+    /// One that is here already, and the only one.
+    here: Option<Page>,
+    /// In order; the first is being read.
+    shards: VecDeque<Shard>,
+    sharding: Sharding,
+    /// Whether shards did not fit together.
+    torn: bool,
+    search: Search,
+    /// The end of the shard before the first: what is beyond it.
+    seam: Option<Page>,
+    /// The last key or prefix passed on.
+    passed: Option<String>,
+    /// Some of the keys seen.
+    sample: Vec<String>,
+    made: u64,
+    shards_free: Arc<Semaphore>,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+enum Search {
+    /// After this many pages of the first shard.
+    After(u32),
+    Running(Searching),
+}
+
+/// A search on its way; dropping it stops that.
+struct Searching(JoinHandle<Result<Vec<String>>>);
+
+impl Drop for Searching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A piece of the listing.
+struct Shard {
+    ready: mpsc::Receiver<Result<Page>>,
+    /// Taken out of `ready` already.
+    taken: VecDeque<Result<Page>>,
+    /// It ends with this.
+    end: Option<String>,
+    /// Whether it lists what is below directories.
+    is_whole: bool,
+    /// For the task: the same as `end`.
+    stop: Arc<Mutex<Option<String>>>,
+    pages: u32,
+    task: AbortHandle,
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Asker {
+    pub(super) fn new(volume: &Volume, prefix: &str, clock: &Arc<dyn Clock>, stats: &Arc<Stats>) -> Self {
+        Self {
+            store: Arc::clone(&volume.store),
+            bucket: volume.bucket.clone(),
+            prefix: prefix.to_owned(),
+            clock: Arc::clone(clock),
+            stats: Arc::clone(stats),
+        }
+    }
+
+    fn request(&self, is_whole: bool) -> ListRequest {
+        ListRequest {
+            bucket: self.bucket.clone(),
+            prefix: self.prefix.clone(),
+            delimiter: (!is_whole).then(|| "/".to_owned()),
+            ..ListRequest::default()
+        }
+    }
+
+    /// Asks for pages, one after the other, until one goes beyond `stop`.
+    fn list(self: &Arc<Self>, request: ListRequest, end: Option<String>, room: usize) -> Shard {
+        let (sender, ready) = mpsc::channel(room);
+        let stop = Arc::new(Mutex::new(end.clone()));
+        let (asker, until) = (Arc::clone(self), Arc::clone(&stop));
+        let is_whole = request.delimiter.is_none();
+        let mut request = request;
+        let task = tokio::spawn(async move {
+            loop {
+                let asked = asker.clock.now();
+                let answer = asker.store.list(request.clone()).await;
+                let (next, last) = match &answer {
+                    Ok(page) => (page.next.clone(), last_of(page).map(str::to_owned)),
+                    Err(_) => (None, None),
+                };
+                let is_beyond = match (&*lock(&until), &last) {
+                    (Some(end), Some(last)) => last > end,
+                    _ => false,
+                };
+                let jump = answer.as_ref().ok().and_then(|page| asker.jump(page, is_whole));
+                // A token that repeats is whoever takes the page's to complain of.
+                let repeats = next.is_some() && next == request.continuation;
+                let sent = sender.send(answer.map(|list| Page { list, asked })).await;
+                if sent.is_err() || next.is_none() || repeats || is_beyond {
+                    return;
+                }
+                (request.start_after, request.continuation) =
+                    if jump.is_some() { (jump, None) } else { (None, next) };
+            }
+        });
+        let task = task.abort_handle();
+        Shard { ready, taken: VecDeque::new(), end, is_whole, stop, pages: 0, task }
+    }
+
+    /// Where to go on after a page that has nothing but keys of one directory below.
+    fn jump(&self, page: &ListPage, is_whole: bool) -> Option<String> {
+        let (first, last) = (page.objects.first()?, page.objects.last()?);
+        let group = self.group_of(&first.key)?;
+        (is_whole && self.group_of(&last.key) == Some(group)).then(|| format!("{group}{}", char::MAX))
+    }
+
+    /// The directory right below the prefix that a key is in.
+    fn group_of<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let slash = key.strip_prefix(&self.prefix)?.find('/')?;
+        Some(&key[..=self.prefix.len() + slash])
+    }
+
+    /// What a grouped listing would have said.
+    fn grouped(&self, page: ListPage, passed: Option<&str>) -> ListPage {
+        let mut grouped = ListPage { next: page.next, ..ListPage::default() };
+        for object in page.objects {
+            match self.group_of(&object.key) {
+                None => grouped.objects.push(object),
+                Some(group) => {
+                    let last = grouped.common_prefixes.last().map(String::as_str).or(passed);
+                    if last != Some(group) {
+                        grouped.common_prefixes.push(group.to_owned());
+                    }
+                }
+            }
+        }
+        grouped
+    }
+
+    /// Looks for strings that divide what comes after `reached`.
+    async fn search(self: Arc<Self>, mut split: Split) -> Result<Vec<String>> {
+        loop {
+            let probes = split.probes();
+            if probes.is_empty() {
+                return Ok(split.points());
+            }
+            let asked = probes.into_iter().map(async |start_after| {
+                let request = ListRequest {
+                    start_after: Some(start_after),
+                    max_keys: Some(PROBE_KEYS),
+                    ..self.request(true)
+                };
+                self.stats.shard_probes.add(1);
+                let page = self.store.list(request).await?;
+                let first = page.objects.into_iter().next().map(|object| object.key);
+                Ok::<_, Error>(first.filter(|key| key.starts_with(&self.prefix)))
+            });
+            split.answers(try_join_all(asked).await?);
+        }
+    }
+}
+
+impl Pages {
+    /// A listing from the beginning, or after a key.
+    pub(super) fn start(
+        asker: Asker,
+        start_after: Option<String>,
+        sharding: Sharding,
+        shards_free: &Arc<Semaphore>,
+    ) -> Self {
+        let asker = Arc::new(asker);
+        let request = ListRequest { start_after, ..asker.request(false) };
+        let first = asker.list(request, None, READY_MAX);
+        Self { shards: [first].into(), ..Self::new(asker, sharding, shards_free) }
+    }
+
+    /// A listing that is here already.
+    pub(super) fn here(asker: Asker, page: Page, shards_free: &Arc<Semaphore>) -> Self {
+        Self { here: Some(page), ..Self::new(Arc::new(asker), Sharding::Never, shards_free) }
+    }
+
+    fn new(asker: Arc<Asker>, sharding: Sharding, shards_free: &Arc<Semaphore>) -> Self {
+        Self {
+            asker,
+            here: None,
+            shards: VecDeque::new(),
+            sharding,
+            torn: false,
+            search: Search::After(PAGES_MIN),
+            seam: None,
+            passed: None,
+            sample: Vec::new(),
+            made: 0,
+            shards_free: Arc::clone(shards_free),
+            permits: Vec::new(),
+        }
+    }
+
+    /// The next page; `None` after the last and after a failure. May be given up at any time.
+    pub(super) async fn next(&mut self) -> Option<Result<Page>> {
+        if let Some(page) = self.here.take() {
+            return Some(Ok(page));
+        }
+        loop {
+            let first = self.shards.front_mut()?;
+            if first.taken.is_empty() {
+                let page = first.ready.recv().await?;
+                first.taken.push_back(page);
+            }
+            // From here on nothing waits.
+            self.take_points().await;
+            let first = self.shards.front_mut()?;
+            let page = match first.taken.pop_front()? {
+                Ok(page) => page,
+                Err(error) => {
+                    self.shards.clear();
+                    return Some(Err(error));
+                }
+            };
+            first.pages += 1;
+            if let Some(page) = self.fit(page) {
+                return Some(Ok(page));
+            }
+        }
+    }
+
+    /// Whether shards did not fit together, so the server is not to be relied on for them.
+    pub(super) fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// A page of the first shard in its place among all.
+    fn fit(&mut self, page: Page) -> Option<Page> {
+        let Page { list, asked } = page;
+        let is_whole = self.shards.front()?.is_whole;
+        let mut list = if is_whole { self.asker.grouped(list, self.passed.as_deref()) } else { list };
+        if let Some(seam) = self.seam.take()
+            && !split::agree(&seam.list, &list)
+        {
+            return self.mend(seam);
+        }
+        let first = self.shards.front()?;
+        let (pages, end) = (first.pages, first.end.clone());
+        if let Some(end) = end {
+            let (here, beyond) = split::cut(list, &end);
+            list = here;
+            let is_done = last_of(&beyond).is_some() || beyond.next.is_none();
+            if is_done {
+                self.shards.pop_front();
+                self.permits.pop();
+                self.seam = Some(Page { list: beyond, asked });
+                if let Search::After(pages) = &mut self.search {
+                    *pages = (*pages).max(SHARD_PAGES_MIN);
+                }
+            }
+            self.made += 1;
+            // Whoever takes the pages wants to know that more is to come.
+            list.next = Some(format!("shard {}", self.made));
+        } else if list.next.is_none() {
+            self.shards.clear();
+        } else if self.made > 0 {
+            self.made += 1;
+            list.next = Some(format!("shard {}", self.made));
+        }
+        if let Some(last) = last_of(&list) {
+            self.passed = Some(last.to_owned());
+        }
+        if list.next.is_some() {
+            self.look_for_points(&list, pages);
+        }
+        Some(Page { list, asked })
+    }
+
+    /// Goes on by the token of the shard that ended, without shards.
+    fn mend(&mut self, seam: Page) -> Option<Page> {
+        tracing::debug!(prefix = self.asker.prefix, "shards of a listing do not fit together");
+        self.torn = true;
+        self.sharding = Sharding::Never;
+        let is_whole = self.shards.front()?.is_whole;
+        self.shards.clear();
+        self.permits.clear();
+        let Page { mut list, asked } = seam;
+        if let Some(token) = list.next.take() {
+            let request = ListRequest { continuation: Some(token), ..self.asker.request(is_whole) };
+            self.shards.push_back(self.asker.list(request, None, READY_MAX));
+            self.made += 1;
+            list.next = Some(format!("shard {}", self.made));
+        }
+        if let Some(last) = last_of(&list) {
+            self.passed = Some(last.to_owned());
+        }
+        Some(Page { list, asked })
+    }
+
+    /// Starts to look for a way to divide what is to come, where it seems to be much.
+    fn look_for_points(&mut self, list: &ListPage, pages: u32) {
+        if self.sample.len() < 64 {
+            let step = (list.objects.len() / 16).max(1);
+            self.sample.extend(list.objects.iter().step_by(step).map(|object| object.key.clone()));
+        }
+        let Search::After(min) = self.search else { return };
+        let groups = self.sharding == Sharding::Whole && !list.common_prefixes.is_empty();
+        if self.sharding == Sharding::Never || groups || pages < min || self.shards.len() >= SHARDS_MAX {
+            return;
+        }
+        let (Some(reached), Some(first)) = (&self.passed, self.shards.front()) else { return };
+        let sample = self.sample.iter().map(String::as_str);
+        let split = Split::new(&self.asker.prefix, reached, sample, first.end.clone());
+        let search = tokio::spawn(Arc::clone(&self.asker).search(split));
+        self.search = Search::Running(Searching(search));
+    }
+
+    /// Takes what a search has found, if it has ended, and lists in shards from there on.
+    async fn take_points(&mut self) {
+        let Search::Running(search) = &mut self.search else { return };
+        if !search.0.is_finished() {
+            return;
+        }
+        // It has ended, so this does not wait. A search that failed is one that found nothing.
+        let points = (&mut search.0).await.ok().and_then(Result::ok).unwrap_or_default();
+        let pages = self.shards.front().map_or(0, |first| first.pages);
+        self.search = Search::After(pages + SPLIT_PAUSE_PAGES);
+        self.divide(points);
+    }
+
+    /// Divides the first shard at these strings, as far as it has not come past them.
+    fn divide(&mut self, mut points: Vec<String>) {
+        let room = SHARDS_KEPT_MAX.saturating_sub(self.shards.len());
+        let Some(first) = self.shards.front_mut() else { return };
+        while let Ok(page) = first.ready.try_recv() {
+            first.taken.push_back(page);
+        }
+        let fetched = first.taken.iter().filter_map(|page| last_of(&page.as_ref().ok()?.list));
+        let fetched = fetched.chain(self.passed.as_deref()).max().unwrap_or_default().to_owned();
+        let end = first.end.clone();
+        points.retain(|point| *point > fetched && end.as_ref().is_none_or(|end| point < end));
+        points.truncate(room);
+        let mut permits = Vec::new();
+        while permits.len() < points.len() {
+            let Ok(permit) = Arc::clone(&self.shards_free).try_acquire_owned() else { break };
+            permits.push(permit);
+        }
+        points.truncate(permits.len());
+        let Some(start) = points.first() else { return };
+        self.asker.stats.shards.add(points.len() as u64);
+        first.end = Some(start.clone());
+        *lock(&first.stop) = Some(start.clone());
+        for (i, start) in points.iter().enumerate() {
+            let shard_end = points.get(i + 1).cloned().or_else(|| end.clone());
+            let request = ListRequest {
+                start_after: Some(start.clone()),
+                ..self.asker.request(self.sharding == Sharding::Whole)
+            };
+            self.shards.insert(i + 1, self.asker.list(request, shard_end, SHARD_READY_MAX));
+        }
+        self.permits.append(&mut permits);
+    }
+}
+
+fn last_of(page: &ListPage) -> Option<&str> {
+    let object = page.objects.last().map(|object| object.key.as_str());
+    object.max(page.common_prefixes.last().map(String::as_str))
+}

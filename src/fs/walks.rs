@@ -1,0 +1,86 @@
+//! Listing ahead of whoever walks through directories: the requests to the plans of `tree::walk`.
+
+use std::sync::Arc;
+
+use super::Fs;
+use super::pages::Page;
+use super::volume::Volume;
+use crate::s3::ListRequest;
+use crate::tree::VolumeId;
+use crate::tree::ahead::Extent;
+use crate::tree::keys::DirKey;
+use crate::tree::walk::Ask;
+
+/// Answers that the opener of a directory waits for: the page it may begin in, and the page it may end in.
+const WAITS_MAX: u32 = 2;
+
+impl Fs {
+    /// A directory's whole listing, where it was listed ahead or is about to be. `None` where it has to be asked
+    /// for by itself.
+    pub(super) async fn listed_ahead(
+        self: &Arc<Self>,
+        id: VolumeId,
+        volume: &Arc<Volume>,
+        dir: &DirKey,
+    ) -> Option<Page> {
+        let mut answers = self.ahead_answers.subscribe();
+        let mut opening = self.tree().open_listing(id, dir, self.clock.now());
+        let mut waits = 0;
+        let mut awaited = None;
+        loop {
+            if let Some(ask) = opening.ask.take() {
+                self.list_ahead(volume, ask);
+            }
+            if let Extent::Whole { page, asked } = opening.extent {
+                return Some(Page { list: page, asked });
+            }
+            let coming = opening.coming?;
+            if awaited != Some(coming) {
+                awaited = Some(coming);
+                waits += 1;
+            }
+            if waits > WAITS_MAX {
+                return None;
+            }
+            answers.changed().await.ok()?;
+            opening = self.tree().reopen_listing(id, dir, self.clock.now());
+        }
+    }
+
+    /// Asks for a page, and for more as long as the walk wants them.
+    fn list_ahead(self: &Arc<Self>, volume: &Arc<Volume>, ask: Ask) {
+        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+        tokio::spawn(async move {
+            let mut next = Some(ask);
+            while let Some(ask) = next {
+                next = fs.take_page_ahead(&volume, &ask).await;
+                fs.ahead_answers.send_modify(|answers| *answers += 1);
+            }
+        });
+    }
+
+    async fn take_page_ahead(&self, volume: &Volume, ask: &Ask) -> Option<Ask> {
+        let asking = self.asking();
+        let asked = self.clock.now();
+        let request = ListRequest {
+            bucket: volume.bucket.clone(),
+            prefix: ask.prefix.clone(),
+            start_after: ask.start_after.clone(),
+            continuation: ask.continuation.clone(),
+            ..ListRequest::default()
+        };
+        self.stats.listed_ahead_pages.add(1);
+        let answer = volume.store.list(request).await;
+        let mut tree = self.tree();
+        match answer {
+            Ok(page) => tree.take_ahead(ask, page, (asking.ticket(), asked), self.clock.now()),
+            Err(error) => {
+                tree.failed_ahead(ask);
+                drop(tree);
+                // Whoever needs a directory asks for it, and hears why that fails.
+                tracing::debug!(error = %error.report(), "listing ahead failed");
+                None
+            }
+        }
+    }
+}
