@@ -37,6 +37,22 @@ counters! {
     block_hits => "block_hits";
     /// Blocks that had to be fetched.
     block_misses => "block_misses";
+    /// Blocks answered from the cache directory.
+    disk_hits => "disk_hits";
+    /// Blocks looked for in the cache directory and not found there.
+    disk_misses => "disk_misses";
+    /// Bytes read from the cache directory.
+    disk_bytes_read => "disk_bytes_read";
+    /// Bytes written to the cache directory.
+    disk_bytes_written => "disk_bytes_written";
+    /// Blocks not kept because the cache directory could not be written fast enough.
+    disk_dropped => "disk_dropped";
+    /// Object versions evicted from the cache directory by this mount.
+    disk_evictions => "disk_evictions";
+    /// Damaged blocks found in the cache directory.
+    disk_corrupt => "disk_corrupt";
+    /// Failures of the cache directory's disk.
+    disk_errors => "disk_errors";
     /// Names answered from memory, positive or negative.
     name_hits => "name_hits";
     /// Names that had to be looked up.
@@ -45,6 +61,8 @@ counters! {
     commits => "commits";
     /// Commits that lost against another client.
     conflicts => "conflicts";
+    /// Opens answered with a file of the cache directory that the kernel reads by itself.
+    passthrough_opens => "passthrough_opens";
     /// Requests that panicked and were answered EIO.
     panics => "panics";
 }

@@ -179,6 +179,13 @@ impl File {
         state.object.as_ref().filter(|_| !state.lost).map(|o| o.id.etag.clone())
     }
 
+    /// The object, where all of the file is in it.
+    pub(super) fn clean_object(&self) -> Option<Object> {
+        let state = lock(&self.state);
+        let clean = state.is_saved() && !state.orphan && !state.lost;
+        state.object.clone().filter(|_| clean)
+    }
+
     /// Whether S3 has an object that this file replaces or is.
     pub(super) fn has_object(&self) -> bool {
         lock(&self.state).expects != Condition::Absent
@@ -262,12 +269,7 @@ impl File {
         let mut state = lock(&self.state);
         if let Some(object) = &mut state.object {
             let etag = etag.unwrap_or(&object.id.etag).clone();
-            *object = Object::new(
-                ObjectId { volume, key: Arc::from(key), etag: etag.clone() },
-                Arc::from(store.bucket.as_str()),
-                object.size,
-                Arc::clone(&store.store),
-            );
+            *object = store.object(volume, key, etag.clone(), object.size);
             state.expects = Condition::Matches(etag);
         }
     }
@@ -417,12 +419,7 @@ impl Fs {
         etag: &ETag,
     ) {
         self.stats.commits.add(1);
-        let object = Object::new(
-            ObjectId { volume: id.0, key: Arc::from(key), etag: etag.clone() },
-            Arc::from(volume.bucket.as_str()),
-            len,
-            Arc::clone(&volume.store),
-        );
+        let object = volume.object(id.0, key, etag.clone(), len);
         let (facts, before, clean) = {
             let mut state = lock(&file.state);
             let before = state.object.as_ref().map(|o| o.id.etag.clone());
@@ -516,7 +513,7 @@ impl Fs {
     }
 
     /// Nobody gets at this content any more but through handles it is open on.
-    fn let_go(&self, file: &Arc<File>) {
+    pub(super) fn let_go(&self, file: &Arc<File>) {
         lock(&self.pages).pop(&file.ino);
         {
             let mut files = lock(&self.files);
@@ -524,8 +521,13 @@ impl Fs {
                 files.remove(&file.ino);
             }
         }
+        self.unlink_inode(file.ino);
+    }
+
+    /// Takes an inode from its name here; S3 still has what the name stands for.
+    pub(super) fn unlink_inode(&self, ino: Ino) {
         let mut tree = self.tree();
-        if let Some((parent, name)) = tree.link_of(file.ino) {
+        if let Some((parent, name)) = tree.link_of(ino) {
             tree.remove(parent, &name, self.clock.now());
             tree.forget_name(parent, &name);
         }

@@ -10,7 +10,7 @@ use super::handles::Handle;
 use super::lookup::no_such_name;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Object, ObjectId, Window};
+use crate::read::Window;
 use crate::s3::Condition;
 use crate::tree::keys::Name;
 use crate::tree::{Entry, Facts, Found, Ino};
@@ -37,7 +37,7 @@ pub struct Opened {
 }
 
 pub(super) struct FileHandle {
-    file: Arc<File>,
+    pub(super) file: Arc<File>,
     write: bool,
     append: bool,
     window: Mutex<Window>,
@@ -121,12 +121,7 @@ impl Fs {
                 &key,
             ));
         }
-        let object = Object::new(
-            ObjectId { volume: id.0, key: Arc::from(key.as_str()), etag: info.etag.clone() },
-            Arc::from(volume.bucket.as_str()),
-            info.size,
-            Arc::clone(&volume.store),
-        );
+        let object = volume.object(id.0, &key, info.etag.clone(), info.size);
         let mut files = lock(&self.files);
         match files.get(&ino) {
             // Written here while the question was on its way, or open at this very version.

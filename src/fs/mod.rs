@@ -13,6 +13,7 @@
 //! 5. the leaves: caches and counters.
 
 mod attr;
+mod backing;
 mod dirs;
 mod file;
 mod handles;
@@ -22,6 +23,7 @@ mod names;
 mod volume;
 
 pub use attr::{Attr, SetAttr};
+pub use backing::{Passthrough, Version};
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use io::{OpenFlags, Opened};
@@ -36,7 +38,7 @@ use lru::LruCache;
 
 use crate::base::{Budget, Clock, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::read::{ReadSettings, Reader};
+use crate::read::{DiskCache, DiskLimits, ReadSettings, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
@@ -61,6 +63,18 @@ pub struct Options {
     pub staging_dir: PathBuf,
     /// Names this host in conflict copies.
     pub host: String,
+    /// Where blocks that were read are kept on disk, if anywhere.
+    pub cache: Option<CacheDir>,
+    /// Which files that are whole there the kernel may read by itself.
+    pub passthrough: Passthrough,
+}
+
+/// A directory for blocks that outlive the mount.
+#[derive(Clone, Debug)]
+pub struct CacheDir {
+    pub dir: PathBuf,
+    /// Bytes on disk, over all mounts that use the directory.
+    pub limit_bytes: u64,
 }
 
 impl Default for Options {
@@ -76,6 +90,8 @@ impl Default for Options {
             memory_limit: 256 << 20,
             staging_dir: std::env::temp_dir(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            cache: None,
+            passthrough: Passthrough::default(),
         }
     }
 }
@@ -132,11 +148,21 @@ impl Fs {
             }
         };
         tree.looked_up(crate::tree::ROOT);
-        // Half of the memory keeps blocks, a quarter each may be on its way in and on its way out.
+        // Half of the memory keeps blocks, a quarter each may be on its way in and on its way out. What is on its way
+        // to the disk is of the blocks' half.
         let quarter = options.memory_limit / 4;
+        let (disk, behind_bytes) = match &options.cache {
+            Some(cache) => {
+                let limits = DiskLimits { disk_bytes: cache.limit_bytes, behind_bytes: quarter / 2 };
+                let disk = DiskCache::open(&cache.dir, limits, Arc::clone(&clock), Arc::clone(&stats))?;
+                (Some(disk), limits.behind_bytes)
+            }
+            None => (None, 0),
+        };
         let reader = Reader::new(
-            ReadSettings { cache_bytes: quarter * 2, ..ReadSettings::default() },
+            ReadSettings { cache_bytes: quarter * 2 - behind_bytes, ..ReadSettings::default() },
             Budget::new(quarter),
+            disk,
             Arc::clone(&stats),
         );
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);

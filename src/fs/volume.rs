@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::{OnceCell, RwLock};
 
+use crate::base::ETag;
 use crate::error::Result;
+use crate::read::{Object, ObjectId};
 use crate::s3::{Session, Store};
 use crate::tree::keys::DirKey;
 use crate::write::Conditions;
@@ -18,6 +20,9 @@ pub struct Volume {
     pub read_only: bool,
     /// Session and endpoint: server-side copies work between volumes that agree on both.
     pub reach: String,
+    /// Endpoint, or "aws": with the bucket's name it says which bucket this is, on every mount of this host. Without
+    /// one nothing of the bucket is kept on disk.
+    pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
     pub(super) probed: OnceCell<Conditions>,
@@ -35,6 +40,7 @@ impl Volume {
             store,
             read_only: false,
             reach: String::new(),
+            origin: Arc::from(""),
             namespace: RwLock::new(()),
             probed: OnceCell::new(),
             probe: None,
@@ -54,9 +60,22 @@ impl Volume {
     }
 
     #[must_use]
+    pub fn origin(mut self, origin: &str) -> Self {
+        self.origin = Arc::from(origin);
+        self
+    }
+
+    #[must_use]
     pub fn probe(mut self, probe: Probe) -> Self {
         self.probe = Some(probe);
         self
+    }
+
+    /// One version of one of its objects. `id` is this volume's number.
+    pub(super) fn object(&self, id: u32, key: &str, etag: ETag, size: u64) -> Object {
+        let id = ObjectId { volume: id, key: Arc::from(key), etag };
+        Object::new(id, Arc::from(self.bucket.as_str()), size, Arc::clone(&self.store))
+            .from_origin(Arc::clone(&self.origin))
     }
 
     pub(super) fn dir_key(&self) -> DirKey {

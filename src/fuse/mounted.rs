@@ -40,7 +40,7 @@ pub struct Mounted {
 pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Options) -> Result<Mounted> {
     let (started_tx, started) = oneshot::channel();
     let (ended_tx, ended) = watch::channel(false);
-    let adapter = Adapter { fs, runtime, started: Some(started_tx) };
+    let adapter = Adapter { fs, runtime, started: Some(started_tx), passthrough: Arc::default() };
     let config = config(options);
     let target = mountpoint.to_owned();
     let (failed_tx, failed) = oneshot::channel();

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use super::blocks::{BlockCache, BlockKey};
+use super::disk::DiskCache;
 use super::{BLOCK_BYTES, Object, ObjectId, ReadSettings};
 use crate::base::{Budget, ByteRange};
 use crate::error::{Error, Kind, Result};
@@ -24,6 +25,7 @@ pub(super) struct Fetcher {
     gets: Arc<Semaphore>,
     budget: Budget,
     settings: ReadSettings,
+    disk: Option<Arc<DiskCache>>,
     runtime: Handle,
 }
 
@@ -63,7 +65,7 @@ impl Block {
 }
 
 impl Fetcher {
-    pub(super) fn new(settings: ReadSettings, budget: Budget) -> Arc<Self> {
+    pub(super) fn new(settings: ReadSettings, budget: Budget, disk: Option<Arc<DiskCache>>) -> Arc<Self> {
         Arc::new(Self {
             shared: Mutex::new(Shared {
                 cache: BlockCache::new(settings.cache_bytes),
@@ -72,6 +74,7 @@ impl Fetcher {
             gets: Arc::new(Semaphore::new(settings.gets_max.max(1))),
             budget,
             settings,
+            disk,
             runtime: Handle::current(),
         })
     }
@@ -158,11 +161,15 @@ impl Fetcher {
         let fetcher = Arc::clone(self);
         let object = object.clone();
         self.runtime.spawn(async move {
-            let mut landing = Landing { fetcher: Arc::clone(&fetcher), object, run, landed: 0 };
+            let mut landing = Landing::new(&fetcher, object, run);
             let _grant = match grant {
                 Some(grant) => grant,
                 None => fetcher.budget.take(landing.run.len() as u64 * BLOCK_BYTES).await,
             };
+            landing.look_on_disk().await;
+            if landing.landed == landing.run.len() {
+                return;
+            }
             let Ok(_turn) = fetcher.gets.acquire().await else { return };
             if let Err(error) = landing.fetch().await {
                 landing.fail(&Arc::new(error));
@@ -210,24 +217,51 @@ struct Landing {
     run: Run,
     /// Blocks that are here.
     landed: usize,
+    /// The run's last blocks, where the disk had them. They land after what comes before them.
+    tail: Vec<Bytes>,
 }
 
 impl Landing {
+    fn new(fetcher: &Arc<Fetcher>, object: Object, run: Run) -> Self {
+        Self { fetcher: Arc::clone(fetcher), object, run, landed: 0, tail: Vec::new() }
+    }
+
+    /// Lands what the disk has from the run's begin on, and keeps what it has up to the run's end. One GET brings what
+    /// lies between, from the first block that lacks to the last.
+    async fn look_on_disk(&mut self) {
+        let Some(disk) = self.fetcher.disk.clone() else { return };
+        let mut found = disk.look(&self.object, self.run.indices()).await;
+        let tail = found.iter().rposition(Option::is_none).map_or(0, |last| last + 1);
+        self.tail = found.split_off(tail).into_iter().flatten().collect();
+        found.into_iter().map_while(|block| block).for_each(|block| self.land(block));
+        if self.landed + self.tail.len() == self.run.len() {
+            self.land_tail();
+        }
+    }
+
+    fn land_tail(&mut self) {
+        std::mem::take(&mut self.tail).into_iter().for_each(|block| self.land(block));
+    }
+
     async fn fetch(&mut self) -> Result<()> {
         let mut resumes = 0;
         loop {
             match self.receive().await {
                 Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => resumes += 1,
-                answer => return answer,
+                Err(error) => return Err(error),
+                Ok(()) => break,
             }
         }
+        self.land_tail();
+        Ok(())
     }
 
     /// One GET for what has not landed yet.
     async fn receive(&mut self) -> Result<()> {
         let indices = self.run.indices();
         let start = (indices.start + self.landed as u64) * BLOCK_BYTES;
-        let Some(range) = ByteRange::new(start, (indices.end * BLOCK_BYTES).min(self.object.size)) else {
+        let end = (indices.end - self.tail.len() as u64) * BLOCK_BYTES;
+        let Some(range) = ByteRange::new(start, end.min(self.object.size)) else {
             return Ok(());
         };
         let request = GetRequest {
@@ -266,7 +300,11 @@ impl Landing {
                 at += part.len() as u64;
                 block.extend_from_slice(&part);
                 if block.len() == whole {
-                    self.land(std::mem::take(&mut block).freeze());
+                    let block = std::mem::take(&mut block).freeze();
+                    if let Some(disk) = &self.fetcher.disk {
+                        disk.keep(&self.object, self.run.first + self.landed as u64, &block);
+                    }
+                    self.land(block);
                 }
             }
         }

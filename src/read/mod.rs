@@ -1,6 +1,6 @@
 //! Bytes out: blocks in memory, blocks on their way, and what to ask for ahead of a reader.
 //!
-//! Owns: the block cache, the requests in flight, the read-ahead window's arithmetic.
+//! Owns: the block caches in memory and on disk, the requests in flight, the read-ahead window's arithmetic.
 //! Does not own: which version a handle reads (`fs` says it in every [`Object`]), or bytes not yet in S3.
 //!
 //! Guarantees to callers
@@ -13,9 +13,11 @@
 //! - Blocks, requests and bytes in flight are bounded by [`ReadSettings`] and the budget.
 
 mod blocks;
+mod disk;
 mod fetch;
 mod window;
 
+pub use disk::{DiskCache, DiskLimits};
 pub use window::Window;
 
 use std::sync::{Arc, Mutex};
@@ -49,6 +51,8 @@ pub struct ObjectId {
 pub struct Object {
     pub id: ObjectId,
     pub bucket: Arc<str>,
+    /// Where the bucket is: an endpoint, or "aws". Blocks of an object without an origin stay in memory.
+    pub origin: Arc<str>,
     /// Length of the object in bytes.
     pub size: u64,
     store: Arc<dyn Store>,
@@ -56,7 +60,13 @@ pub struct Object {
 
 impl Object {
     pub fn new(id: ObjectId, bucket: Arc<str>, size: u64, store: Arc<dyn Store>) -> Self {
-        Self { id, bucket, size, store }
+        Self { id, bucket, origin: Arc::from(""), size, store }
+    }
+
+    #[must_use]
+    pub fn from_origin(mut self, origin: Arc<str>) -> Self {
+        self.origin = origin;
+        self
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -94,17 +104,24 @@ impl Default for ReadSettings {
 pub struct Reader {
     fetcher: Arc<Fetcher>,
     settings: ReadSettings,
+    disk: Option<Arc<DiskCache>>,
     stats: Arc<Stats>,
 }
 
 impl Reader {
-    /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in flight.
-    pub fn new(settings: ReadSettings, budget: Budget, stats: Arc<Stats>) -> Self {
+    /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in flight. Blocks
+    /// are looked for on `disk` before S3 is asked for them, and kept there.
+    pub fn new(
+        settings: ReadSettings,
+        budget: Budget,
+        disk: Option<Arc<DiskCache>>,
+        stats: Arc<Stats>,
+    ) -> Self {
         // A window that memory cannot hold would push out its own blocks before they are read.
         let window_max_bytes =
             settings.window_max_bytes.min(settings.cache_bytes / 4).min(budget.limit_bytes());
         let settings = ReadSettings { window_max_bytes, ..settings };
-        Self { fetcher: Fetcher::new(settings, budget), settings, stats }
+        Self { fetcher: Fetcher::new(settings, budget, disk.clone()), settings, disk, stats }
     }
 
     /// The bytes of a range if all of it is in memory; the window moves on and reads ahead as it needs to.
@@ -154,7 +171,13 @@ impl Reader {
         Err(Error::new(Kind::Internal, "fetches of a block ended without an answer"))
     }
 
-    /// Drops every block.
+    /// A local file with all of the object's bytes, where the cache on disk has it whole and verified.
+    pub async fn whole(&self, object: &Object) -> Option<std::fs::File> {
+        let (disk, object) = (self.disk.clone()?, object.clone());
+        tokio::task::spawn_blocking(move || disk.whole(&object)).await.ok().flatten()
+    }
+
+    /// Drops every block in memory.
     pub fn drop_all(&self) {
         self.fetcher.drop_all();
     }

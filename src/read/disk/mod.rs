@@ -1,0 +1,270 @@
+//! Blocks on a local disk: they survive the mount, and every mount of the host shares them.
+//!
+//! Owns: the cache directory, the threads that write into it, and the judgement of when a disk is no use.
+//! Does not own: which version is wanted (the caller says it in every [`Object`]), nor blocks in memory.
+//!
+//! Guarantees to callers
+//! - A block answered is of exactly the version asked for (origin, bucket, key, ETag and size are all compared) and
+//!   has the checksum it was written with. Whatever is damaged, torn, shortened or missing is a miss.
+//! - Nothing here fails a read: a disk that fails is left alone for a while, and one that hangs is not waited for.
+//! - [`DiskCache::keep`] never waits. What the disk cannot keep up with is not kept.
+//! - The limit holds over all processes that fill the directory: bytes are reserved before they are written.
+//! - Opening looks at nothing, however much there is.
+//! - A file that was handed out as [`whole`](DiskCache::whole) is never changed; it may lose its name.
+
+mod behind;
+mod files;
+mod health;
+mod index;
+mod usage;
+mod verified;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{BLOCK_BYTES, Object};
+use crate::base::Clock;
+use crate::error::Result;
+use crate::stats::Stats;
+use behind::{Behind, Turn};
+use files::Files;
+use health::Health;
+use index::Place;
+use verified::{DataFile, Verified};
+
+/// Threads that write. One keeps up with a fast network; two, with a disk that answers late.
+const WRITERS: usize = 2;
+/// How long a reader waits for the disk before it asks S3. A disk that takes longer is no help.
+const DISK_WAIT: Duration = Duration::from_secs(2);
+/// The most that is read to verify a file when it is opened, in bytes: a hundredth of a second or so.
+const VERIFY_AT_OPEN_BYTES: u64 = 32 << 20;
+/// Blocks that are verified at once.
+const VERIFY_STEP_BLOCKS: u64 = (4 << 20) / BLOCK_BYTES;
+
+/// Bounds of the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskLimits {
+    /// Bytes on disk, over all processes that use the directory.
+    pub disk_bytes: u64,
+    /// Bytes in memory that wait to be written.
+    pub behind_bytes: u64,
+}
+
+/// The cache on disk of one mount.
+pub struct DiskCache(Arc<Shared>);
+
+struct Shared {
+    files: Files,
+    limits: DiskLimits,
+    behind: Behind,
+    verified: Mutex<Verified>,
+    /// Apart, because a full disk can be read and a read-only one too.
+    reading: Mutex<Health>,
+    writing: Mutex<Health>,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Stats>,
+}
+
+impl DiskCache {
+    /// Opens or makes the cache in `dir`. Refuses a directory that other users could put bytes into.
+    pub fn open(
+        dir: &Path,
+        limits: DiskLimits,
+        clock: Arc<dyn Clock>,
+        stats: Arc<Stats>,
+    ) -> Result<Arc<Self>> {
+        let shared = Arc::new(Shared {
+            files: Files::open(dir, limits.disk_bytes, Arc::clone(&stats))?,
+            limits,
+            behind: Behind::new(limits.behind_bytes),
+            verified: Mutex::new(Verified::new()),
+            reading: Mutex::default(),
+            writing: Mutex::default(),
+            clock,
+            stats,
+        });
+        for _ in 0..WRITERS {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("disk-cache".to_owned()).spawn(move || {
+                while let Some(turn) = shared.behind.take() {
+                    shared.write(&turn);
+                }
+            })?;
+        }
+        Ok(Arc::new(Self(shared)))
+    }
+
+    /// The blocks as far as they are here, without waiting for long. Has to be called inside a tokio runtime.
+    pub async fn look(&self, object: &Object, indices: Range<u64>) -> Vec<Option<Bytes>> {
+        let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
+        if !self.0.may(&self.0.reading) {
+            return vec![None; count];
+        }
+        let (shared, wanted) = (Arc::clone(&self.0), object.clone());
+        let reading = tokio::task::spawn_blocking(move || shared.read(&wanted, indices));
+        match tokio::time::timeout(DISK_WAIT, reading).await {
+            Ok(Ok(blocks)) => blocks,
+            Ok(Err(_panic)) => vec![None; count],
+            Err(_) => {
+                self.0.failed(&self.0.reading, "reading", &io::Error::from(io::ErrorKind::TimedOut));
+                vec![None; count]
+            }
+        }
+    }
+
+    /// The blocks as far as they are here. Blocks.
+    pub fn read(&self, object: &Object, indices: Range<u64>) -> Vec<Option<Bytes>> {
+        self.0.read(object, indices)
+    }
+
+    /// Writes a whole block some time soon, if there is room for it in the queue and on the disk. Never waits.
+    pub fn keep(&self, object: &Object, index: u64, block: &Bytes) {
+        let shared = &self.0;
+        if object.size > shared.limits.disk_bytes || !shared.may(&shared.writing) {
+            return;
+        }
+        if !shared.behind.offer(object, index, block) {
+            shared.stats.disk_dropped.add(1);
+        }
+    }
+
+    /// A file with all of the object's bytes, if each of its blocks is here and was found good by this process. What
+    /// little is not verified yet is verified now. Blocks.
+    pub fn whole(&self, object: &Object) -> Option<File> {
+        let place = Place::of(object)?;
+        let shared = &self.0;
+        if !shared.may(&shared.reading) {
+            return None;
+        }
+        let answer = shared.files.complete(&place, shared.clock.wall());
+        let (data, metadata) = shared.judge(&shared.reading, "reading", answer)??;
+        let file = DataFile { inode: metadata.ino(), modified: metadata.modified().ok()? };
+        let missing = lock(&shared.verified).missing(&place.name, file, place.blocks());
+        let left: u64 = missing.iter().map(|run| run.end - run.start).sum();
+        if left == 0 {
+            return Some(data);
+        }
+        if left * BLOCK_BYTES > VERIFY_AT_OPEN_BYTES {
+            return None;
+        }
+        for run in missing {
+            let mut at = run.start;
+            while at < run.end {
+                let step = at..(at + VERIFY_STEP_BLOCKS).min(run.end);
+                at = step.end;
+                if shared.verify(&place, step)?.contains(&None) {
+                    return None;
+                }
+            }
+        }
+        // Asked again, because the blocks that are good now may be of another file than the one opened above.
+        let whole = lock(&shared.verified).missing(&place.name, file, place.blocks()).is_empty();
+        whole.then_some(data)
+    }
+
+    #[cfg(test)]
+    fn settle(&self) {
+        assert!(self.0.behind.settled(Duration::from_secs(60)), "blocks are still on their way to the disk");
+    }
+}
+
+impl Drop for DiskCache {
+    fn drop(&mut self) {
+        self.0.behind.close();
+    }
+}
+
+impl Shared {
+    fn read(&self, object: &Object, indices: Range<u64>) -> Vec<Option<Bytes>> {
+        let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
+        if !self.may(&self.reading) {
+            return vec![None; count];
+        }
+        let found = Place::of(object).and_then(|place| self.verify(&place, indices));
+        let blocks = found.unwrap_or_else(|| vec![None; count]);
+        let hits = blocks.iter().flatten().count() as u64;
+        self.stats.disk_hits.add(hits);
+        self.stats.disk_misses.add(count as u64 - hits);
+        self.stats.disk_bytes_read.add(blocks.iter().flatten().map(|block| block.len() as u64).sum());
+        blocks
+    }
+
+    /// Reads blocks, and remembers which of them are good.
+    fn verify(&self, place: &Place, indices: Range<u64>) -> Option<Vec<Option<Bytes>>> {
+        let answer = self.files.read(place, indices.clone(), self.clock.wall());
+        let found = self.judge(&self.reading, "reading", answer)?;
+        if found.corrupt > 0 {
+            self.stats.disk_corrupt.add(found.corrupt);
+            tracing::warn!(
+                name = place.name,
+                blocks = found.corrupt,
+                "damaged blocks in the cache directory; removed"
+            );
+        }
+        let good = indices.zip(&found.blocks).filter(|(_, block)| block.is_some()).map(|(index, _)| index);
+        lock(&self.verified).note(&place.name, found.data_inode, good);
+        Some(found.blocks)
+    }
+
+    fn write(&self, turn: &Turn<'_>) {
+        if !self.may(&self.writing) {
+            return;
+        }
+        let Some(place) = Place::of(&turn.object) else { return };
+        let whole = |(index, block): &(u64, Bytes)| block.len() as u64 == place.block_len(*index);
+        debug_assert!(turn.blocks.iter().all(whole), "only whole blocks are kept");
+        let answer = self.files.write(&place, &turn.blocks);
+        if let Some(written) = self.judge(&self.writing, "writing", answer) {
+            self.stats.disk_bytes_written.add(written);
+        }
+    }
+
+    fn may(&self, health: &Mutex<Health>) -> bool {
+        lock(health).is_usable(self.clock.now())
+    }
+
+    /// What a file operation says of the disk. Files that come and go while we look say nothing.
+    fn judge<T>(&self, health: &Mutex<Health>, doing: &'static str, answer: io::Result<T>) -> Option<T> {
+        match answer {
+            Ok(value) => {
+                lock(health).succeeded();
+                Some(value)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.failed(health, doing, &error);
+                None
+            }
+        }
+    }
+
+    fn failed(&self, health: &Mutex<Health>, doing: &'static str, error: &io::Error) {
+        self.stats.disk_errors.add(1);
+        let (rest, known) = {
+            let mut health = lock(health);
+            let rest = health.failed(self.clock.now());
+            (rest, health.is_known_to_fail())
+        };
+        match rest {
+            Some(rest) if !known => {
+                let seconds = rest.as_secs();
+                tracing::warn!(%error, doing, seconds, "the cache directory fails; going on without it for a while");
+            }
+            _ => tracing::debug!(%error, doing, "the cache directory fails"),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
