@@ -163,7 +163,7 @@ impl Files {
             return Ok(None);
         }
         let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
-        let mut bytes = vec![0; count * MARK_BYTES as usize];
+        let mut bytes = vec![0; count * MARK_BYTES];
         match index.read_exact_at(&mut bytes, place.mark_offset(indices.start)) {
             Ok(()) => Ok(Some((index, decode_marks(&bytes)))),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
@@ -176,9 +176,9 @@ impl Files {
         let Some((index, _)) = self.marks(place, 0..0)? else { return Ok(blocks.to_vec()) };
         let mut missing = Vec::new();
         for (at, block) in blocks {
-            let mut mark = [0; MARK_BYTES as usize];
+            let mut mark = [0; MARK_BYTES];
             let read = index.read_exact_at(&mut mark, place.mark_offset(*at));
-            if read.is_err() || mark == [0; MARK_BYTES as usize] {
+            if read.is_err() || mark == [0; MARK_BYTES] {
                 missing.push((*at, block.clone()));
             }
         }

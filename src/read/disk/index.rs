@@ -14,7 +14,7 @@ use crate::read::{BLOCK_BYTES, Object};
 pub(super) const FORMAT: u32 = 1;
 const MAGIC: &[u8; 8] = b"pailfs-c";
 /// Bytes of one mark.
-pub(super) const MARK_BYTES: u64 = 8;
+pub(super) const MARK_BYTES: usize = 8;
 /// No S3 key, bucket, ETag and endpoint are longer together; what is, is not cached.
 const HEADER_MAX_BYTES: usize = 8 << 10;
 /// What a file's bytes occupy on disk is counted in these.
@@ -56,7 +56,7 @@ impl Place {
             header.extend(u64::try_from(text.len()).ok()?.to_le_bytes());
             header.extend(text.as_bytes());
         }
-        header.resize(header.len().next_multiple_of(MARK_BYTES as usize), 0);
+        header.resize(header.len().next_multiple_of(MARK_BYTES), 0);
         if header.len() > HEADER_MAX_BYTES {
             return None;
         }
@@ -78,7 +78,7 @@ impl Place {
 
     /// Where the mark of a block is in the index file.
     pub(super) fn mark_offset(&self, index: u64) -> u64 {
-        self.header.len() as u64 + index * MARK_BYTES
+        self.header.len() as u64 + index * MARK_BYTES as u64
     }
 
     /// Length of the whole index file.
@@ -102,7 +102,7 @@ pub(super) fn on_disk(bytes: u64) -> u64 {
 
 /// Marks as the file has them.
 pub(super) fn decode_marks(bytes: &[u8]) -> Vec<u64> {
-    bytes.chunks_exact(MARK_BYTES as usize).map(|b| b.try_into().map_or(0, u64::from_le_bytes)).collect()
+    bytes.chunks_exact(MARK_BYTES).map(|b| b.try_into().map_or(0, u64::from_le_bytes)).collect()
 }
 
 #[cfg(test)]
@@ -133,7 +133,7 @@ mod tests {
             prop_assert_eq!((0..place.blocks()).map(|i| place.block_len(i)).sum::<u64>(), place.size);
             prop_assert!((0..place.blocks()).all(|i| place.block_len(i) > 0));
             prop_assert_eq!(place.block_len(place.blocks()), 0);
-            prop_assert_eq!(place.index_len() % MARK_BYTES, 0);
+            prop_assert_eq!(place.index_len() % MARK_BYTES as u64, 0);
         }
 
         #[test]
