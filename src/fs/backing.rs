@@ -32,15 +32,20 @@ impl Fs {
         Some(Version { etag: object.id.etag, size: object.size })
     }
 
-    /// A local file with the bytes of an open file, where there is one and the kernel may read it.
-    pub async fn backing(&self, fh: u64) -> Option<std::fs::File> {
+    /// A local file with the bytes of an open file, where there is one and the kernel may read it; and the version it
+    /// has, since the open file may be of another by the time it is used.
+    pub async fn backing(&self, fh: u64) -> Option<(Version, std::fs::File)> {
         let object = self.handles.file(fh).ok()?.file.clean_object()?;
         let allowed = match self.options.passthrough {
             Passthrough::Never => false,
             Passthrough::ReadOnly => self.volume(VolumeId(object.id.volume)).ok()?.read_only,
             Passthrough::Always => true,
         };
-        if allowed { self.reader.whole(&object).await } else { None }
+        if !allowed {
+            return None;
+        }
+        let file = self.reader.whole(&object).await?;
+        Some((Version { etag: object.id.etag, size: object.size }, file))
     }
 
     /// Takes the name from an inode, which lives on in its handles. The next lookup of the name makes another inode.

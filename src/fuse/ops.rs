@@ -109,11 +109,12 @@ impl Adapter {
         let asking = Arc::clone(&fs);
         let work = async move {
             let opened = asking.open(ino, flags).await?;
-            let file = if wanted { asking.backing(opened.fh).await } else { None };
-            Ok((opened, file))
+            let backing = if wanted { asking.backing(opened.fh).await } else { None };
+            Ok((opened, backing))
         };
-        self.spawn("open", reply, work, move |reply, (opened, file)| {
+        self.spawn("open", reply, work, move |reply, (opened, backing)| {
             let version = fs.version(opened.fh);
+            let file = backing.filter(|(of, _)| version.as_ref() == Some(of)).map(|(_, file)| file);
             let fh = FileHandle(opened.fh);
             match passthrough.reader(&reply, ino, version.as_ref(), file) {
                 Answer::Cached => reply.opened(fh, fopen(opened.keep_cache)),

@@ -41,8 +41,9 @@ use verified::{DataFile, Verified};
 
 /// Threads that write. One keeps up with a fast network; two, with a disk that answers late.
 const WRITERS: usize = 2;
-/// How long a reader waits for the disk before it asks S3. A disk that takes longer is no help.
-const DISK_WAIT: Duration = Duration::from_secs(2);
+/// How long a reader waits for the disk before it asks S3: longer than a slow disk with a full window of read-ahead
+/// before it takes, and much shorter than an operation may.
+const DISK_WAIT: Duration = Duration::from_secs(10);
 /// The most that is read to verify a file when it is opened, in bytes: a hundredth of a second or so.
 const VERIFY_AT_OPEN_BYTES: u64 = 32 << 20;
 /// Blocks that are verified at once.
