@@ -627,7 +627,7 @@ mod tests {
         let root = Root::Volume(Volume::new("bucket", "", Arc::clone(&store) as Arc<dyn Store>));
         let options = Options { staging_dir: staging.path().to_owned(), ..Options::default() };
         let fs = Fs::new(root, options, Arc::new(SystemClock), Arc::default()).unwrap();
-        let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true };
+        let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true, direct: false };
         let (_, opened) = fs.create(ROOT, OsStr::new("file"), flags, 0o644).await.unwrap();
         fs.write(opened.fh, 0, b"bytes").unwrap();
         Fixture { fs, store, _staging: staging }

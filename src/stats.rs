@@ -29,27 +29,33 @@ counters! {
     bytes_received => "s3_bytes_received";
     /// Bytes of object bodies sent.
     bytes_sent => "s3_bytes_sent";
+    /// Answers that said to slow down, retries included.
+    throttled => "s3_throttled";
     /// Bytes answered to read(2).
     bytes_read => "fs_bytes_read";
     /// Bytes taken from write(2).
     bytes_written => "fs_bytes_written";
-    /// Blocks answered from memory.
-    block_hits => "block_hits";
-    /// Blocks that had to be fetched.
-    block_misses => "block_misses";
-    /// Blocks answered from the cache directory.
+    /// Reads answered from memory.
+    read_hits => "read_hits";
+    /// Reads that had to wait for bytes.
+    read_waits => "read_waits";
+    /// Small files fetched ahead of their opening.
+    files_ahead => "files_fetched_ahead";
+    /// Opens that took a listing's word instead of asking.
+    opens_listed => "opens_by_listing";
+    /// Runs of bytes found whole in the cache directory.
     disk_hits => "disk_hits";
-    /// Blocks looked for in the cache directory and not found there.
+    /// Runs of bytes looked for in the cache directory and not found whole.
     disk_misses => "disk_misses";
     /// Bytes read from the cache directory.
     disk_bytes_read => "disk_bytes_read";
     /// Bytes written to the cache directory.
     disk_bytes_written => "disk_bytes_written";
-    /// Blocks not kept because the cache directory could not be written fast enough.
+    /// Runs of bytes not kept because the cache directory could not be written fast enough.
     disk_dropped => "disk_dropped";
     /// Object versions evicted from the cache directory by this mount.
     disk_evictions => "disk_evictions";
-    /// Damaged blocks found in the cache directory.
+    /// Damaged files found in the cache directory, and removed.
     disk_corrupt => "disk_corrupt";
     /// Failures of the cache directory's disk.
     disk_errors => "disk_errors";

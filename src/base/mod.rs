@@ -1,12 +1,14 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates.
 
 mod budget;
 mod clock;
+mod gate;
 mod range;
 mod size;
 
 pub use budget::{Budget, Grant};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use gate::{Gate, Pass, Priority, Ticket};
 pub use range::ByteRange;
 pub use size::{format_bytes, parse_bytes, parse_duration};
 

@@ -694,6 +694,7 @@ impl Api {
             range: None,
             if_match: None,
             version_id: look.version_id.clone(),
+            checksum: false,
         };
         let mut partial = false;
         if look.needs_head() {
@@ -861,6 +862,7 @@ impl Api {
             range: Some(range),
             if_match: None,
             version_id: source.version_id,
+            checksum: false,
         };
         let body = self.store.get(request).await?.bytes().await?;
         self.store.upload_part(upload, number, body, None).await

@@ -163,10 +163,10 @@ impl Fs {
     /// Reads one page more; `false` at the end.
     async fn next_page(&self, dir: Ino, stream: &mut Stream) -> Result<bool> {
         let place = self.tree().dir_place(dir)?;
-        let DirPlace::In { volume, dir: dir_key } = place else {
+        let DirPlace::In { volume: volume_id, dir: dir_key } = place else {
             return self.list_buckets(stream).await;
         };
-        let volume = self.volume(volume)?;
+        let volume = self.volume(volume_id)?;
         if let StreamState::New = stream.state {
             let ticket = self.tree().begin();
             let listing = Box::new(Listing::new(dir_key.clone()));
@@ -182,7 +182,9 @@ impl Fs {
             continuation: next.clone(),
             ..ListRequest::default()
         };
+        let moment = super::lock(&self.siblings).asking();
         let page = volume.store.list(request).await?;
+        super::lock(&self.siblings).learn(volume_id, page.objects.iter(), moment, self.clock.now());
         *next = page.next.clone();
         let entries = listing.page(page)?;
         let now = self.clock.now();

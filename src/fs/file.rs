@@ -13,8 +13,8 @@ use bytes::Bytes;
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Object, ObjectId, Window};
-use crate::s3::{Attributes, Condition, GetRequest};
+use crate::read::{Cursor, Object, ObjectId};
+use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
 
@@ -72,6 +72,10 @@ struct State {
     orphan: bool,
     /// Another client won: the version these handles read is gone.
     lost: bool,
+    /// Whether what is stored beside the bytes is known: not of a file that was opened by a listing's word.
+    described: bool,
+    /// Whether bytes of this version were answered, so that no other may take its place.
+    answered: bool,
     /// A background task is trying to save it.
     retrying: bool,
     last_error: Option<String>,
@@ -80,6 +84,11 @@ struct State {
 impl State {
     fn is_saved(&self) -> bool {
         self.stamp == self.saved_stamp
+    }
+
+    fn may_be_renewed(&self, asked: &ObjectId) -> bool {
+        let same = self.object.as_ref().is_some_and(|object| object.id == *asked);
+        same && !self.described && !self.answered && self.is_saved() && !self.orphan
     }
 }
 
@@ -112,6 +121,49 @@ impl File {
         Self::with(ino, Some(object), expects, attributes, 0, now)
     }
 
+    /// A file as a listing describes it: without what is stored beside the bytes.
+    pub(super) fn listed(ino: Ino, object: Object, now: SystemTime) -> Self {
+        let file = Self::of_object(ino, object, Attributes::default(), now);
+        lock(&file.state).described = false;
+        file
+    }
+
+    /// S3 was asked about the version that the file is of: it is there, and this is stored beside its bytes.
+    pub(super) fn described(&self, info: &ObjectInfo) {
+        let mut state = lock(&self.state);
+        if !std::mem::replace(&mut state.described, true) {
+            state.attributes = info.attributes.clone();
+        }
+    }
+
+    /// Bytes of this version are about to be answered, so the handles stay with it; `false` where another version has
+    /// taken its place since they were asked for.
+    pub(super) fn confirm(&self, answered: &ObjectId) -> bool {
+        let mut state = lock(&self.state);
+        state.answered = true;
+        state.object.as_ref().is_none_or(|object| object.id == *answered)
+    }
+
+    /// The file's size by the word of the listing it was opened by, as long as no byte of it was answered.
+    fn renewable(&self, asked: &ObjectId) -> Option<u64> {
+        let state = lock(&self.state);
+        state.may_be_renewed(asked).then(|| state.extents.len())
+    }
+
+    /// Goes on with the newest version; `false` where bytes of the other one were answered meanwhile.
+    fn renew(&self, from: &ObjectId, object: Object, attributes: Attributes) -> bool {
+        let mut state = lock(&self.state);
+        if !state.may_be_renewed(from) {
+            return false;
+        }
+        state.extents = Extents::of_base(object.size);
+        state.expects = Condition::Matches(object.id.etag.clone());
+        state.object = Some(object);
+        state.attributes = attributes;
+        state.described = true;
+        true
+    }
+
     fn with(
         ino: Ino,
         object: Option<Object>,
@@ -135,6 +187,8 @@ impl File {
                 writers: 0,
                 orphan: false,
                 lost: false,
+                described: true,
+                answered: false,
                 retrying: false,
                 last_error: None,
             }),
@@ -184,6 +238,11 @@ impl File {
         let state = lock(&self.state);
         let clean = state.is_saved() && !state.orphan && !state.lost;
         state.object.clone().filter(|_| clean)
+    }
+
+    /// The object that its unchanged bytes come from.
+    pub(super) fn object_id(&self) -> Option<ObjectId> {
+        lock(&self.state).object.as_ref().map(|object| object.id.clone())
     }
 
     /// Whether S3 has an object that this file replaces or is.
@@ -297,7 +356,7 @@ impl Fs {
     pub(super) async fn read_file(
         &self,
         file: &File,
-        window: &Mutex<Window>,
+        cursor: &Cursor,
         offset: u64,
         len: u64,
     ) -> Result<Vec<Bytes>> {
@@ -311,13 +370,18 @@ impl Fs {
             if failure.is_some() && from == asked {
                 break;
             }
-            match self.read_source(source, window, range).await {
-                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
+            let whole = matches!(source, Source::Object(_));
+            match (self.read_source(source, cursor, range).await, &from) {
+                (Err(error), from) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
+                    if let Some(from) = from {
+                        self.renew(file, from).await?;
+                    }
                     failure = Some(error);
-                    asked = from;
                 }
-                answer => return answer,
+                (Ok(slices), Some(from)) if whole && !file.confirm(from) => drop(slices),
+                (answer, _) => return answer,
             }
+            asked = from;
         }
         Err(match failure {
             Some(error) if !error.is_not_found() => error,
@@ -325,14 +389,43 @@ impl Fs {
         })
     }
 
-    async fn read_source(
-        &self,
-        source: Source,
-        window: &Mutex<Window>,
-        range: ByteRange,
-    ) -> Result<Vec<Bytes>> {
+    /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
+    async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
+        let Some(size) = file.renewable(from) else { return Ok(()) };
+        let volume = self.volume(VolumeId(from.volume))?;
+        let info = match volume.store.head(&volume.bucket, &from.key, None).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            answer => answer?,
+        };
+        let object = volume.object(from.volume, &from.key, info.etag.clone(), info.size);
+        if file.renew(from, object, info.attributes.clone()) {
+            self.renewed(file.ino, &info);
+            // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
+            // only if its attributes are left alone until then.
+            if info.size > size {
+                self.news.tell(file.ino).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is believed of the name, and what the kernel has of it, is of an older version.
+    fn renewed(&self, ino: Ino, info: &ObjectInfo) {
+        lock(&self.pages).pop(&ino);
+        self.tree().expire(ino);
+        let place = self.tree().object_place(ino);
+        if let Ok((id, key)) = place {
+            lock(&self.siblings).changed(id, &key);
+        }
+        tracing::debug!(
+            key = info.key,
+            "a file was replaced since it was listed; reading the newest version"
+        );
+    }
+
+    async fn read_source(&self, source: Source, cursor: &Cursor, range: ByteRange) -> Result<Vec<Bytes>> {
         let (segments, object, staging) = match source {
-            Source::Object(object) => return self.reader.read(&object, window, range).await,
+            Source::Object(object) => return self.reader.read(&object, cursor, range).await,
             Source::Mixed { segments, object, staging } => (segments, object, staging),
         };
         let mut slices = Vec::with_capacity(segments.len());
@@ -342,7 +435,7 @@ impl Fs {
                     slices.push(Bytes::from(staging.bytes(segment.range)?));
                 }
                 (What::Base, Some(object), _) => {
-                    slices.extend(self.reader.read(object, window, segment.range).await?);
+                    slices.extend(self.reader.read(object, cursor, segment.range).await?);
                 }
                 (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
                 _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
@@ -439,6 +532,7 @@ impl Fs {
             )
         };
         self.tree().committed(file.ino, facts, self.clock.now());
+        lock(&self.siblings).changed(id, key);
         if clean {
             // The kernel's pages hold what was written through it, over pages of the version before.
             let mut pages = lock(&self.pages);
@@ -557,7 +651,7 @@ impl Fs {
                 etag: object.id.etag.clone(),
             }),
             staging: state.staging.clone(),
-            budget: self.upload_budget.clone(),
+            budget: self.budget.clone(),
         }
     }
 
@@ -633,7 +727,7 @@ impl Fs {
                     key: object.id.key.to_string(),
                     range: Some(step),
                     if_match: Some(object.id.etag.clone()),
-                    version_id: None,
+                    ..GetRequest::default()
                 };
                 let bytes = object.store().get(request).await?.bytes().await?;
                 self.stage_fetched(file, step, &bytes)?;

@@ -1,19 +1,21 @@
 //! Open, create, read, write, truncate, flush, fsync, release.
 
 use std::ffi::OsStr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::file::{File, Source};
 use super::handles::Handle;
 use super::lookup::no_such_name;
+use super::siblings::{Ahead, Listed};
+use super::volume::Volume;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::read::Window;
-use crate::s3::Condition;
+use crate::read::{Cursor, Object, SMALL_FILE_MAX};
+use crate::s3::{Condition, ListRequest};
 use crate::tree::keys::Name;
-use crate::tree::{Entry, Facts, Found, Ino};
+use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
 
 /// How often an open asks again because the object was replaced meanwhile.
 const OPEN_ROUNDS_MAX: u32 = 8;
@@ -26,6 +28,8 @@ pub struct OpenFlags {
     pub append: bool,
     /// Fails where the name exists.
     pub exclusive: bool,
+    /// Past every cache that may be behind: O_DIRECT.
+    pub direct: bool,
 }
 
 /// An opened file.
@@ -40,12 +44,18 @@ pub(super) struct FileHandle {
     pub(super) file: Arc<File>,
     write: bool,
     append: bool,
-    window: Mutex<Window>,
+    cursor: Cursor,
 }
 
 impl Fs {
-    /// Opens a file at its newest version.
-    pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened> {
+    /// Opens a file, for writing at its newest version.
+    ///
+    /// For reading, what a listing said less than the metadata TTL ago will do: the first read asks for that very
+    /// version, and where it is gone the handle goes on with the newest one (see [`File::confirm`]).
+    pub async fn open(self: &Arc<Self>, ino: Ino, flags: OpenFlags) -> Result<Opened> {
+        if let Some(opened) = self.open_now(ino, flags) {
+            return Ok(opened);
+        }
         if flags.write || flags.truncate {
             self.require_writable(ino)?;
         }
@@ -58,6 +68,79 @@ impl Fs {
             self.tree().clear_mtime(ino);
         }
         Ok(self.handle_on(file, flags))
+    }
+
+    /// The same, if memory knows enough.
+    pub fn open_now(self: &Arc<Self>, ino: Ino, flags: OpenFlags) -> Option<Opened> {
+        if flags.write || flags.truncate || flags.direct {
+            return None;
+        }
+        let (id, key) = {
+            let tree = self.tree();
+            if tree.is_local(ino) || tree.entry(ino).ok()?.is_dir() {
+                return None;
+            }
+            tree.object_place(ino).ok()?
+        };
+        let now = self.clock.now();
+        let (listed, ahead) = {
+            let mut siblings = lock(&self.siblings);
+            let ahead = siblings.opened(id, &key, now);
+            (siblings.listed(id, &key, now).cloned(), ahead)
+        };
+        let volume = self.volume(id).ok()?;
+        self.follow(id, &volume, ahead);
+        let file = self.listed_file(ino, id, &volume, &listed?)?;
+        self.stats.opens_listed.add(1);
+        Some(self.handle_on(file, flags))
+    }
+
+    /// A file as a listing said; `None` where something else is known of it. It counts as opened once more.
+    fn listed_file(&self, ino: Ino, id: VolumeId, volume: &Volume, listed: &Listed) -> Option<Arc<File>> {
+        match self.tree().entry(ino).ok()?.found {
+            Found::File(facts) if facts.etag.as_ref() == Some(&listed.etag) && facts.size == listed.size => {}
+            _ => return None,
+        }
+        let mut files = lock(&self.files);
+        if let Some(open) = files.get(&ino) {
+            if open.unsaved().is_none() && open.etag().as_ref() != Some(&listed.etag) {
+                return None;
+            }
+            open.opened(false);
+            return Some(Arc::clone(open));
+        }
+        let file = Arc::new(File::listed(ino, object_of(id, volume, listed), self.clock.wall()));
+        file.opened(false);
+        files.insert(ino, Arc::clone(&file));
+        Some(file)
+    }
+
+    /// Fetches what a reader in order will open next, and asks what comes after it.
+    fn follow(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>, ahead: Ahead) {
+        for listed in ahead.fetch.iter().filter(|listed| listed.size <= SMALL_FILE_MAX) {
+            if !self.reader.fetch_ahead(&object_of(id, volume, listed)) {
+                break;
+            }
+            self.stats.files_ahead.add(1);
+        }
+        let Some(after) = ahead.list_after else { return };
+        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+        self.reader.runtime().spawn(async move {
+            let moment = lock(&fs.siblings).asking();
+            let request = ListRequest {
+                bucket: volume.bucket.clone(),
+                prefix: volume.prefix.clone(),
+                start_after: Some(after.clone()),
+                ..ListRequest::default()
+            };
+            match volume.store.list(request).await {
+                Ok(page) => {
+                    let objects = page.objects.iter().filter(|object| object.key > after);
+                    lock(&fs.siblings).learn(id, objects, moment, fs.clock.now());
+                }
+                Err(error) => tracing::debug!(error = %error.report(), "could not list ahead of a reader"),
+            }
+        });
     }
 
     /// The file of an inode: the one with unsaved bytes if there is one, else the object as it is now.
@@ -82,14 +165,14 @@ impl Fs {
             }
         }
         let asking = self.asking();
-        let (id, key, link) = {
+        let (id, key, link, believed) = {
             let tree = self.tree();
-            if tree.entry(ino)?.is_dir() {
+            let Found::File(believed) = tree.entry(ino)?.found else {
                 return Err(Error::new(Kind::IsADirectory, "is a directory"));
-            }
+            };
             let (id, key) = tree.object_place(ino)?;
             let link = tree.link_of(ino).ok_or_else(no_such_name)?;
-            (id, key, link)
+            (id, key, link, believed)
         };
         let volume = self.volume(id)?;
         let answer = volume.store.head(&volume.bucket, &key, None).await;
@@ -114,6 +197,10 @@ impl Fs {
             _ => return Err(Error::new(Kind::Stale, "the name stands for something else now")),
         }
         let facts = Facts::from(&info);
+        if believed.etag != facts.etag || believed.size != facts.size {
+            // The kernel may have the old size, and would end every read there.
+            self.news.tell(ino).await;
+        }
         if facts.archived {
             return Err(Error::new(Kind::Archived, "the object is archived").on(
                 "open",
@@ -127,6 +214,7 @@ impl Fs {
             // Written here while the question was on its way, or open at this very version.
             Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
                 open.opened(write);
+                open.described(&info);
                 Ok(Some(Arc::clone(open)))
             }
             _ => {
@@ -140,7 +228,7 @@ impl Fs {
 
     /// Makes a file and opens it. It is in S3 once it is closed.
     pub async fn create(
-        &self,
+        self: &Arc<Self>,
         parent: Ino,
         name: &OsStr,
         flags: OpenFlags,
@@ -200,12 +288,8 @@ impl Fs {
             }
             (None, None) => false,
         };
-        let handle = FileHandle {
-            file,
-            write: flags.write,
-            append: flags.append,
-            window: Mutex::new(Window::default()),
-        };
+        let handle =
+            FileHandle { file, write: flags.write, append: flags.append, cursor: self.reader.cursor() };
         Opened { fh: self.handles.add(Handle::File(Arc::new(handle))), keep_cache }
     }
 
@@ -213,7 +297,7 @@ impl Fs {
     pub async fn read(&self, fh: u64, offset: u64, len: u32) -> Result<Vec<Bytes>> {
         let handle = self.handles.file(fh)?;
         let slices =
-            self.within(self.read_file(&handle.file, &handle.window, offset, u64::from(len))).await?;
+            self.within(self.read_file(&handle.file, &handle.cursor, offset, u64::from(len))).await?;
         self.stats.bytes_read.add(slices.iter().map(|s| s.len() as u64).sum());
         Ok(slices)
     }
@@ -228,9 +312,12 @@ impl Fs {
             Err(error) => Some(Err(error)),
             Ok(None) => Some(Ok(Vec::new())),
             Ok(Some((range, Source::Object(object)))) => {
-                let slices = self.reader.cached(&object, &handle.window, range)?;
+                let bytes = self.reader.cached(&object, &handle.cursor, range)?;
+                if !handle.file.confirm(&object.id) {
+                    return None;
+                }
                 self.stats.bytes_read.add(range.len());
-                Some(Ok(slices))
+                Some(Ok(vec![bytes]))
             }
             Ok(Some((_, Source::Mixed { .. }))) => None,
         }
@@ -292,7 +379,15 @@ impl Fs {
         }
         if last {
             self.drop_if_unused(file);
+            if let Some(object) = file.object_id() {
+                self.reader.retire(&object);
+            }
         }
         self.tree().unpin(file.ino);
     }
+}
+
+/// The object of a listing's line.
+fn object_of(id: VolumeId, volume: &Volume, listed: &Listed) -> Object {
+    volume.object(id.0, &listed.key, listed.etag.clone(), listed.size)
 }

@@ -20,6 +20,8 @@ mod handles;
 mod io;
 mod lookup;
 mod names;
+mod news;
+mod siblings;
 mod volume;
 
 pub use attr::{Attr, SetAttr};
@@ -27,6 +29,7 @@ pub use backing::{Passthrough, Version};
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use io::{OpenFlags, Opened};
+pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::collections::HashMap;
@@ -36,9 +39,9 @@ use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 
-use crate::base::{Budget, Clock, ETag};
+use crate::base::{Budget, Clock, ETag, Gate};
 use crate::error::{Error, Kind, Result};
-use crate::read::{DiskCache, DiskLimits, ReadSettings, Reader};
+use crate::read::{DiskCache, DiskLimits, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
@@ -101,6 +104,14 @@ const PAGES_KNOWN_MAX: usize = 65_536;
 /// Slots of the name locks: two names share one by chance, which costs time and nothing else.
 const NAME_SLOTS: usize = 256;
 
+/// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
+/// round trips.
+const REQUESTS_MAX: usize = 64;
+/// Of the memory limit, an eighth but at least this much is for everything that is not bytes of files: names, inodes,
+/// connections' buffers, the program itself.
+const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
+const BYTES_MIN: u64 = 16 << 20;
+
 /// A mounted file system.
 pub struct Fs {
     options: Options,
@@ -116,7 +127,10 @@ pub struct Fs {
     names: Vec<tokio::sync::Mutex<()>>,
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
-    upload_budget: Budget,
+    siblings: Mutex<siblings::Siblings>,
+    news: news::Newsroom,
+    /// Bytes in memory: read, read ahead, and on their way out.
+    budget: Budget,
     mounted_at: SystemTime,
 }
 
@@ -148,23 +162,18 @@ impl Fs {
             }
         };
         tree.looked_up(crate::tree::ROOT);
-        // Half of the memory keeps blocks, a quarter each may be on its way in and on its way out. What is on its way
-        // to the disk is of the blocks' half.
-        let quarter = options.memory_limit / 4;
+        // What is on its way to the disk is of the same memory.
+        let memory = bytes_in_memory(options.memory_limit);
         let (disk, behind_bytes) = match &options.cache {
             Some(cache) => {
-                let limits = DiskLimits { disk_bytes: cache.limit_bytes, behind_bytes: quarter / 2 };
+                let limits = DiskLimits { disk_bytes: cache.limit_bytes, behind_bytes: memory / 8 };
                 let disk = DiskCache::open(&cache.dir, limits, Arc::clone(&clock), Arc::clone(&stats))?;
                 (Some(disk), limits.behind_bytes)
             }
             None => (None, 0),
         };
-        let reader = Reader::new(
-            ReadSettings { cache_bytes: quarter * 2 - behind_bytes, ..ReadSettings::default() },
-            Budget::new(quarter),
-            disk,
-            Arc::clone(&stats),
-        );
+        let budget = Budget::new(memory - behind_bytes);
+        let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), disk, Arc::clone(&stats));
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -177,7 +186,9 @@ impl Fs {
             handles: handles::Handles::default(),
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
-            upload_budget: Budget::new(quarter),
+            siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
+            news: news::Newsroom::new(),
+            budget,
             mounted_at: now,
             options,
         }))
@@ -195,6 +206,11 @@ impl Fs {
     pub fn drop_caches(&self) {
         self.reader.drop_all();
         lock(&self.pages).clear();
+    }
+
+    /// News for the kernel, for the one who passes it on; `None` where somebody does already.
+    pub fn news(&self) -> Option<tokio::sync::mpsc::Receiver<News>> {
+        self.news.listen()
     }
 
     /// Inodes in the table.
@@ -289,6 +305,11 @@ fn slot(parent: Ino, name: &Name) -> usize {
 /// by steps that each leave it whole, so the mount goes on.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The part of a memory limit that bytes of files may take.
+fn bytes_in_memory(limit: u64) -> u64 {
+    limit.saturating_sub((limit / 8).max(OVERHEAD_MIN_BYTES)).max(BYTES_MIN)
 }
 
 fn too_many_volumes() -> Error {

@@ -60,6 +60,7 @@ impl Fs {
             delete_object(&at.volume.store, &at.volume.bucket, &key, None, Conditions::NONE).await?;
         }
         self.tree().remove(parent, &at.name, self.clock.now());
+        lock(&self.siblings).changed(at.id, &key);
         Ok(())
     }
 
@@ -184,6 +185,11 @@ impl Fs {
             archived: false,
         };
         self.tree().moved(ino, facts);
+        {
+            let mut siblings = lock(&self.siblings);
+            siblings.changed(from.id, &from_key);
+            siblings.changed(to.id, &to_key);
+        }
         if let Some(file) = file {
             file.moved(to.id.0, &to.volume, &to_key, Some(&written.etag));
         }
@@ -219,6 +225,7 @@ impl Fs {
             put_marker(&to.volume, &new, Condition::Any).await?;
         }
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
+        lock(&self.siblings).changed_all();
         self.retarget_open_files(ino, &moved);
         delete_all(&from.volume, objects.into_iter().map(|object| object.key).collect()).await
     }

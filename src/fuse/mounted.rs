@@ -5,13 +5,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, SessionACL};
+use fuser::{Config, INodeNo, MountOption, SessionACL};
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ops::Adapter;
 use crate::error::{Error, Kind, Result};
-use crate::fs::Fs;
+use crate::fs::{Fs, News};
 
 /// FUSE threads wait for I/O, so there are more of them than cores; more than this gained nothing.
 const THREADS: usize = 4;
@@ -40,6 +40,7 @@ pub struct Mounted {
 pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Options) -> Result<Mounted> {
     let (started_tx, started) = oneshot::channel();
     let (ended_tx, ended) = watch::channel(false);
+    let news = fs.news();
     let adapter = Adapter { fs, runtime, started: Some(started_tx), passthrough: Arc::default() };
     let config = config(options);
     let target = mountpoint.to_owned();
@@ -52,6 +53,7 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
                 return;
             }
         };
+        pass_on(news, session.notifier());
         while !session.guard.is_finished() {
             std::thread::park_timeout(Duration::from_millis(100));
         }
@@ -71,6 +73,24 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
         .unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "the kernel did not greet the new mount")))?;
     raise_read_ahead(mountpoint);
     Ok(Mounted { mountpoint: mountpoint.to_owned(), ended })
+}
+
+/// Passes news on to the kernel, from a thread that holds none of our locks, until the file system is gone.
+fn pass_on(news: Option<mpsc::Receiver<News>>, kernel: fuser::Notifier) {
+    let Some(mut news) = news else { return };
+    let passing = move || {
+        while let Some(News { ino, heard }) = news.blocking_recv() {
+            // Attributes alone: an offset below 0 leaves the pages, whose readers may wait for us. An inode that
+            // the kernel has forgotten meanwhile is no failure.
+            if let Err(error) = kernel.inval_inode(INodeNo(ino.0), -1, 0) {
+                tracing::debug!(%error, ino = ino.0, "the kernel did not take the news");
+            }
+            let _ = heard.send(());
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("fuse-news".to_owned()).spawn(passing) {
+        tracing::warn!(%error, "no thread for news to the kernel; changes by others show after the TTL");
+    }
 }
 
 impl Mounted {

@@ -102,34 +102,52 @@ impl Adapter {
     }
 
     /// A reader's open: by the kernel alone where the file is whole on disk, and otherwise through us.
-    fn open_reader(&self, ino: Ino, flags: OpenFlags, direct: bool, reply: ReplyOpen) {
+    fn open_reader(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
         // Direct reads have rules of their own on a disk that they do not have here.
-        let wanted = passthrough.is_enabled() && !direct;
+        let wanted = passthrough.is_enabled() && !flags.direct;
+        if !wanted && let Some(opened) = fs.open_now(ino, flags) {
+            return answer_reader(&fs, &passthrough, ino, flags, reply, opened, None);
+        }
         let asking = Arc::clone(&fs);
         let work = async move {
-            let opened = asking.open(ino, flags).await?;
+            let opened = match asking.open_now(ino, flags) {
+                Some(opened) => opened,
+                None => asking.open(ino, flags).await?,
+            };
             let backing = if wanted { asking.backing(opened.fh).await } else { None };
             Ok((opened, backing))
         };
         self.spawn("open", reply, work, move |reply, (opened, backing)| {
-            let version = fs.version(opened.fh);
-            let file = backing.filter(|(of, _)| version.as_ref() == Some(of)).map(|(_, file)| file);
-            let fh = FileHandle(opened.fh);
-            match passthrough.reader(&reply, ino, version.as_ref(), file) {
-                Answer::Cached => reply.opened(fh, fopen(opened.keep_cache)),
-                Answer::Backed(backing) => {
-                    fs.stats().passthrough_opens.add(1);
-                    // Direct beside backed still asks us.
-                    let flags = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
-                    reply.opened_passthrough(fh, flags, &backing);
-                }
-                Answer::Elsewhere => {
-                    fs.release(opened.fh);
-                    send_elsewhere(&fs, ino, reply);
-                }
-            }
+            answer_reader(&fs, &passthrough, ino, flags, reply, opened, backing);
         });
+    }
+}
+
+fn answer_reader(
+    fs: &Arc<Fs>,
+    passthrough: &Passthrough,
+    ino: Ino,
+    flags: OpenFlags,
+    reply: ReplyOpen,
+    opened: Opened,
+    backing: Option<(fs::Version, std::fs::File)>,
+) {
+    let version = fs.version(opened.fh);
+    let file = backing.filter(|(of, _)| version.as_ref() == Some(of)).map(|(_, file)| file);
+    let fh = FileHandle(opened.fh);
+    match passthrough.reader(&reply, ino, version.as_ref(), file) {
+        Answer::Cached => reply.opened(fh, fopen(opened.keep_cache)),
+        Answer::Backed(backing) => {
+            fs.stats().passthrough_opens.add(1);
+            // Direct beside backed still asks us.
+            let how = if flags.direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+            reply.opened_passthrough(fh, how, &backing);
+        }
+        Answer::Elsewhere => {
+            fs.release(opened.fh);
+            send_elsewhere(fs, ino, reply);
+        }
     }
 }
 
@@ -184,6 +202,7 @@ fn flags_of(flags: i32) -> OpenFlags {
         truncate: bits.contains(rustix::fs::OFlags::TRUNC),
         append: bits.contains(rustix::fs::OFlags::APPEND),
         exclusive: bits.contains(rustix::fs::OFlags::EXCL),
+        direct: bits.contains(rustix::fs::OFlags::DIRECT),
     }
 }
 
@@ -393,12 +412,11 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
-        let bits = rustix::fs::OFlags::from_bits_retain(flags.0.cast_unsigned());
         let flags = flags_of(flags.0);
         if flags.write || flags.truncate {
             self.open_cached(Ino(ino.0), flags, reply);
         } else {
-            self.open_reader(Ino(ino.0), flags, bits.contains(rustix::fs::OFlags::DIRECT), reply);
+            self.open_reader(Ino(ino.0), flags, reply);
         }
     }
 

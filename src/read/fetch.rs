@@ -1,275 +1,404 @@
-//! Gets missing blocks: one GET for each run of them, whoever asked first.
+//! Gets missing bytes: one GET for each run of them, whoever asked first.
 
-use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-use super::blocks::{BlockCache, BlockKey};
 use super::disk::DiskCache;
-use super::{BLOCK_BYTES, Object, ObjectId, ReadSettings};
-use crate::base::{Budget, ByteRange};
+use super::segments::{Need, Piece, Segments};
+use super::window::{Advice, FIRST_BYTES};
+use super::{Object, ObjectId, lock};
+use crate::base::{Budget, ByteRange, Gate, Grant, Priority, Ticket};
 use crate::error::{Error, Kind, Result};
-use crate::s3::GetRequest;
+use crate::s3::{Checksum, GetRequest, is_of_body, verify};
+use crate::stats::Stats;
 
 /// How often a body that broke off is taken up again where it broke.
 const RESUMES_MAX: u32 = 3;
 
-/// Blocks in memory and blocks on their way.
+/// Bytes in memory and bytes on their way.
 pub(super) struct Fetcher {
-    shared: Mutex<Shared>,
-    gets: Arc<Semaphore>,
+    segments: Mutex<Segments<Arc<Flight>>>,
+    gate: Gate,
     budget: Budget,
-    settings: ReadSettings,
     disk: Option<Arc<DiskCache>>,
     runtime: Handle,
+    stats: Arc<Stats>,
 }
 
-struct Shared {
-    cache: BlockCache,
-    in_flight: HashMap<BlockKey, watch::Receiver<State>>,
+/// A run on its way. Its bytes are shared as they arrive, or where the server has a checksum of all of them, once
+/// that was found right.
+#[derive(Debug)]
+pub(super) struct Flight {
+    range: ByteRange,
+    ticket: Ticket,
+    /// What has arrived; empty again once the run is here.
+    buffer: Mutex<BytesMut>,
+    progress: watch::Sender<Progress>,
 }
 
-/// A block on its way.
-#[derive(Clone)]
-pub(super) enum State {
-    Waiting,
+#[derive(Clone, Debug)]
+enum Progress {
+    /// Everything before this offset has arrived.
+    Filled(u64),
     Here(Bytes),
     Failed(Arc<Error>),
+    /// The fetch ended before it began; ask again.
+    GivenUp,
 }
 
-/// A block that is here or will be.
-pub(super) enum Block {
-    Here(Bytes),
-    Coming(watch::Receiver<State>),
-}
+impl Flight {
+    fn new(range: ByteRange, ticket: Ticket) -> Arc<Self> {
+        let (progress, _) = watch::channel(Progress::Filled(range.start()));
+        Arc::new(Self { range, ticket, buffer: Mutex::default(), progress })
+    }
 
-impl Block {
-    /// Waits for the block, or for the failure of its fetch. `None` where the fetch was given up before it
-    /// began, as read-ahead is when memory is short: ask again.
-    pub(super) async fn bytes(self) -> Result<Option<Bytes>> {
-        let mut coming = match self {
-            Self::Here(bytes) => return Ok(Some(bytes)),
-            Self::Coming(coming) => coming,
-        };
-        match coming.wait_for(|state| !matches!(state, State::Waiting)).await.as_deref() {
-            Ok(State::Here(bytes)) => Ok(Some(bytes.clone())),
-            Ok(State::Failed(error)) => Err(error.duplicate()),
-            _ => Ok(None),
+    /// Whether a part of the run has arrived.
+    pub(super) fn has(&self, part: ByteRange) -> bool {
+        match &*self.progress.borrow() {
+            Progress::Filled(to) => part.end() <= *to,
+            Progress::Here(_) => true,
+            Progress::Failed(_) | Progress::GivenUp => false,
         }
     }
+
+    /// Waits for a part of the run. `None` where the fetch was given up before it began: ask again.
+    pub(super) async fn bytes(&self, part: ByteRange) -> Result<Option<Bytes>> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            let now = progress
+                .wait_for(|progress| !matches!(progress, Progress::Filled(to) if *to < part.end()))
+                .await
+                .map_or(Progress::GivenUp, |now| now.clone());
+            match now {
+                Progress::Here(whole) => return Ok(Some(self.slice(&whole, part))),
+                Progress::Failed(error) => return Err(error.duplicate()),
+                Progress::GivenUp => return Ok(None),
+                Progress::Filled(_) => {
+                    let buffer = lock(&self.buffer);
+                    let (from, to) = self.offsets(part);
+                    // Shorter where the run became whole in between.
+                    if let Some(bytes) = buffer.get(from..to) {
+                        return Ok(Some(Bytes::copy_from_slice(bytes)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn slice(&self, whole: &Bytes, part: ByteRange) -> Bytes {
+        let (from, to) = self.offsets(part);
+        whole.slice(from..to)
+    }
+
+    fn offsets(&self, part: ByteRange) -> (usize, usize) {
+        let offset = |at: u64| usize::try_from(at - self.range.start()).unwrap_or(usize::MAX);
+        (offset(part.start()), offset(part.end()))
+    }
+}
+
+/// Bytes that are here or will be.
+pub(super) enum Block {
+    Here(Bytes),
+    Coming(ByteRange, Arc<Flight>),
 }
 
 impl Fetcher {
-    pub(super) fn new(settings: ReadSettings, budget: Budget, disk: Option<Arc<DiskCache>>) -> Arc<Self> {
+    pub(super) fn new(
+        gate: Gate,
+        budget: Budget,
+        disk: Option<Arc<DiskCache>>,
+        stats: Arc<Stats>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            shared: Mutex::new(Shared {
-                cache: BlockCache::new(settings.cache_bytes),
-                in_flight: HashMap::new(),
-            }),
-            gets: Arc::new(Semaphore::new(settings.gets_max.max(1))),
+            segments: Mutex::new(Segments::new(budget.limit_bytes())),
+            gate,
             budget,
-            settings,
             disk,
             runtime: Handle::current(),
+            stats,
         })
     }
 
-    /// The blocks, if all are in memory.
-    pub(super) fn cached(&self, object: &ObjectId, indices: Range<u64>) -> Option<Vec<Bytes>> {
-        let mut shared = self.lock();
-        indices.map(|index| shared.cache.get(&BlockKey { object: object.clone(), index })).collect()
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
-    /// Every block, here or coming, and how many had to be asked for now.
-    pub(super) fn want(self: &Arc<Self>, object: &Object, indices: Range<u64>) -> (Vec<Block>, u64) {
-        let mut blocks = Vec::new();
-        let mut missing = Vec::new();
-        {
-            let mut shared = self.lock();
-            for index in indices {
-                let key = BlockKey { object: object.id.clone(), index };
-                blocks.push(match shared.get(&key) {
-                    Some(block) => block,
-                    None => {
-                        let (sender, coming) = watch::channel(State::Waiting);
-                        shared.in_flight.insert(key, coming.clone());
-                        missing.push((index, sender));
-                        Block::Coming(coming)
+    pub(super) fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.disk.as_ref()
+    }
+
+    /// The bytes, if they are in memory in one piece.
+    pub(super) fn cached(&self, object: &ObjectId, range: ByteRange) -> Option<Bytes> {
+        lock(&self.segments).read_whole(object, range)
+    }
+
+    /// What there is of a range, in order.
+    pub(super) fn look(&self, object: &ObjectId, range: ByteRange) -> Vec<Piece<Arc<Flight>>> {
+        let mut segments = lock(&self.segments);
+        segments.bridge(object, range);
+        segments.read(object, range)
+    }
+
+    /// Asks for every gap of what was found, and says where each piece of the range is or comes from.
+    ///
+    /// What `advice` wants right behind the last gap comes with the same request where that is a small one.
+    pub(super) fn demand(
+        self: &Arc<Self>,
+        object: &Object,
+        found: Vec<Piece<Arc<Flight>>>,
+        advice: &Advice,
+    ) -> Vec<Block> {
+        let mut blocks = Vec::with_capacity(found.len());
+        for piece in found {
+            match piece {
+                Piece::Here(bytes) => blocks.push(Block::Here(bytes)),
+                Piece::Coming(part, flight) => {
+                    if !flight.has(part) {
+                        self.gate.promote(flight.ticket);
                     }
-                });
+                    blocks.push(Block::Coming(part, flight));
+                }
+                Piece::Gap(gap) => blocks.extend(self.demand_gap(object, gap, advice)),
             }
         }
-        let count = missing.len() as u64;
-        for run in self.runs(missing) {
-            self.start(object, run, None);
-        }
-        (blocks, count)
+        blocks
     }
 
-    /// Asks for blocks that nobody waits for yet, as far as memory allows now.
-    pub(super) fn prefetch(self: &Arc<Self>, object: &Object, indices: Range<u64>) {
-        let mut missing = Vec::new();
-        {
-            let mut shared = self.lock();
-            for index in indices {
-                let key = BlockKey { object: object.id.clone(), index };
-                if shared.get(&key).is_none() {
-                    let (sender, coming) = watch::channel(State::Waiting);
-                    shared.in_flight.insert(key, coming);
-                    missing.push((index, sender));
-                }
+    fn demand_gap(self: &Arc<Self>, object: &Object, gap: ByteRange, advice: &Advice) -> Vec<Block> {
+        let mut flights = Vec::new();
+        let blocks = {
+            // Under one lock, so that a fetch that fails at once is still found by those who wait for it.
+            let mut segments = lock(&self.segments);
+            for part in cut(with_first_window(gap, advice), advice.part) {
+                flights.extend(self.expect_gaps(&mut segments, &object.id, part));
+            }
+            segments.look(&object.id, gap)
+        };
+        for flight in flights {
+            self.start(object, flight, None, Priority::Demand);
+        }
+        let block = |piece| match piece {
+            Piece::Here(bytes) => Block::Here(bytes),
+            Piece::Coming(part, flight) => Block::Coming(part, flight),
+            // Every gap is expected by now; whoever waits for this one asks again.
+            Piece::Gap(part) => {
+                let flight = Flight::new(part, self.gate.ticket());
+                flight.progress.send_replace(Progress::GivenUp);
+                Block::Coming(part, flight)
+            }
+        };
+        blocks.into_iter().map(block).collect()
+    }
+
+    /// Asks for bytes that nobody waits for yet, as far as memory allows now. Returns where it stopped, if it did.
+    pub(super) fn prefetch(
+        self: &Arc<Self>,
+        object: &Object,
+        range: ByteRange,
+        part: u64,
+        priority: Priority,
+    ) -> Option<u64> {
+        for part in cut(range, part) {
+            let missing: u64 = gaps(&lock(&self.segments), &object.id, part).map(|gap| gap.len()).sum();
+            if missing == 0 {
+                continue;
+            }
+            let Some(mut grant) = self.spare(missing) else { return Some(part.start()) };
+            let flights = self.expect_gaps(&mut lock(&self.segments), &object.id, part);
+            for flight in flights {
+                let memory = grant.split(flight.range.len());
+                self.start(object, flight, Some(memory), priority);
             }
         }
-        for run in self.runs(missing) {
-            match self.budget.try_take(run.len() as u64 * BLOCK_BYTES) {
-                Some(grant) => self.start(object, run, Some(grant)),
-                // Nobody was promised these; whoever wants one after all asks for it anew.
-                None => self.abandon(&object.id, &run),
-            }
-        }
+        None
+    }
+
+    /// Whether all of a range is in memory or on its way.
+    pub(super) fn is_coming(&self, object: &ObjectId, range: ByteRange) -> bool {
+        !lock(&self.segments).look(object, range).iter().any(|piece| matches!(piece, Piece::Gap(_)))
+    }
+
+    /// Nobody has the object open any more.
+    pub(super) fn retire(&self, object: &ObjectId) {
+        lock(&self.segments).retire(object);
     }
 
     pub(super) fn drop_all(&self) {
-        self.lock().cache.clear();
+        lock(&self.segments).clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Cuts missing blocks into runs of neighbours, each for one GET.
-    fn runs(&self, missing: Vec<(u64, watch::Sender<State>)>) -> Vec<Run> {
-        let most = usize::try_from(self.settings.get_max_bytes / BLOCK_BYTES).unwrap_or(1).max(1);
-        let mut runs: Vec<Run> = Vec::new();
-        for (index, sender) in missing {
-            match runs.last_mut() {
-                Some(run) if run.first + run.len() as u64 == index && run.len() < most => {
-                    run.waiters.push(sender)
-                }
-                _ => runs.push(Run { first: index, waiters: vec![sender] }),
-            }
+    /// Lets go of bytes for as long as others lack them.
+    pub(super) async fn yield_memory(budget: Budget, fetcher: std::sync::Weak<Self>) {
+        loop {
+            budget.pressed().await;
+            let Some(fetcher) = fetcher.upgrade() else { return };
+            fetcher.give_way();
         }
-        runs
     }
 
-    fn start(self: &Arc<Self>, object: &Object, run: Run, grant: Option<crate::base::Grant>) {
+    fn give_way(&self) {
+        let wanted = self.budget.wanted_bytes();
+        if wanted > 0 {
+            lock(&self.segments).shed(wanted, Need::Demand);
+        }
+    }
+
+    /// Memory for a guess, from what is free or was read already.
+    fn spare(&self, bytes: u64) -> Option<Grant> {
+        self.budget.try_take(bytes).or_else(|| {
+            lock(&self.segments).shed(bytes, Need::Ahead);
+            self.budget.try_take(bytes)
+        })
+    }
+
+    async fn memory(&self, bytes: u64) -> Grant {
+        if let Some(grant) = self.budget.try_take(bytes) {
+            return grant;
+        }
+        lock(&self.segments).shed(bytes, Need::Demand);
+        self.budget.take(bytes).await
+    }
+
+    /// A flight for each gap of a run, to be started once the lock is free.
+    fn expect_gaps(
+        &self,
+        segments: &mut Segments<Arc<Flight>>,
+        object: &ObjectId,
+        run: ByteRange,
+    ) -> Vec<Arc<Flight>> {
+        let flights: Vec<_> =
+            gaps(segments, object, run).map(|gap| Flight::new(gap, self.gate.ticket())).collect();
+        for flight in &flights {
+            segments.expect(object, flight.range, Arc::clone(flight));
+        }
+        flights
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        object: &Object,
+        flight: Arc<Flight>,
+        grant: Option<Grant>,
+        priority: Priority,
+    ) {
         let fetcher = Arc::clone(self);
         let object = object.clone();
         self.runtime.spawn(async move {
-            let mut landing = Landing::new(&fetcher, object, run);
-            let _grant = match grant {
+            let landing = Landing { fetcher: Arc::clone(&fetcher), object, flight, ended: false };
+            let grant = match grant {
                 Some(grant) => grant,
-                None => fetcher.budget.take(landing.run.len() as u64 * BLOCK_BYTES).await,
+                None => fetcher.memory(landing.flight.range.len()).await,
             };
-            landing.look_on_disk().await;
-            if landing.landed == landing.run.len() {
-                return;
+            if landing.look_on_disk().await {
+                return landing.end(Ok(()), grant, false);
             }
-            let Ok(_turn) = fetcher.gets.acquire().await else { return };
-            if let Err(error) = landing.fetch().await {
-                landing.fail(&Arc::new(error));
-            }
+            let pass = fetcher.gate.enter(landing.flight.ticket, priority).await;
+            let throttled = fetcher.stats.throttled.value();
+            let answer = landing.fetch().await;
+            pass.done(fetcher.stats.throttled.value() > throttled);
+            landing.end(answer, grant, true);
         });
     }
+}
 
-    fn abandon(&self, object: &ObjectId, run: &Run) {
-        let mut shared = self.lock();
-        for index in run.indices() {
-            shared.in_flight.remove(&BlockKey { object: object.clone(), index });
-        }
+fn gaps(
+    segments: &Segments<Arc<Flight>>,
+    object: &ObjectId,
+    run: ByteRange,
+) -> impl Iterator<Item = ByteRange> + use<> {
+    let gap = |piece| if let Piece::Gap(gap) = piece { Some(gap) } else { None };
+    segments.look(object, run).into_iter().filter_map(gap)
+}
+
+/// The run that one request should bring: the gap, and the first window behind it if there is one.
+fn with_first_window(gap: ByteRange, advice: &Advice) -> ByteRange {
+    let behind = advice.ahead.first().filter(|ahead| ahead.start() == gap.end());
+    match behind.and_then(|ahead| ByteRange::new(gap.start(), ahead.end())) {
+        Some(run) if run.len() <= FIRST_BYTES => run,
+        _ => gap,
     }
 }
 
-impl Shared {
-    fn get(&mut self, key: &BlockKey) -> Option<Block> {
-        if let Some(bytes) = self.cache.get(key) {
-            return Some(Block::Here(bytes));
-        }
-        self.in_flight.get(key).map(|coming| Block::Coming(coming.clone()))
+/// Cuts a run at multiples of `part`, unless it is one request of the first window.
+fn cut(run: ByteRange, part: u64) -> Vec<ByteRange> {
+    if run.len() <= FIRST_BYTES.min(part + part / 4) {
+        return vec![run];
     }
-}
-
-/// Neighbouring blocks that one GET brings.
-struct Run {
-    first: u64,
-    waiters: Vec<watch::Sender<State>>,
-}
-
-impl Run {
-    fn len(&self) -> usize {
-        self.waiters.len()
+    let mut parts = Vec::new();
+    let mut at = run.start();
+    while let Some(next) = ByteRange::new(at, (at / part + 1).saturating_mul(part).min(run.end())) {
+        parts.push(next);
+        at = next.end();
     }
-
-    fn indices(&self) -> Range<u64> {
-        self.first..self.first + self.len() as u64
-    }
+    parts
 }
 
 /// A run being fetched. However it ends, dropping it takes what has not landed off the list of what is coming.
 struct Landing {
     fetcher: Arc<Fetcher>,
     object: Object,
-    run: Run,
-    /// Blocks that are here.
-    landed: usize,
-    /// The run's last blocks, where the disk had them. They land after what comes before them.
-    tail: Vec<Bytes>,
+    flight: Arc<Flight>,
+    ended: bool,
 }
 
 impl Landing {
-    fn new(fetcher: &Arc<Fetcher>, object: Object, run: Run) -> Self {
-        Self { fetcher: Arc::clone(fetcher), object, run, landed: 0, tail: Vec::new() }
-    }
-
-    /// Lands what the disk has from the run's begin on, and keeps what it has up to the run's end. One GET brings what
-    /// lies between, from the first block that lacks to the last.
-    async fn look_on_disk(&mut self) {
-        let Some(disk) = self.fetcher.disk.clone() else { return };
-        let mut found = disk.look(&self.object, self.run.indices()).await;
-        let tail = found.iter().rposition(Option::is_none).map_or(0, |last| last + 1);
-        self.tail = found.split_off(tail).into_iter().flatten().collect();
-        found.into_iter().map_while(|block| block).for_each(|block| self.land(block));
-        if self.landed + self.tail.len() == self.run.len() {
-            self.land_tail();
+    /// Fills the flight's buffer with what the disk has from its begin on; whether that is all of it. What lacks is
+    /// fetched as if a body had broken off there.
+    async fn look_on_disk(&self) -> bool {
+        let Some(disk) = self.fetcher.disk() else { return false };
+        let range = self.flight.range;
+        let found = disk.look(&self.object, range).await;
+        let at = range.start() + found.len() as u64;
+        if !found.is_empty() {
+            *lock(&self.flight.buffer) = BytesMut::from(found);
+            self.flight.progress.send_replace(Progress::Filled(at));
         }
+        at == range.end()
     }
 
-    fn land_tail(&mut self) {
-        std::mem::take(&mut self.tail).into_iter().for_each(|block| self.land(block));
-    }
-
-    async fn fetch(&mut self) -> Result<()> {
+    /// Fills the flight's buffer, taking up a broken body where it broke.
+    async fn fetch(&self) -> Result<()> {
+        // What the server stores of the whole object, if this run is all of it.
+        let mut stored = Vec::new();
         let mut resumes = 0;
         loop {
-            match self.receive().await {
-                Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => resumes += 1,
-                Err(error) => return Err(error),
-                Ok(()) => break,
+            let answer = match self.receive(&mut stored).await {
+                Ok(()) => verify(&stored, &lock(&self.flight.buffer)),
+                failed => failed,
+            };
+            match answer {
+                Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => {
+                    if error.kind() == Kind::Corrupt && !stored.is_empty() {
+                        // Damaged on its way, perhaps; nobody has seen it.
+                        lock(&self.flight.buffer).clear();
+                    }
+                    resumes += 1;
+                }
+                answer => return answer,
             }
         }
-        self.land_tail();
-        Ok(())
     }
 
-    /// One GET for what has not landed yet.
-    async fn receive(&mut self) -> Result<()> {
-        let indices = self.run.indices();
-        let start = (indices.start + self.landed as u64) * BLOCK_BYTES;
-        let end = (indices.end - self.tail.len() as u64) * BLOCK_BYTES;
-        let Some(range) = ByteRange::new(start, end.min(self.object.size)) else {
+    /// One GET for what has not arrived yet.
+    async fn receive(&self, stored: &mut Vec<Checksum>) -> Result<()> {
+        let flight = &self.flight;
+        let arrived = lock(&flight.buffer).len() as u64;
+        let Some(range) = ByteRange::new(flight.range.start() + arrived, flight.range.end()) else {
             return Ok(());
         };
+        // Of a whole object the server may have a checksum, which is worth waiting for.
+        let whole = range.start() == 0 && range.end() == self.object.size;
         let request = GetRequest {
             bucket: self.object.bucket.to_string(),
             key: self.object.id.key.to_string(),
-            range: Some(range),
+            range: (!whole).then_some(range),
             if_match: Some(self.object.id.etag.clone()),
-            version_id: None,
+            checksum: whole,
+            ..GetRequest::default()
         };
         let mut answer = self.object.store.get(request).await?;
         if answer.info.etag != self.object.id.etag {
@@ -280,65 +409,62 @@ impl Landing {
             let got = format!("{} bytes at {}", answer.length, answer.offset);
             return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {got}")));
         }
+        if whole {
+            stored.extend(std::mem::take(&mut answer.info.checksums).into_iter().filter(is_of_body));
+        }
+        // What can be checked is shared when it has been.
+        let shares = stored.is_empty();
         let mut at = range.start();
-        let mut block = BytesMut::new();
         while at < range.end() {
             let Some(chunk) = answer.body.next().await else {
-                return Err(Error::new(Kind::Corrupt, format!("the body ended at {at} of {range}")));
+                return Err(Error::new(Kind::Unreachable, format!("the body ended at {at} of {range}")));
             };
-            let mut chunk = chunk?;
+            let chunk = chunk?;
             if chunk.len() as u64 > range.end() - at {
                 return Err(Error::new(Kind::Corrupt, "the body is longer than was announced"));
             }
-            while !chunk.is_empty() {
-                let whole = BLOCK_BYTES.min(self.object.size - at / BLOCK_BYTES * BLOCK_BYTES);
-                let whole = usize::try_from(whole).unwrap_or(0);
-                if block.capacity() == 0 {
-                    block.reserve(whole);
+            at += chunk.len() as u64;
+            {
+                let mut buffer = lock(&flight.buffer);
+                if buffer.capacity() == 0 {
+                    buffer.reserve(usize::try_from(flight.range.len()).unwrap_or(0));
                 }
-                let part = chunk.split_to(chunk.len().min(whole - block.len()));
-                at += part.len() as u64;
-                block.extend_from_slice(&part);
-                if block.len() == whole {
-                    let block = std::mem::take(&mut block).freeze();
-                    if let Some(disk) = &self.fetcher.disk {
-                        disk.keep(&self.object, self.run.first + self.landed as u64, &block);
-                    }
-                    self.land(block);
-                }
+                buffer.extend_from_slice(&chunk);
+            }
+            if shares {
+                flight.progress.send_replace(Progress::Filled(at));
             }
         }
         Ok(())
     }
 
-    fn land(&mut self, block: Bytes) {
-        let key = self.key(self.landed);
-        {
-            let mut shared = self.fetcher.lock();
-            shared.in_flight.remove(&key);
-            shared.cache.put(key, block.clone());
+    /// Hands the run over to everybody who waits and to whoever comes later; and to the disk, if it was `fetched`.
+    fn end(mut self, answer: Result<()>, grant: Grant, fetched: bool) {
+        self.ended = true;
+        let (object, start) = (&self.object.id, self.flight.range.start());
+        match answer {
+            Ok(()) => {
+                let whole = std::mem::take(&mut *lock(&self.flight.buffer)).freeze();
+                if let Some(disk) = self.fetcher.disk().filter(|_| fetched) {
+                    disk.keep(&self.object, start, &whole);
+                }
+                lock(&self.fetcher.segments).land(object, start, whole.clone(), grant);
+                self.flight.progress.send_replace(Progress::Here(whole));
+                self.fetcher.give_way();
+            }
+            Err(error) => {
+                lock(&self.fetcher.segments).give_up(object, start);
+                self.flight.progress.send_replace(Progress::Failed(Arc::new(error)));
+            }
         }
-        self.run.waiters[self.landed].send_replace(State::Here(block));
-        self.landed += 1;
-    }
-
-    fn fail(&self, error: &Arc<Error>) {
-        for waiter in &self.run.waiters[self.landed..] {
-            waiter.send_replace(State::Failed(Arc::clone(error)));
-        }
-    }
-
-    fn key(&self, nth: usize) -> BlockKey {
-        BlockKey { object: self.object.id.clone(), index: self.run.first + nth as u64 }
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let mut shared = self.fetcher.lock();
-        for nth in self.landed..self.run.len() {
-            let key = self.key(nth);
-            shared.in_flight.remove(&key);
+        if !self.ended {
+            lock(&self.fetcher.segments).give_up(&self.object.id, self.flight.range.start());
+            self.flight.progress.send_replace(Progress::GivenUp);
         }
     }
 }

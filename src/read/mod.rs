@@ -1,41 +1,46 @@
-//! Bytes out: blocks in memory, blocks on their way, and what to ask for ahead of a reader.
+//! Bytes out: runs in memory, runs on their way, and what to ask for ahead of a reader.
 //!
-//! Owns: the block caches in memory and on disk, the requests in flight, the read-ahead window's arithmetic.
+//! Owns: the caches of bytes in memory and on disk, the requests in flight, the read-ahead window's arithmetic.
 //! Does not own: which version a handle reads (`fs` says it in every [`Object`]), or bytes not yet in S3.
 //!
 //! Guarantees to callers
 //! - Bytes answered are of exactly the version asked for: every GET carries `If-Match`, the answer's ETag is
 //!   compared, and the ETag is part of every cache key.
-//! - A block is shared only when all of it has arrived.
-//! - Two readers of one missing block cause one GET.
+//! - Bytes are shared as they arrive. Where the server stores a checksum of all that one request brings, which is so
+//!   for a small object, they are shared once it was found right.
+//! - Two readers of the same missing bytes cause one GET.
+//! - A random reader fetches what it asks for and no more; a reader in order is read ahead of, by as much as it needs
+//!   in order not to wait.
 //! - A reader that goes away takes nothing from others, and no waiter outlives its fetch: a fetch that fails or
 //!   dies wakes them all.
-//! - Blocks, requests and bytes in flight are bounded by [`ReadSettings`] and the budget.
+//! - Bytes in memory and in flight are bounded by the budget, requests by the gate.
 
-mod blocks;
 mod disk;
 mod fetch;
+mod segments;
 mod window;
 
-pub use disk::{DiskCache, DiskLimits};
-pub use window::Window;
-
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use crate::base::{Budget, ByteRange, ETag};
+use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::Store;
 use crate::stats::Stats;
-use fetch::Fetcher;
+pub use disk::{DiskCache, DiskLimits};
+use fetch::{Block, Fetcher};
+use segments::Piece;
+use window::{Advice, PART_MAX, Window};
 
-/// Unit of the cache in bytes. Small enough that a random read fetches little more than it asked for, large
-/// enough that the table of a 1 GiB cache stays small.
-pub const BLOCK_BYTES: u64 = 64 << 10;
-
-/// How often a block is asked for anew when its fetch was given up before it began.
+/// How often bytes are asked for anew when their fetch was given up before it began.
 const ASK_AGAIN_MAX: u32 = 8;
+/// The furthest one reader is read ahead of. At 90 MB/s per connection and 8 MiB a request this keeps 32 connections
+/// busy, which is more than two cores can empty.
+const WINDOW_MAX_BYTES: u64 = 256 << 20;
+/// The largest file that is fetched whole before it is opened.
+pub const SMALL_FILE_MAX: u64 = 1 << 20;
 
 /// Identity of cached bytes: stale data cannot be served by mistake, because its ETag is another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +56,7 @@ pub struct ObjectId {
 pub struct Object {
     pub id: ObjectId,
     pub bucket: Arc<str>,
-    /// Where the bucket is: an endpoint, or "aws". Blocks of an object without an origin stay in memory.
+    /// Where the bucket is: an endpoint, or "aws". Bytes of an object without an origin stay in memory.
     pub origin: Arc<str>,
     /// Length of the object in bytes.
     pub size: u64,
@@ -80,135 +85,186 @@ impl std::fmt::Debug for Object {
     }
 }
 
-/// Bounds of reading.
-#[derive(Clone, Copy, Debug)]
-pub struct ReadSettings {
-    /// Bytes of blocks kept.
-    pub cache_bytes: u64,
-    /// The furthest a sequential reader is read ahead of, in bytes.
-    pub window_max_bytes: u64,
-    /// The most one GET asks for, in bytes.
-    pub get_max_bytes: u64,
-    /// GETs under way at once, over all files.
-    pub gets_max: usize,
-}
-
-impl Default for ReadSettings {
-    fn default() -> Self {
-        Self { cache_bytes: 128 << 20, window_max_bytes: 32 << 20, get_max_bytes: 8 << 20, gets_max: 64 }
-    }
-}
-
-/// Reads objects through the block cache; one for each mount.
+/// Reads objects through the cache; one for each mount.
 #[derive(Clone)]
 pub struct Reader {
     fetcher: Arc<Fetcher>,
-    settings: ReadSettings,
-    disk: Option<Arc<DiskCache>>,
+    /// Gives memory back while others lack it.
+    _keeper: Arc<Keeper>,
+    budget: Budget,
+    /// Readers that are read far ahead of.
+    active: Arc<AtomicUsize>,
     stats: Arc<Stats>,
 }
 
+struct Keeper(tokio::task::AbortHandle);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Where one handle reads, and how far ahead of it was asked for.
+pub struct Cursor {
+    window: Mutex<Window>,
+    active: Arc<AtomicUsize>,
+    is_active: AtomicBool,
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        if *self.is_active.get_mut() {
+            self.active.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Reader {
-    /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in flight. Blocks
-    /// are looked for on `disk` before S3 is asked for them, and kept there.
-    pub fn new(
-        settings: ReadSettings,
-        budget: Budget,
-        disk: Option<Arc<DiskCache>>,
-        stats: Arc<Stats>,
-    ) -> Self {
-        // A window that memory cannot hold would push out its own blocks before they are read.
-        let window_max_bytes =
-            settings.window_max_bytes.min(settings.cache_bytes / 4).min(budget.limit_bytes());
-        let settings = ReadSettings { window_max_bytes, ..settings };
-        Self { fetcher: Fetcher::new(settings, budget, disk.clone()), settings, disk, stats }
+    /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in memory and in
+    /// flight, `gate` the requests. Runs are looked for on `disk` before S3 is asked for them, and kept there.
+    pub fn new(gate: Gate, budget: Budget, disk: Option<Arc<DiskCache>>, stats: Arc<Stats>) -> Self {
+        let fetcher = Fetcher::new(gate, budget.clone(), disk, Arc::clone(&stats));
+        let keeper = tokio::spawn(Fetcher::yield_memory(budget.clone(), Arc::downgrade(&fetcher)));
+        Self {
+            fetcher,
+            _keeper: Arc::new(Keeper(keeper.abort_handle())),
+            budget,
+            active: Arc::default(),
+            stats,
+        }
     }
 
-    /// The bytes of a range if all of it is in memory; the window moves on and reads ahead as it needs to.
-    pub fn cached(&self, object: &Object, window: &Mutex<Window>, range: ByteRange) -> Option<Vec<Bytes>> {
-        let found = self.fetcher.cached(&object.id, block_indices(range))?;
-        self.stats.block_hits.add(found.len() as u64);
-        self.read_ahead(object, window, range);
-        Some(cut(found, range))
+    /// Where its tasks run.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        self.fetcher.runtime()
     }
 
-    /// Reads a range, clipped to the object. Slices of blocks, in order, without a copy.
+    /// A reader that has read nothing yet.
+    pub fn cursor(&self) -> Cursor {
+        Cursor {
+            window: Mutex::default(),
+            active: Arc::clone(&self.active),
+            is_active: AtomicBool::new(false),
+        }
+    }
+
+    /// The bytes of a range if they are in memory in one piece; the window moves on and reads ahead as it needs to.
+    pub fn cached(&self, object: &Object, cursor: &Cursor, range: ByteRange) -> Option<Bytes> {
+        let found = self.fetcher.cached(&object.id, range)?;
+        self.stats.read_hits.add(1);
+        let advice = self.advise(object, cursor, range, false);
+        self.read_ahead(object, cursor, &advice);
+        Some(found)
+    }
+
+    /// Reads a range, clipped to the object. Slices, in order.
     ///
     /// `Stale` where the object is no longer this version.
-    pub async fn read(
-        &self,
-        object: &Object,
-        window: &Mutex<Window>,
-        range: ByteRange,
-    ) -> Result<Vec<Bytes>> {
+    pub async fn read(&self, object: &Object, cursor: &Cursor, range: ByteRange) -> Result<Vec<Bytes>> {
         let Some(range) = ByteRange::new(range.start(), range.end().min(object.size)) else {
             return Ok(Vec::new());
         };
-        let (blocks, missing) = self.fetcher.want(object, block_indices(range));
-        self.stats.block_misses.add(missing);
-        self.stats.block_hits.add(blocks.len() as u64 - missing);
-        self.read_ahead(object, window, range);
-        let mut found = Vec::with_capacity(blocks.len());
-        for (index, block) in block_indices(range).zip(blocks) {
-            found.push(match block.bytes().await? {
-                Some(bytes) => bytes,
-                None => self.ask_again(object, index).await?,
-            });
+        let found = self.fetcher.look(&object.id, range);
+        let waits = found.iter().any(|piece| match piece {
+            Piece::Here(_) => false,
+            Piece::Coming(part, flight) => !flight.has(*part),
+            Piece::Gap(_) => true,
+        });
+        if waits {
+            self.stats.read_waits.add(1)
+        } else {
+            self.stats.read_hits.add(1)
         }
-        Ok(cut(found, range))
-    }
-
-    /// A block whose fetch was given up by whoever began it.
-    async fn ask_again(&self, object: &Object, index: u64) -> Result<Bytes> {
-        for _ in 0..ASK_AGAIN_MAX {
-            let (blocks, _) = self.fetcher.want(object, index..index + 1);
-            for block in blocks {
-                if let Some(bytes) = block.bytes().await? {
-                    return Ok(bytes);
-                }
+        let advice = self.advise(object, cursor, range, waits);
+        let blocks = self.fetcher.demand(object, found, &advice);
+        self.read_ahead(object, cursor, &advice);
+        let mut slices = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            match block {
+                Block::Here(bytes) => slices.push(bytes),
+                Block::Coming(part, flight) => match flight.bytes(part).await? {
+                    Some(bytes) => slices.push(bytes),
+                    None => slices.extend(self.ask_again(object, part).await?),
+                },
             }
         }
-        Err(Error::new(Kind::Internal, "fetches of a block ended without an answer"))
+        Ok(slices)
+    }
+
+    /// Fetches a whole small object that is likely to be opened soon; `false` where there is no memory for it now.
+    pub fn fetch_ahead(&self, object: &Object) -> bool {
+        match ByteRange::new(0, object.size) {
+            Some(whole) => self.fetcher.prefetch(object, whole, SMALL_FILE_MAX, Priority::Guess).is_none(),
+            None => true,
+        }
+    }
+
+    /// Whether all of a small object is in memory or on its way.
+    pub fn is_coming(&self, object: &Object) -> bool {
+        ByteRange::new(0, object.size).is_none_or(|whole| self.fetcher.is_coming(&object.id, whole))
+    }
+
+    /// Nobody has the object open any more: what was fetched ahead of its readers may go first.
+    pub fn retire(&self, object: &ObjectId) {
+        self.fetcher.retire(object);
     }
 
     /// A local file with all of the object's bytes, where the cache on disk has it whole and verified.
     pub async fn whole(&self, object: &Object) -> Option<std::fs::File> {
-        let (disk, object) = (self.disk.clone()?, object.clone());
+        let (disk, object) = (Arc::clone(self.fetcher.disk()?), object.clone());
         tokio::task::spawn_blocking(move || disk.whole(&object)).await.ok().flatten()
     }
 
-    /// Drops every block in memory.
+    /// Drops every byte in memory.
     pub fn drop_all(&self) {
         self.fetcher.drop_all();
     }
 
-    fn read_ahead(&self, object: &Object, window: &Mutex<Window>, range: ByteRange) {
-        let ahead = window.lock().unwrap_or_else(std::sync::PoisonError::into_inner).advance(
-            range,
-            object.size,
-            self.settings.window_max_bytes,
-        );
-        if let Some(ahead) = ahead {
-            self.fetcher.prefetch(object, block_indices(ahead));
+    /// Bytes whose fetch was given up by whoever began it.
+    async fn ask_again(&self, object: &Object, part: ByteRange) -> Result<Vec<Bytes>> {
+        'asking: for _ in 0..ASK_AGAIN_MAX {
+            let found = self.fetcher.look(&object.id, part);
+            let advice = Advice { ahead: Vec::new(), part: PART_MAX };
+            let mut slices = Vec::new();
+            for block in self.fetcher.demand(object, found, &advice) {
+                match block {
+                    Block::Here(bytes) => slices.push(bytes),
+                    Block::Coming(part, flight) => match flight.bytes(part).await? {
+                        Some(bytes) => slices.push(bytes),
+                        None => continue 'asking,
+                    },
+                }
+            }
+            return Ok(slices);
+        }
+        Err(Error::new(Kind::Internal, "fetches of the same bytes ended without an answer"))
+    }
+
+    fn advise(&self, object: &Object, cursor: &Cursor, range: ByteRange, waits: bool) -> Advice {
+        // Everybody who is read far ahead of has an equal share of half of the memory.
+        let share = self.budget.limit_bytes() / 2 / self.active.load(Ordering::Relaxed).max(1) as u64;
+        let max = share.clamp(window::FIRST_BYTES, WINDOW_MAX_BYTES);
+        let advice = lock(&cursor.window).advance(range, object.size, max, waits);
+        let far = advice.ahead.iter().any(|ahead| ahead.len() > window::FIRST_BYTES);
+        if far && !cursor.is_active.swap(true, Ordering::Relaxed) {
+            self.active.fetch_add(1, Ordering::Relaxed);
+        }
+        advice
+    }
+
+    fn read_ahead(&self, object: &Object, cursor: &Cursor, advice: &Advice) {
+        for ahead in &advice.ahead {
+            if let Some(stopped) = self.fetcher.prefetch(object, *ahead, advice.part, Priority::Ahead) {
+                lock(&cursor.window).pressed(stopped);
+                return;
+            }
         }
     }
 }
 
-fn block_indices(range: ByteRange) -> std::ops::Range<u64> {
-    range.start() / BLOCK_BYTES..range.end().div_ceil(BLOCK_BYTES)
-}
-
-/// Cuts whole blocks, the first of which holds the range's first byte, to the range.
-fn cut(mut blocks: Vec<Bytes>, range: ByteRange) -> Vec<Bytes> {
-    let skip = usize::try_from(range.start() % BLOCK_BYTES).unwrap_or(0);
-    let mut left = usize::try_from(range.len()).unwrap_or(usize::MAX);
-    for (i, block) in blocks.iter_mut().enumerate() {
-        let from = if i == 0 { skip.min(block.len()) } else { 0 };
-        let to = from.saturating_add(left).min(block.len());
-        *block = block.slice(from..to);
-        left -= block.len();
-    }
-    blocks
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ struct State {
     /// Calls to come until one fails, and how.
     failing: Option<(u64, Kind, When)>,
     ignores_conditions: bool,
+    /// The key whose bytes are damaged on their way out.
+    damaged: Option<String>,
 }
 
 /// At which moment a call fails.
@@ -63,6 +65,7 @@ impl MemStore {
             calls: Vec::new(),
             failing: None,
             ignores_conditions: false,
+            damaged: None,
         };
         Self { state: Mutex::new(state), clock, stats }
     }
@@ -111,6 +114,11 @@ impl MemStore {
         self.lock().ignores_conditions = ignore;
     }
 
+    /// Damages the first byte of every answer with this object's bytes; what is stored of it stays right.
+    pub fn damage(&self, key: &str) {
+        self.lock().damaged = Some(key.to_owned());
+    }
+
     /// API names of the calls so far, in order.
     pub fn calls(&self) -> Vec<&'static str> {
         self.lock().calls.clone()
@@ -154,6 +162,9 @@ impl MemStore {
         };
         drop(state);
         let answer = answer.map_err(|error| error.on(operation, bucket, key));
+        if answer.as_ref().is_err_and(|error| error.kind() == Kind::Throttled) {
+            self.stats.throttled.add(1);
+        }
         self.stats.request(operation, answer.as_ref().map_or_else(|error| error.kind().name(), |_| "ok"));
         answer
     }
@@ -211,8 +222,15 @@ impl Store for MemStore {
     }
 
     async fn get(&self, request: GetRequest) -> Result<GetOutput> {
-        let (info, offset, bytes) =
-            self.call("GetObject", &request.bucket, &request.key, |s| s.model.get(&request))?;
+        let (info, offset, bytes) = self.call("GetObject", &request.bucket, &request.key, |s| {
+            let (info, offset, mut bytes) = s.model.get(&request)?;
+            if s.damaged.as_ref() == Some(&request.key) && !bytes.is_empty() {
+                let mut damaged = bytes.to_vec();
+                damaged[0] ^= 1;
+                bytes = damaged.into();
+            }
+            Ok((info, offset, bytes))
+        })?;
         self.stats.bytes_received.add(bytes.len() as u64);
         let length = bytes.len() as u64;
         let mut left = bytes;

@@ -9,6 +9,7 @@
 
 mod capability;
 mod changes;
+mod checksum;
 mod client;
 mod credentials;
 mod failure;
@@ -22,7 +23,8 @@ mod store;
 mod types;
 
 pub use capability::{Capabilities, CapabilityCache, Depth, Verdict, probe};
-pub use client::{Client, checksum_of, content_etag, multipart_etag};
+pub use checksum::{checksum_of, is_of_body, verify};
+pub use client::{Client, content_etag, multipart_etag};
 pub use mem::{MemStore, When};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};

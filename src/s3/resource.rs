@@ -253,6 +253,7 @@ impl Object {
             range,
             if_match: None,
             version_id: self.version_id.as_deref().map(str::to_owned),
+            checksum: false,
         };
         self.bucket.store().await?.get(request).await
     }

@@ -16,6 +16,11 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{
     IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use serde::Serialize;
@@ -389,7 +394,8 @@ impl Session {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             // `Refreshing` keeps them, and can be told to let go.
-            .identity_cache(IdentityCache::no_cache());
+            .identity_cache(IdentityCache::no_cache())
+            .interceptor(Throttling(Arc::clone(&inner.stats)));
         config.set_endpoint_url(endpoint);
         config = match &inner.credentials {
             Some(credentials) => {
@@ -409,6 +415,29 @@ impl Session {
             inner.credentials.clone(),
             Arc::clone(&inner.stats),
         )
+    }
+}
+
+/// Counts answers that say to slow down, those that the SDK's own retries hide among them.
+#[derive(Debug)]
+struct Throttling(Arc<Stats>);
+
+#[dyn_dispatch_hint]
+impl Intercept for Throttling {
+    fn name(&self) -> &'static str {
+        "throttling"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        if matches!(context.response().status().as_u16(), 429 | 503) {
+            self.0.throttled.add(1);
+        }
+        Ok(())
     }
 }
 

@@ -109,6 +109,8 @@ pub struct GetRequest {
     pub range: Option<ByteRange>,
     pub if_match: Option<ETag>,
     pub version_id: Option<String>,
+    /// Asks for the stored checksums as well, which an answer of a whole object carries.
+    pub checksum: bool,
 }
 
 /// Bytes of an object as they arrive.

@@ -163,7 +163,7 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
                     key: base.key.clone(),
                     range: Some(run),
                     if_match: Some(base.etag.clone()),
-                    version_id: None,
+                    ..GetRequest::default()
                 };
                 let bytes = job.store.get(request).await?.bytes().await?;
                 if bytes.len() != target.len() {

@@ -23,9 +23,11 @@ pub struct Client {
     _staging: tempfile::TempDir,
 }
 
-pub const WRITE: OpenFlags = OpenFlags { write: true, truncate: false, append: false, exclusive: false };
+pub const WRITE: OpenFlags =
+    OpenFlags { write: true, truncate: false, append: false, exclusive: false, direct: false };
 pub const REWRITE: OpenFlags = OpenFlags { truncate: true, ..WRITE };
-pub const READ: OpenFlags = OpenFlags { write: false, truncate: false, append: false, exclusive: false };
+pub const READ: OpenFlags =
+    OpenFlags { write: false, truncate: false, append: false, exclusive: false, direct: false };
 
 impl Client {
     pub fn new() -> Self {

@@ -11,3 +11,4 @@ mod behaviour;
 mod client;
 mod faults;
 mod model;
+mod reading;

@@ -1,24 +1,24 @@
-//! Blocks on their way to the disk: a bounded queue that is filled without waiting and emptied by threads.
+//! Runs on their way to the disk: a bounded queue that is filled without waiting and emptied by threads.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-
+use super::files::Run;
 use crate::read::{Object, ObjectId};
 
 /// The most that one turn of a thread takes out of the queue, in bytes: one large write instead of many small ones,
 /// and not so much that the other thread is left without.
 const TURN_BYTES: u64 = 8 << 20;
 
-/// A block to write.
+/// A run to write.
 struct Job {
     object: Object,
-    index: u64,
-    block: Bytes,
+    run: Run,
+    /// Memory that it holds, which may be more than its own bytes.
+    held_bytes: u64,
 }
 
-/// The queue. Blocks count until they are written, not until a thread has taken them.
+/// The queue. Runs count until they are written, not until a thread has taken them.
 pub(super) struct Behind {
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -32,11 +32,12 @@ struct Queue {
     closed: bool,
 }
 
-/// Blocks of one object for one write. They count until this is dropped.
+/// Runs of one object for one write. They count until this is dropped.
 pub(super) struct Turn<'a> {
     behind: &'a Behind,
+    held_bytes: u64,
     pub(super) object: Object,
-    pub(super) blocks: Vec<(u64, Bytes)>,
+    pub(super) runs: Vec<Run>,
 }
 
 impl Behind {
@@ -44,21 +45,20 @@ impl Behind {
         Self { queue: Mutex::default(), changed: Condvar::new(), limit_bytes }
     }
 
-    /// Takes a block if there is room for it. Never waits.
-    pub(super) fn offer(&self, object: &Object, index: u64, block: &Bytes) -> bool {
+    /// Takes a run if there is room for the memory it holds. Never waits.
+    pub(super) fn offer(&self, object: &Object, run: Run, held_bytes: u64) -> bool {
         let mut queue = self.lock();
-        let len = block.len() as u64;
-        if queue.closed || queue.bytes + len > self.limit_bytes {
+        if queue.closed || queue.bytes + held_bytes > self.limit_bytes {
             return false;
         }
-        queue.bytes += len;
-        queue.jobs.push_back(Job { object: object.clone(), index, block: block.clone() });
+        queue.bytes += held_bytes;
+        queue.jobs.push_back(Job { object: object.clone(), run, held_bytes });
         drop(queue);
         self.changed.notify_one();
         true
     }
 
-    /// Waits for the next blocks to write; `None` when there will be no more.
+    /// Waits for the next runs to write; `None` when there will be no more.
     pub(super) fn take(&self) -> Option<Turn<'_>> {
         let mut queue = self.lock();
         loop {
@@ -66,8 +66,7 @@ impl Behind {
                 return None;
             }
             if let Some(first) = queue.jobs.pop_front() {
-                let (object, blocks) = queue.gather(first);
-                return Some(Turn { behind: self, object, blocks });
+                return Some(queue.gather(first, self));
             }
             queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
@@ -77,7 +76,7 @@ impl Behind {
     pub(super) fn close(&self) {
         let mut queue = self.lock();
         queue.closed = true;
-        let waiting: u64 = queue.jobs.drain(..).map(|job| job.block.len() as u64).sum();
+        let waiting: u64 = queue.jobs.drain(..).map(|job| job.held_bytes).sum();
         queue.bytes -= waiting;
         drop(queue);
         self.changed.notify_all();
@@ -98,29 +97,29 @@ impl Behind {
 
 impl Queue {
     /// Everything of one object, in order, up to a turn's worth. Several GETs of an object land mixed up.
-    fn gather(&mut self, first: Job) -> (Object, Vec<(u64, Bytes)>) {
+    fn gather<'a>(&mut self, first: Job, behind: &'a Behind) -> Turn<'a> {
         let id: ObjectId = first.object.id.clone();
-        let mut bytes = first.block.len() as u64;
-        let mut blocks = vec![(first.index, first.block)];
+        let mut turn =
+            Turn { behind, held_bytes: first.held_bytes, object: first.object, runs: vec![first.run] };
         let mut others = VecDeque::with_capacity(self.jobs.len());
         for job in self.jobs.drain(..) {
-            if bytes < TURN_BYTES && job.object.id == id {
-                bytes += job.block.len() as u64;
-                blocks.push((job.index, job.block));
+            if turn.held_bytes < TURN_BYTES && job.object.id == id {
+                turn.held_bytes += job.held_bytes;
+                turn.runs.push(job.run);
             } else {
                 others.push_back(job);
             }
         }
         self.jobs = others;
-        blocks.sort_by_key(|(index, _)| *index);
-        (first.object, blocks)
+        turn.runs.sort_by_key(|run| run.first);
+        turn
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut queue = self.behind.lock();
-        queue.bytes -= self.blocks.iter().map(|(_, block)| block.len() as u64).sum::<u64>();
+        queue.bytes -= self.held_bytes;
         drop(queue);
         self.behind.changed.notify_all();
     }

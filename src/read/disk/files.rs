@@ -18,6 +18,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,10 +29,9 @@ use bytes::Bytes;
 use rand::seq::SliceRandom;
 use rustix::fs::Advice;
 
-use super::index::{FORMAT, MARK_BYTES, Place, SHARDS, decode_marks, on_disk};
+use super::index::{BLOCK_BYTES, FORMAT, MARK_BYTES, Place, SHARDS, decode_marks, on_disk};
 use super::usage::{Candidate, USAGE_BYTES, Usage, victims};
 use crate::error::{Error, Kind, Result};
-use crate::read::BLOCK_BYTES;
 use crate::stats::Stats;
 
 /// Candidates that a choice of what goes is made among. Redis finds ten enough for close to true LRU.
@@ -47,12 +47,20 @@ const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 /// What a look for blocks found.
 #[derive(Default)]
 pub(super) struct Found {
-    /// One for each index asked for.
-    pub(super) blocks: Vec<Option<Bytes>>,
-    /// Blocks that were there and were not what their mark says.
-    pub(super) corrupt: u64,
+    /// The good blocks from the first one asked for to the first that lacks.
+    pub(super) bytes: Vec<u8>,
+    /// Whether a block was there and was not what its mark says.
+    pub(super) corrupt: bool,
     /// Inode of the data file they came from.
     pub(super) data_inode: u64,
+}
+
+/// Whole blocks next to each other.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    /// Index of the first block.
+    pub(super) first: u64,
+    pub(super) bytes: Bytes,
 }
 
 /// Files of the cache. All of it blocks.
@@ -76,71 +84,55 @@ impl Files {
 
     /// The blocks `indices` as far as they are here and good. A version with a bad block goes as a whole, since its
     /// file may be in the kernel's hands and is never changed in place.
-    pub(super) fn read(
-        &self,
-        place: &Place,
-        indices: std::ops::Range<u64>,
-        now: SystemTime,
-    ) -> io::Result<Found> {
-        let none = || vec![None; usize::try_from(indices.end - indices.start).unwrap_or(0)];
-        let nothing = || Found { blocks: none(), ..Found::default() };
-        let Some((index, marks)) = self.marks(place, indices.clone())? else { return Ok(nothing()) };
-        if marks.iter().all(|mark| *mark == 0) {
-            return Ok(nothing());
+    pub(super) fn read(&self, place: &Place, indices: Range<u64>, now: SystemTime) -> io::Result<Found> {
+        let Some((index, marks)) = self.marks(place, indices.clone())? else { return Ok(Found::default()) };
+        let here = marks.iter().take_while(|mark| **mark != 0).count() as u64;
+        if here == 0 {
+            return Ok(Found::default());
         }
         let Some(data) = absent_is_none(File::open(self.data_path(place)))? else {
             // Marks without bytes would keep the bytes from being written again.
             self.remove(place);
-            return Ok(nothing());
+            return Ok(Found::default());
         };
-        let start = indices.start * BLOCK_BYTES;
-        let len = std::num::NonZeroU64::new(marks.len() as u64 * BLOCK_BYTES);
-        // All of it is on its way from the disk while the first blocks are checked.
-        let _ = rustix::fs::fadvise(&data, start, len, Advice::WillNeed);
-        let mut found = Found { data_inode: data.metadata()?.ino(), ..Found::default() };
-        for (index, mark) in indices.clone().zip(&marks) {
-            let block = if *mark == 0 { None } else { Some(read_block(&data, place, index)?) };
-            let good = block.filter(|block| place.mark(index, block) == *mark);
-            found.corrupt += u64::from(*mark != 0 && good.is_none());
-            found.blocks.push(good);
-        }
-        if found.corrupt > 0 {
+        let data_inode = data.metadata()?.ino();
+        let mut bytes = read_blocks(&data, place, indices.start..indices.start + here)?;
+        let good = good_blocks(place, indices.start, &bytes, &marks);
+        let corrupt = good < here;
+        if corrupt {
             self.remove(place);
+            bytes.truncate(usize::try_from(good * BLOCK_BYTES).unwrap_or(0));
         } else {
             note_use(&index, now);
         }
-        Ok(found)
+        Ok(Found { bytes, corrupt, data_inode })
     }
 
-    /// Writes blocks that are not here yet; `Ok(0)` where there is no room for them. Returns bytes written.
-    pub(super) fn write(&self, place: &Place, blocks: &[(u64, Bytes)]) -> io::Result<u64> {
+    /// Writes what is not here yet of these runs, as far as room can be made. Returns bytes written.
+    pub(super) fn write(&self, place: &Place, runs: &[Run]) -> io::Result<u64> {
         let dir = self.shard_path(place.shard);
         make_shard(&dir)?;
-        let missing = self.missing(place, blocks)?;
+        let missing = self.missing(place, runs)?;
         let Some(needed) = self.needed(place, &missing)? else { return Ok(0) };
         let Some(_writing) = self.reserve(place, &dir, needed)? else { return Ok(0) };
         let index = self.index_for_writing(place)?;
         let data = self.data_for_writing(place)?;
-        let mut written = 0;
-        for (at, block) in &missing {
-            data.write_all_at(block, at * BLOCK_BYTES)?;
+        for run in &missing {
+            data.write_all_at(&run.bytes, run.first * BLOCK_BYTES)?;
             // After the bytes: a mark whose bytes never arrived does not fit them, so nothing needs a sync.
-            index.write_all_at(&place.mark(*at, block).to_le_bytes(), place.mark_offset(*at))?;
-            written += block.len() as u64;
+            let block = usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX);
+            let marks: Vec<u8> = (run.first..)
+                .zip(run.bytes.chunks(block))
+                .flat_map(|(index, block)| place.mark(index, block).to_le_bytes())
+                .collect();
+            index.write_all_at(&marks, place.mark_offset(run.first))?;
         }
-        Ok(written)
+        Ok(missing.iter().map(|run| run.bytes.len() as u64).sum())
     }
 
-    /// The data file of a version that has a mark for every block, with its metadata.
-    pub(super) fn complete(
-        &self,
-        place: &Place,
-        now: SystemTime,
-    ) -> io::Result<Option<(File, fs::Metadata)>> {
-        let Some((index, marks)) = self.marks(place, 0..place.blocks())? else { return Ok(None) };
-        if marks.contains(&0) {
-            return Ok(None);
-        }
+    /// The data file of a version, with its metadata. What of it is there is not looked at.
+    pub(super) fn data(&self, place: &Place, now: SystemTime) -> io::Result<Option<(File, fs::Metadata)>> {
+        let Some((index, _)) = self.marks(place, 0..0)? else { return Ok(None) };
         note_use(&index, now);
         let Some(data) = absent_is_none(File::open(self.data_path(place)))? else { return Ok(None) };
         let metadata = data.metadata()?;
@@ -157,7 +149,7 @@ impl Files {
     }
 
     /// The index file and the marks of some blocks; `None` where the version is not here.
-    fn marks(&self, place: &Place, indices: std::ops::Range<u64>) -> io::Result<Option<(File, Vec<u64>)>> {
+    fn marks(&self, place: &Place, indices: Range<u64>) -> io::Result<Option<(File, Vec<u64>)>> {
         let Some(index) = absent_is_none(File::open(self.index_path(place)))? else { return Ok(None) };
         if !has_header(&index, place)? {
             return Ok(None);
@@ -171,26 +163,25 @@ impl Files {
         }
     }
 
-    /// Those of the blocks that are not here.
-    fn missing(&self, place: &Place, blocks: &[(u64, Bytes)]) -> io::Result<Vec<(u64, Bytes)>> {
-        let Some((index, _)) = self.marks(place, 0..0)? else { return Ok(blocks.to_vec()) };
+    /// Those parts of the runs that are not here.
+    fn missing(&self, place: &Place, runs: &[Run]) -> io::Result<Vec<Run>> {
         let mut missing = Vec::new();
-        for (at, block) in blocks {
-            let mut mark = [0; MARK_BYTES];
-            let read = index.read_exact_at(&mut mark, place.mark_offset(*at));
-            if read.is_err() || mark == [0; MARK_BYTES] {
-                missing.push((*at, block.clone()));
+        for run in runs {
+            let count = (run.bytes.len() as u64).div_ceil(BLOCK_BYTES);
+            match self.marks(place, run.first..run.first + count)? {
+                Some((_, marks)) => missing.extend(without_marks(run, &marks)),
+                None => missing.push(run.clone()),
             }
         }
         Ok(missing)
     }
 
-    /// What writing these blocks occupies; `None` where there is nothing to write.
-    fn needed(&self, place: &Place, missing: &[(u64, Bytes)]) -> io::Result<Option<u64>> {
+    /// What writing these runs occupies; `None` where there is nothing to write.
+    fn needed(&self, place: &Place, missing: &[Run]) -> io::Result<Option<u64>> {
         if missing.is_empty() {
             return Ok(None);
         }
-        let blocks: u64 = missing.iter().map(|(_, block)| on_disk(block.len() as u64)).sum();
+        let blocks: u64 = missing.iter().map(|run| on_disk(run.bytes.len() as u64)).sum();
         if fs::exists(self.index_path(place))? {
             return Ok(Some(blocks));
         }
@@ -387,20 +378,48 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_block(data: &File, place: &Place, index: u64) -> io::Result<Bytes> {
-    let len = usize::try_from(place.block_len(index)).unwrap_or(0);
-    let mut block = Vec::with_capacity(len);
-    while block.len() < len {
-        let at = index * BLOCK_BYTES + block.len() as u64;
-        match rustix::io::pread(data, rustix::buffer::spare_capacity(&mut block), at) {
-            // A shortened file: what is there does not fit its mark.
+/// The blocks' bytes as the file has them; fewer where it was shortened.
+fn read_blocks(data: &File, place: &Place, indices: Range<u64>) -> io::Result<Vec<u8>> {
+    let start = indices.start * BLOCK_BYTES;
+    let len = (indices.end * BLOCK_BYTES).min(place.size) - start;
+    // All of it is on its way from the disk while the first pages are copied.
+    let _ = rustix::fs::fadvise(data, start, std::num::NonZeroU64::new(len), Advice::WillNeed);
+    let len = usize::try_from(len).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = start + bytes.len() as u64;
+        match rustix::io::pread(data, rustix::buffer::spare_capacity(&mut bytes), at) {
             Ok(0) => break,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    block.truncate(len);
-    Ok(block.into())
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// How many blocks from the first on are what their marks say.
+fn good_blocks(place: &Place, first: u64, bytes: &[u8], marks: &[u64]) -> u64 {
+    let blocks = bytes.chunks(usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX));
+    let checked = (first..).zip(blocks).zip(marks);
+    checked.take_while(|((index, block), mark)| place.mark(*index, block) == **mark).count() as u64
+}
+
+/// The parts of a run whose blocks have no mark.
+fn without_marks(run: &Run, marks: &[u64]) -> Vec<Run> {
+    let mut missing: Vec<Run> = Vec::new();
+    let at =
+        |block: usize| usize::try_from(block as u64 * BLOCK_BYTES).unwrap_or(usize::MAX).min(run.bytes.len());
+    let mut block = 0;
+    while block < marks.len() {
+        let same = marks[block..].iter().take_while(|mark| (**mark == 0) == (marks[block] == 0)).count();
+        if marks[block] == 0 {
+            let bytes = run.bytes.slice(at(block)..at(block + same));
+            missing.push(Run { first: run.first + block as u64, bytes });
+        }
+        block += same;
+    }
+    missing
 }
 
 fn has_header(index: &File, place: &Place) -> io::Result<bool> {

@@ -29,14 +29,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{BLOCK_BYTES, Object};
-use crate::base::Clock;
+use super::Object;
+use crate::base::{ByteRange, Clock};
 use crate::error::Result;
 use crate::stats::Stats;
 use behind::{Behind, Turn};
-use files::Files;
+use files::{Files, Run};
 use health::Health;
-use index::Place;
+use index::{BLOCK_BYTES, Place};
 use verified::{DataFile, Verified};
 
 /// Threads that write. One keeps up with a fast network; two, with a disk that answers late.
@@ -102,36 +102,38 @@ impl DiskCache {
         Ok(Arc::new(Self(shared)))
     }
 
-    /// The blocks as far as they are here, without waiting for long. Has to be called inside a tokio runtime.
-    pub async fn look(&self, object: &Object, indices: Range<u64>) -> Vec<Option<Bytes>> {
-        let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
+    /// The bytes of a range from its begin on, as far as they are here; without waiting for long. Has to be called
+    /// inside a tokio runtime.
+    pub async fn look(&self, object: &Object, range: ByteRange) -> Bytes {
         if !self.0.may(&self.0.reading) {
-            return vec![None; count];
+            return Bytes::new();
         }
         let (shared, wanted) = (Arc::clone(&self.0), object.clone());
-        let reading = tokio::task::spawn_blocking(move || shared.read(&wanted, indices));
+        let reading = tokio::task::spawn_blocking(move || shared.read(&wanted, range));
         match tokio::time::timeout(DISK_WAIT, reading).await {
-            Ok(Ok(blocks)) => blocks,
-            Ok(Err(_panic)) => vec![None; count],
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(_panic)) => Bytes::new(),
             Err(_) => {
                 self.0.failed(&self.0.reading, "reading", &io::Error::from(io::ErrorKind::TimedOut));
-                vec![None; count]
+                Bytes::new()
             }
         }
     }
 
-    /// The blocks as far as they are here. Blocks.
-    pub fn read(&self, object: &Object, indices: Range<u64>) -> Vec<Option<Bytes>> {
-        self.0.read(object, indices)
+    /// The same, however long it takes.
+    pub fn read(&self, object: &Object, range: ByteRange) -> Bytes {
+        self.0.read(object, range)
     }
 
-    /// Writes a whole block some time soon, if there is room for it in the queue and on the disk. Never waits.
-    pub fn keep(&self, object: &Object, index: u64, block: &Bytes) {
+    /// Writes the whole blocks among these bytes some time soon, if there is room for them in the queue and on the
+    /// disk. Never waits.
+    pub fn keep(&self, object: &Object, start: u64, bytes: &Bytes) {
         let shared = &self.0;
         if object.size > shared.limits.disk_bytes || !shared.may(&shared.writing) {
             return;
         }
-        if !shared.behind.offer(object, index, block) {
+        let Some(run) = whole_blocks(object.size, start, bytes) else { return };
+        if !shared.behind.offer(object, run, bytes.len() as u64) {
             shared.stats.disk_dropped.add(1);
         }
     }
@@ -144,29 +146,28 @@ impl DiskCache {
         if !shared.may(&shared.reading) {
             return None;
         }
-        let answer = shared.files.complete(&place, shared.clock.wall());
+        let answer = shared.files.data(&place, shared.clock.wall());
         let (data, metadata) = shared.judge(&shared.reading, "reading", answer)??;
         let file = DataFile { inode: metadata.ino(), modified: metadata.modified().ok()? };
         let missing = lock(&shared.verified).missing(&place.name, file, place.blocks());
         let left: u64 = missing.iter().map(|run| run.end - run.start).sum();
-        if left == 0 {
-            return Some(data);
-        }
         if left * BLOCK_BYTES > VERIFY_AT_OPEN_BYTES {
             return None;
         }
-        for run in missing {
+        for run in &missing {
             let mut at = run.start;
             while at < run.end {
                 let step = at..(at + VERIFY_STEP_BLOCKS).min(run.end);
-                at = step.end;
-                if shared.verify(&place, step)?.contains(&None) {
+                let wanted = (step.end * BLOCK_BYTES).min(place.size) - step.start * BLOCK_BYTES;
+                if shared.verify(&place, step.clone())?.len() as u64 != wanted {
                     return None;
                 }
+                at = step.end;
             }
         }
         // Asked again, because the blocks that are good now may be of another file than the one opened above.
-        let whole = lock(&shared.verified).missing(&place.name, file, place.blocks()).is_empty();
+        let whole = missing.is_empty()
+            || lock(&shared.verified).missing(&place.name, file, place.blocks()).is_empty();
         whole.then_some(data)
     }
 
@@ -183,35 +184,40 @@ impl Drop for DiskCache {
 }
 
 impl Shared {
-    fn read(&self, object: &Object, indices: Range<u64>) -> Vec<Option<Bytes>> {
-        let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
-        if !self.may(&self.reading) {
-            return vec![None; count];
+    fn read(&self, object: &Object, range: ByteRange) -> Bytes {
+        let found = self.blocks_around(object, range).unwrap_or_default();
+        let skip = usize::try_from(range.start() % BLOCK_BYTES).unwrap_or(0).min(found.len());
+        let end = usize::try_from(range.len()).unwrap_or(usize::MAX).saturating_add(skip).min(found.len());
+        let bytes = Bytes::from(found).slice(skip..end);
+        let all = bytes.len() as u64 == range.len();
+        if all {
+            self.stats.disk_hits.add(1)
+        } else {
+            self.stats.disk_misses.add(1)
         }
-        let found = Place::of(object).and_then(|place| self.verify(&place, indices));
-        let blocks = found.unwrap_or_else(|| vec![None; count]);
-        let hits = blocks.iter().flatten().count() as u64;
-        self.stats.disk_hits.add(hits);
-        self.stats.disk_misses.add(count as u64 - hits);
-        self.stats.disk_bytes_read.add(blocks.iter().flatten().map(|block| block.len() as u64).sum());
-        blocks
+        self.stats.disk_bytes_read.add(bytes.len() as u64);
+        bytes
     }
 
-    /// Reads blocks, and remembers which of them are good.
-    fn verify(&self, place: &Place, indices: Range<u64>) -> Option<Vec<Option<Bytes>>> {
+    fn blocks_around(&self, object: &Object, range: ByteRange) -> Option<Vec<u8>> {
+        if !self.may(&self.reading) {
+            return None;
+        }
+        let indices = range.start() / BLOCK_BYTES..range.end().min(object.size).div_ceil(BLOCK_BYTES);
+        self.verify(&Place::of(object)?, indices)
+    }
+
+    /// Reads blocks up to the first that lacks, and remembers that they are good.
+    fn verify(&self, place: &Place, indices: Range<u64>) -> Option<Vec<u8>> {
         let answer = self.files.read(place, indices.clone(), self.clock.wall());
         let found = self.judge(&self.reading, "reading", answer)?;
-        if found.corrupt > 0 {
-            self.stats.disk_corrupt.add(found.corrupt);
-            tracing::warn!(
-                name = place.name,
-                blocks = found.corrupt,
-                "damaged blocks in the cache directory; removed"
-            );
+        if found.corrupt {
+            self.stats.disk_corrupt.add(1);
+            tracing::warn!(name = place.name, "a damaged file in the cache directory was removed");
         }
-        let good = indices.zip(&found.blocks).filter(|(_, block)| block.is_some()).map(|(index, _)| index);
-        lock(&self.verified).note(&place.name, found.data_inode, good);
-        Some(found.blocks)
+        let good = (found.bytes.len() as u64).div_ceil(BLOCK_BYTES);
+        lock(&self.verified).note(&place.name, found.data_inode, indices.start..indices.start + good);
+        Some(found.bytes)
     }
 
     fn write(&self, turn: &Turn<'_>) {
@@ -219,9 +225,7 @@ impl Shared {
             return;
         }
         let Some(place) = Place::of(&turn.object) else { return };
-        let whole = |(index, block): &(u64, Bytes)| block.len() as u64 == place.block_len(*index);
-        debug_assert!(turn.blocks.iter().all(whole), "only whole blocks are kept");
-        let answer = self.files.write(&place, &turn.blocks);
+        let answer = self.files.write(&place, &turn.runs);
         if let Some(written) = self.judge(&self.writing, "writing", answer) {
             self.stats.disk_bytes_written.add(written);
         }
@@ -261,6 +265,16 @@ impl Shared {
             _ => tracing::debug!(%error, doing, "the cache directory fails"),
         }
     }
+}
+
+/// The whole blocks among bytes at `start` of an object; its last one may be short.
+fn whole_blocks(size: u64, start: u64, bytes: &Bytes) -> Option<Run> {
+    let end = start + bytes.len() as u64;
+    let first = start.div_ceil(BLOCK_BYTES);
+    let last = if end == size { size } else { end / BLOCK_BYTES * BLOCK_BYTES };
+    let blocks = ByteRange::new(first * BLOCK_BYTES, last)?;
+    let offset = |at: u64| usize::try_from(at - start).unwrap_or(usize::MAX);
+    Some(Run { first, bytes: bytes.slice(offset(blocks.start())..offset(blocks.end())) })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -32,20 +32,22 @@ impl Bench {
         Self { dir: dir.to_owned(), cache, clock, stats }
     }
 
-    /// Keeps every block of an object and waits until they are written.
+    /// Keeps all of an object, as it comes in, and waits until it is written.
     fn fill(&self, object: &Object) {
-        for index in 0..object.size.div_ceil(BLOCK_BYTES) {
-            self.cache.keep(object, index, &block(object, index));
+        let body = body(object);
+        for start in (0..body.len()).step_by(128 << 10) {
+            let piece = body.slice(start..(start + (128 << 10)).min(body.len()));
+            self.cache.keep(object, start as u64, &piece);
         }
         self.cache.settle();
     }
 
-    fn read(&self, object: &Object) -> Vec<Option<Bytes>> {
-        self.cache.read(object, 0..object.size.div_ceil(BLOCK_BYTES))
+    fn read(&self, object: &Object) -> Bytes {
+        self.cache.read(object, ByteRange::new(0, object.size).unwrap())
     }
 
     fn has(&self, object: &Object) -> bool {
-        self.read(object).iter().all(Option::is_some)
+        self.read(object) == body(object)
     }
 
     /// Files of the cache, by ending.
@@ -80,15 +82,15 @@ fn object(key: &str, size: u64) -> Object {
     Object::new(id, "bucket".into(), size, Arc::new(store)).from_origin("http://origin".into())
 }
 
-/// Bytes that say whose they are.
-fn block(object: &Object, index: u64) -> Bytes {
-    let len = (object.size - index * BLOCK_BYTES).min(BLOCK_BYTES) as usize;
-    let unit = format!("{} {} {index};", object.id.key, object.id.etag);
-    unit.bytes().cycle().take(len).collect::<Vec<u8>>().into()
-}
-
-fn expected(object: &Object) -> Vec<Option<Bytes>> {
-    (0..object.size.div_ceil(BLOCK_BYTES)).map(|index| Some(block(object, index))).collect()
+/// Bytes that say whose they are and where.
+fn body(object: &Object) -> Bytes {
+    let page = |n: u64| format!("{} {} {n:08};", object.id.key, object.id.etag).repeat(300).into_bytes();
+    let mut body: Vec<u8> = Vec::new();
+    for n in 0..object.size.div_ceil(4096) {
+        body.extend(&page(n)[..4096]);
+    }
+    body.truncate(object.size as usize);
+    body.into()
 }
 
 #[test]
@@ -101,12 +103,13 @@ fn blocks_survive_a_restart_and_are_shared_by_mounts() {
     one.fill(&small);
     two.fill(&large);
     for bench in [&one, &two, &Bench::open(dir.path(), 100 * MIB)] {
-        assert!(bench.read(&small) == expected(&small));
-        assert!(bench.read(&large) == expected(&large));
-        assert!(bench.cache.read(&large, 7..9) == expected(&large)[7..9]);
+        assert!(bench.read(&small) == body(&small));
+        assert!(bench.read(&large) == body(&large));
+        let (some, at) = (ByteRange::at(1_000_001, 70_000).unwrap(), 1_000_001);
+        assert!(bench.cache.read(&large, some) == body(&large)[at..at + 70_000]);
     }
     assert_eq!(one.stats.disk_bytes_written.value(), 1);
-    assert_eq!(one.stats.disk_hits.value(), 1 + 49 + 2);
+    assert_eq!(one.stats.disk_hits.value(), 3);
 }
 
 #[test]
@@ -133,7 +136,7 @@ fn bytes_of_another_version_place_or_origin_are_a_miss() {
         Object { id: ObjectId { key: "p".into(), ..mine.id.clone() }, ..mine.clone() },
     ];
     for other in others {
-        assert_eq!(bench.read(&other), [None, None], "{other:?}");
+        assert!(bench.read(&other).is_empty(), "{other:?}");
     }
     let elsewhere = Object { id: ObjectId { volume: 9, ..mine.id.clone() }, ..mine.clone() };
     assert!(bench.has(&elsewhere), "the number of a volume is another in each mount");
@@ -155,12 +158,12 @@ fn a_file_found_under_another_name_is_a_miss() {
     let (b_index, b_data) = (other("index", &a_index), other("data", &a_data));
     // Data alone, then both.
     fs::copy(&a_data[0], &b_data).unwrap();
-    assert_eq!(bench.read(&b), [None]);
+    assert!(bench.read(&b).is_empty());
     bench.fill(&b);
     fs::copy(&a_data[0], b_data).unwrap();
     fs::copy(&a_index[0], b_index).unwrap();
-    assert_eq!(bench.read(&b), [None]);
-    assert!(bench.read(&a) == expected(&a));
+    assert!(bench.read(&b).is_empty());
+    assert!(bench.read(&a) == body(&a));
 }
 
 #[test]
@@ -182,18 +185,15 @@ fn a_damaged_version_is_removed_and_filled_anew() {
     ];
     for damage in damages {
         bench.fill(&o);
-        assert!(bench.read(&o) == expected(&o));
+        assert!(bench.read(&o) == body(&o));
         damage(&bench);
         let found = bench.read(&o);
-        assert!(found.contains(&None));
-        for (block, expected) in found.iter().zip(expected(&o)) {
-            assert!(block.is_none() || *block == expected);
-        }
+        assert!(found.len() < 300_000 && body(&o).starts_with(&found));
     }
     bench.fill(&o);
-    assert!(bench.read(&o) == expected(&o));
+    assert!(bench.read(&o) == body(&o));
     assert_eq!(bench.stats.disk_errors.value(), 0, "damage is no failure of the disk");
-    assert_eq!(bench.stats.disk_corrupt.value(), 1 + 2);
+    assert_eq!(bench.stats.disk_corrupt.value(), 2);
 }
 
 proptest! {
@@ -217,12 +217,10 @@ proptest! {
             file.set_len(at).unwrap();
         }
         for _ in 0..2 {
-            for (found, expected) in bench.read(&o).into_iter().zip(expected(&o)) {
-                prop_assert!(found.is_none() || found == expected);
-            }
+            prop_assert!(body(&o).starts_with(&bench.read(&o)));
             bench.fill(&o);
         }
-        prop_assert!(bench.read(&o) == expected(&o));
+        prop_assert!(bench.read(&o) == body(&o));
     }
 }
 
@@ -234,9 +232,9 @@ fn another_version_of_the_format_is_ignored_and_replaced() {
     bench.fill(&o);
     let index = fs::OpenOptions::new().write(true).open(&bench.files("index")[0]).unwrap();
     index.write_all_at(&(index::FORMAT + 1).to_le_bytes(), 8).unwrap();
-    assert_eq!(bench.read(&o), [None]);
+    assert!(bench.read(&o).is_empty());
     bench.fill(&o);
-    assert!(bench.read(&o) == expected(&o));
+    assert!(bench.read(&o) == body(&o));
     fs::create_dir(dir.path().join("v2")).unwrap();
     fs::write(dir.path().join("v2/usage"), "of the future").unwrap();
     assert!(Bench::open(dir.path(), 100 * MIB).has(&o));
@@ -261,6 +259,28 @@ fn what_was_not_used_for_long_goes_first() {
     }
     assert!(used.iter().all(|o| bench.has(o)), "what was used an hour later outlives what was not");
     assert!(bench.stats.disk_evictions.value() >= 5);
+}
+
+#[test]
+fn only_whole_blocks_are_kept_and_a_look_ends_at_the_first_that_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), 100 * MIB);
+    let o = object("o", 100_000);
+    let all = body(&o);
+    for range in [1000..9000usize, 20_000..20_480, 40_960..61_440, 99_000..100_000, 98_304..100_000] {
+        bench.cache.keep(&o, range.start as u64, &all.slice(range));
+    }
+    bench.cache.settle();
+    let look = |at: u64, end: u64| bench.cache.read(&o, ByteRange::new(at, end).unwrap());
+    assert!(look(0, 10).is_empty() && look(20_000, 20_480).is_empty());
+    assert!(look(4096, 50_000) == all[4096..8192]);
+    assert!(look(50_000, 100_000) == all[50_000..61_440]);
+    assert!(look(99_999, 100_000) == all[99_999..]);
+    assert_eq!(bench.stats.disk_bytes_written.value(), 4096 + 20_480 + 1696);
+    // The rest comes around what is there.
+    bench.fill(&o);
+    assert!(bench.has(&o));
+    assert_eq!(bench.stats.disk_bytes_written.value(), 100_000);
 }
 
 #[test]
@@ -307,7 +327,7 @@ fn a_failing_disk_is_left_alone_and_used_again_when_it_works() {
     // Every path below it is an error now.
     fs::write(&root, "").unwrap();
     for _ in 0..20 {
-        assert_eq!(bench.read(&o), [None]);
+        assert!(bench.read(&o).is_empty());
     }
     let reading = bench.stats.disk_errors.value();
     assert!((1..10).contains(&reading), "{reading} failures");
@@ -320,7 +340,7 @@ fn a_failing_disk_is_left_alone_and_used_again_when_it_works() {
     fs::rename(&aside, &root).unwrap();
     assert_eq!(bench.cache.whole(&o).map(drop), None, "still left alone");
     bench.clock.advance(Duration::from_secs(3600));
-    assert!(bench.read(&o) == expected(&o));
+    assert!(bench.read(&o) == body(&o));
     let p = object("p", 1000);
     bench.fill(&p);
     assert!(bench.has(&p));
@@ -358,11 +378,13 @@ fn a_directory_that_others_could_fill_is_refused() {
 fn what_the_disk_cannot_keep_up_with_is_not_kept_and_nobody_waits() {
     let dir = tempfile::tempdir().unwrap();
     let stats = Arc::new(Stats::default());
-    let limits = DiskLimits { disk_bytes: 100 * MIB, behind_bytes: BLOCK_BYTES - 1 };
+    let limits = DiskLimits { disk_bytes: 100 * MIB, behind_bytes: 50_000 };
     let cache = DiskCache::open(dir.path(), limits, Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
-    let o = object("o", 10 * BLOCK_BYTES);
-    for index in 0..10 {
-        cache.keep(&o, index, &block(&o, index));
+    let o = object("o", MIB);
+    for _ in 0..10 {
+        // Its bytes are few, but the memory they hold is not.
+        cache.keep(&o, MIB - 5000, &body(&o).slice(MIB as usize - 5000..));
+        cache.keep(&o, 0, &body(&o));
     }
     assert_eq!(stats.disk_dropped.value(), 10);
 }
@@ -386,18 +408,16 @@ fn a_whole_file_is_complete_and_verified() {
     let bench = Bench::open(dir.path(), 200 * MIB);
     let o = object("o", 300_000);
     assert!(bench.cache.whole(&o).is_none());
-    for index in 0..4 {
-        bench.cache.keep(&o, index, &block(&o, index));
-    }
+    bench.cache.keep(&o, 0, &body(&o).slice(..290_000));
     bench.cache.settle();
-    assert!(bench.cache.whole(&o).is_none(), "one block lacks");
+    assert!(bench.cache.whole(&o).is_none(), "some of it lacks");
     bench.fill(&o);
     let bytes = |file: File| {
         let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
         file.read_exact_at(&mut bytes, 0).unwrap();
         bytes
     };
-    let all: Vec<u8> = expected(&o).into_iter().flatten().flatten().collect();
+    let all = body(&o);
     let handed_out = bench.cache.whole(&o).unwrap();
     assert!(bytes(handed_out.try_clone().unwrap()) == all);
     // Asking again costs no reading.
@@ -411,7 +431,7 @@ fn a_whole_file_is_complete_and_verified() {
     data.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     assert!(bench.cache.whole(&o).is_none());
     assert_eq!(bench.stats.disk_corrupt.value(), 1);
-    data.write_all_at(&block(&o, 1)[70_000 - BLOCK_BYTES as usize..][..1], 70_000).unwrap();
+    data.write_all_at(&all[70_000..70_001], 70_000).unwrap();
     bench.fill(&o);
     assert!(bytes(bench.cache.whole(&o).unwrap()) == all);
     assert!(bytes(handed_out) == all, "filled anew beside the file that was handed out");
@@ -424,7 +444,7 @@ fn a_large_file_is_verified_by_being_read() {
     let o = object("o", VERIFY_AT_OPEN_BYTES + MIB);
     bench.fill(&o);
     assert!(bench.cache.whole(&o).is_none(), "too much to read at an open");
-    bench.cache.read(&o, 0..16);
+    bench.cache.read(&o, ByteRange::new(0, MIB).unwrap());
     assert!(bench.cache.whole(&o).is_some(), "little enough is left");
 }
 
@@ -441,7 +461,7 @@ fn what_is_evicted_while_open_is_read_to_its_end() {
     assert!(!bench.has(&o));
     let mut bytes = vec![0; MIB as usize];
     file.read_exact_at(&mut bytes, 0).unwrap();
-    assert!(bytes == expected(&o).into_iter().flatten().flatten().collect::<Vec<u8>>());
+    assert!(bytes == body(&o));
 }
 
 const FILLERS: usize = 64;
@@ -465,9 +485,7 @@ fn fillers_of_one_process() {
                     let whose = if round % 3 == 0 { 0 } else { seed };
                     let o = object(&format!("{whose}-{n}-{round}"), 200_000 + 100_000 * (round % 4));
                     bench.fill(&o);
-                    for (found, expected) in bench.read(&o).into_iter().zip(expected(&o)) {
-                        assert!(found.is_none() || found == expected);
-                    }
+                    assert!(body(&o).starts_with(&bench.read(&o)));
                     let total = {
                         // What goes and what comes during a look would both be seen, so nothing comes.
                         let usage = File::open(bench.dir.join("v1/usage")).unwrap();

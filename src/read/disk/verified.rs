@@ -49,10 +49,11 @@ impl Verified {
     /// The runs of blocks that are not verified; empty where the whole file is.
     pub(super) fn missing(&mut self, name: &str, file: DataFile, count: u64) -> Vec<Range<u64>> {
         let blocks = self.blocks(name, file.inode);
-        if blocks.sealed.is_some_and(|modified| modified != file.modified) {
+        match blocks.sealed {
+            Some(modified) if modified == file.modified => return Vec::new(),
             // Somebody changed a file that was whole.
-            blocks.bits.clear();
-            blocks.sealed = None;
+            Some(_) => *blocks = Blocks { inode: file.inode, bits: Vec::new(), sealed: None },
+            None => {}
         }
         let mut runs: Vec<Range<u64>> = Vec::new();
         for index in (0..count).filter(|index| !blocks.has(*index)) {

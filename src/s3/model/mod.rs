@@ -10,10 +10,7 @@ mod uploads;
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use md5::{Digest, Md5};
 
 use super::types::*;
 use super::{content_etag, limits};
@@ -382,27 +379,10 @@ impl Version {
 fn verified(given: Option<Checksum>, body: &Bytes) -> Result<Vec<Checksum>> {
     let own = || super::checksum_of(body);
     let Some(given) = given else { return Ok(vec![own()]) };
-    let right = value_of(given.algorithm, body);
-    if right.as_ref().is_some_and(|right| *right != given.value) {
+    if given.algorithm.of(body) != given.value {
         return Err(refused(Kind::Corrupt, 400, "BadDigest", "the checksum does not match the body"));
     }
     Ok(vec![if given.algorithm == ChecksumAlgorithm::Md5 { own() } else { given }])
-}
-
-fn value_of(algorithm: ChecksumAlgorithm, body: &[u8]) -> Option<String> {
-    use crc_fast::CrcAlgorithm::{Crc32Iscsi, Crc32IsoHdlc};
-    let crc32 = |algorithm| {
-        let value = u32::try_from(crc_fast::checksum(algorithm, body)).unwrap_or(0);
-        BASE64.encode(value.to_be_bytes())
-    };
-    match algorithm {
-        ChecksumAlgorithm::Crc64Nvme => Some(super::checksum_of(body).value),
-        ChecksumAlgorithm::Crc32 => Some(crc32(Crc32IsoHdlc)),
-        ChecksumAlgorithm::Crc32c => Some(crc32(Crc32Iscsi)),
-        ChecksumAlgorithm::Md5 => Some(BASE64.encode(Md5::digest(body))),
-        ChecksumAlgorithm::Sha1 => Some(BASE64.encode(sha1::Sha1::digest(body))),
-        ChecksumAlgorithm::Sha256 => Some(BASE64.encode(sha2::Sha256::digest(body))),
-    }
 }
 
 fn check_key(key: &str) -> Result<()> {

@@ -1,0 +1,354 @@
+"""Runs the rows and writes the results; scripts/bench says how to call it."""
+
+import argparse
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import machine
+import plots
+import report
+from machine import Failed, TookTooLong
+from programs import LOCAL, PAILFS, PROGRAMS, RAW, RELEASE, ROOT, Place, install_missing
+from rows import BYTES_PER_SECOND, DELAY_S, ROWS, Sizes, objects_of
+
+BUCKET = "bench"
+# A measurement that takes longer has failed.
+PATIENCE_S = 180
+# A peer that has taken this long in one row is not asked again.
+PEER_BUDGET_S = 150
+QUICK = {"rounds": 1, "size_factor": 1 / 64}
+TITLES = {"garage": "Garage", "seaweedfs": "SeaweedFS", "demo": "the demo server"}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--server", choices=TITLES, default="garage")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", type=words(row.name for row in ROWS), help="rows, with commas")
+    parser.add_argument("--program", type=words([program.name for program in PROGRAMS] + [RAW, LOCAL]),
+                        help="programs, with commas; raw is the S3 client without a file system")
+    parser.add_argument("--size-factor", type=float, default=1.0, help="makes all objects smaller or fewer")
+    parser.add_argument("--quick", action="store_true", help="one round of everything, tiny")
+    parser.add_argument("--out", type=Path, help="write everything here instead of into docs/")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="measure nothing, write the page anew")
+    args = parser.parse_args()
+    if args.quick:
+        vars(args).update(QUICK)
+    # The documents hold whole results alone.
+    if args.out is None and (args.size_factor != 1 or args.program):
+        args.out = ROOT / "target/bench"
+    return args
+
+
+def words(known):
+    known = list(known)
+
+    def parse(text):
+        found = text.split(",")
+        for word in found:
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+        return found
+    return parse
+
+
+def say(*text):
+    print("bench:", *text, file=sys.stderr, flush=True)
+
+
+def main():
+    args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if args.report:
+        return write(json.loads(args.report.read_text()), args.out)
+    began = time.monotonic()
+    install_missing()
+    subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "pailfs", "--example", "ceiling",
+                    "--example", "proxy"], cwd=ROOT, check=True)
+    rows = [row for row in ROWS if not args.only or row.name in args.only]
+    wanted = args.program or [program.name for program in PROGRAMS] + [RAW, LOCAL]
+    results = described(args, rows, wanted)
+    try:
+        with Bench(args, rows) as bench:
+            for row in rows:
+                measure_row(bench, row, wanted, args.rounds, results)
+    finally:
+        # What was measured before an interruption is kept.
+        if results["rows"]:
+            write(beside_the_others(results, args), args.out)
+    say(f"took {(time.monotonic() - began) / 60:.1f} min")
+
+
+def beside_the_others(results, args):
+    """With --only, the rows that an earlier run of the same size measured stay."""
+    earlier = figures_of(args.out, args.server)
+    if args.only and earlier.exists():
+        old = json.loads(earlier.read_text())
+        if old["meta"]["factor"] == args.size_factor:
+            results["rows"] = {**old["rows"], **results["rows"]}
+    return results
+
+
+def figures_of(out, server):
+    return (out or ROOT / "docs") / f"performance/{server}.json"
+
+
+def described(args, rows, wanted):
+    """Results without figures: what was run, where and how."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    programs, notes = {}, []
+    for program in PROGRAMS:
+        if program.name not in wanted:
+            continue
+        if not program.path():
+            notes.append(f"{program.name} is not on this machine.")
+        elif not any(program.can(row) for row in rows):
+            notes.append(f"{program.name} is left out: {program.said_version()} has no {' '.join(program.needs_flags)}.")
+        else:
+            programs[program.name] = (program.said_version(), " ".join(program.options))
+    return {"meta": {"server": args.server, "server_title": TITLES[args.server], "rounds": args.rounds,
+                     "factor": args.size_factor, "date": time.strftime("%Y-%m-%d"), "machine": machine.described(),
+                     "commit": commit.stdout.strip(), "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+                     "programs": programs, "notes": notes},
+            "rows": {}}
+
+
+class Bench:
+    """The server with its objects, the two proxies, and a place for everything else; gone at the end."""
+
+    def __init__(self, args, rows):
+        self.args, self.rows, self.sizes = args, rows, Sizes(args.size_factor)
+        self.stack = ExitStack()
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            # On the disk of this checkout: the local copy and the disk caches belong on a real file system.
+            target = ROOT / "target"
+            self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=target)))
+            room = machine.room_for_server(self.bytes_needed()) or self.home
+            self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=room)))
+            say(f"starting {self.args.server}, data in {self.scratch}")
+            self.server = stack.enter_context(machine.server(self.args.server, self.scratch))
+            self.lanes = {"far": stack.enter_context(machine.proxy(self.server[0], DELAY_S, BYTES_PER_SECOND)),
+                          "near": stack.enter_context(machine.proxy(self.server[0], 0, 0))}
+            self.fill()
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *why):
+        # A second Ctrl-C must not leave a mount behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return self.stack.__exit__(*why)
+
+    def data(self):
+        return {row.data for row in self.rows}
+
+    def bytes_needed(self):
+        return sum(size for name in self.data() for _, size in objects_of(name, self.sizes))
+
+    def place(self, url, home):
+        _, access, secret, region = self.server
+        return Place(url, region, access, secret, BUCKET, home / "mnt", home)
+
+    def ceiling(self, url, *command):
+        """Runs the raw client: what it printed."""
+        env = {**self.place(url, self.home).aws(), "AWS_ENDPOINT_URL": url, "HOME": str(self.home)}
+        process = machine.start([RELEASE / "examples/ceiling", *command], env=env, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            out, err = process.communicate(timeout=600)
+        finally:
+            process.kill()
+        if process.returncode != 0:
+            raise Failed(f"ceiling {' '.join(command)}: {err.strip()[-500:]}")
+        return json.loads(out) if out else None
+
+    def fill(self):
+        """Puts the rows' objects straight into the server, and copies of some into a local directory."""
+        for name in sorted(self.data()):
+            objects = self.home / "objects.json"
+            objects.write_text(json.dumps(objects_of(name, self.sizes)))
+            did = self.ceiling(self.server[0], "fill", "--objects", str(objects))
+            say(f"{name}: {did['objects']} objects, {did['bytes'] / 1e6:.0f} MB in {did['seconds']:.1f} s")
+            if any(row.local and row.data == name for row in self.rows):
+                self.ceiling(self.server[0], "fill", "--objects", str(objects), "--local", str(self.home / "local"))
+
+
+def measure_row(bench, row, wanted, rounds, results):
+    """All rounds of one row, the programs in turn, each round beginning with another."""
+    contestants = contestants_of(row, wanted)
+    runs = {name: [] for name, _ in contestants}
+    spent = dict.fromkeys(runs, 0.0)
+    results["rows"][row.name] = {"date": time.strftime("%Y-%m-%d %H:%M"), "runs": runs}
+    for turn in range(rounds):
+        at = turn % max(1, len(contestants))
+        for name, measure in contestants[at:] + contestants[:at]:
+            if name != "pailfs" and (spent[name] > PEER_BUDGET_S or any("error" in run for run in runs[name])):
+                continue
+            began = time.monotonic()
+            try:
+                run = measure(bench, row)
+            except TookTooLong:
+                run = {"error": f"> {PATIENCE_S} s"}
+            except (Failed, OSError, subprocess.SubprocessError) as why:
+                run = {"error": f"failed: {why}"}
+            spent[name] += time.monotonic() - began
+            runs[name].append(run)
+            say(row.name, f"round {turn + 1}", name, run.get("error") or figures(run))
+
+
+def figures(run):
+    parts = [f"{run['seconds']:.3f} s"]
+    parts += [f"{run['rate']:.0f}/s"] if "rate" in run else []
+    parts += [f"CPU {run['cpu_seconds']:.2f} s"] if run.get("cpu_seconds") is not None else []
+    parts += [f"RSS {run['rss'] >> 20} MiB"] if run.get("rss") else []
+    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB"] if "requests" in run else []
+    return ", ".join(parts)
+
+
+def contestants_of(row, wanted):
+    """Who takes part in a row: a name and a function that measures it once."""
+    found = [(program.name, lambda bench, row, program=program: measure_mount(bench, row, program))
+             for program in PROGRAMS
+             if program.name in wanted and program.path() and program.can(row)
+             and (row.streams or not program.streams_only)]
+    if RAW in wanted:
+        for command in row.raw:
+            name = f"raw/{command[command.index('--in-flight') + 1]}" if "--in-flight" in command else "raw/serial"
+            found.append((name, lambda bench, row, command=command: measure_raw(bench, row, command)))
+    if LOCAL in wanted and row.local:
+        found.append((LOCAL, measure_local))
+    return found
+
+
+def measure_raw(bench, row, command):
+    lane = bench.lanes[row.lane]
+    lane.reset()
+    did = bench.ceiling(lane.url, *command)
+    run = {"seconds": did["seconds"], "cpu_seconds": did["cpu_seconds"], "asked": did["bytes"],
+           "requests": did["requests"], "bytes_down": lane.counts()["bytes_down"]}
+    if "--random" in command:
+        run["rate"] = did["objects"] / did["seconds"]
+    return run
+
+
+def measure_local(bench, row):
+    """The local file system, in the state that the row leaves the mount in."""
+    root = bench.home / "local"
+    for command in row.prepare(root, bench.sizes) if row.prepare else []:
+        machine.run(command, PATIENCE_S)
+    if row.before == "remount":
+        machine.drop_caches()
+    elif row.before == "cold":
+        # Cold for a mount means the network; here it is the least that the work can take.
+        machine.run(row.work(root, bench.sizes), PATIENCE_S)
+    return work(bench, row, root)
+
+
+def measure_mount(bench, row, program):
+    home = Path(tempfile.mkdtemp(prefix=f"{program.name}-", dir=bench.home))
+    try:
+        return measure_in(bench, row, program, bench.place(bench.lanes[row.lane].url, home))
+    finally:
+        if not machine.is_mounted(home / "mnt"):
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def measure_in(bench, row, program, place):
+    def prepare():
+        for command in row.prepare(place.mountpoint, bench.sizes) if row.prepare else []:
+            machine.run(command, PATIENCE_S)
+
+    remount = row.before == "remount" and program.keeps_cache
+    if remount:
+        with machine.mounted(program, place, row):
+            prepare()
+    if row.before != "warm":
+        machine.drop_caches()
+    with machine.mounted(program, place, row) as process:
+        if not remount:
+            prepare()
+        if row.before == "remount" and not remount:
+            machine.drop_caches()
+        return measured(bench, row, place.mountpoint, process.pid)
+
+
+def measured(bench, row, root, pid):
+    """The work on a mount, and what it cost its daemon."""
+    lane = bench.lanes[row.lane]
+    lane.settle()
+    lane.reset()
+    machine.forget_peak(pid)
+    cpu = machine.cpu_seconds(pid)
+    run = work(bench, row, root)
+    run["cpu_seconds"] = machine.cpu_seconds(pid) - cpu
+    run["rss"] = machine.peak_rss(pid)
+    counts = lane.counts()
+    run["requests"], run["by_operation"] = sum(counts["requests"].values()), counts["requests"]
+    run["bytes_down"], run["bytes_up"] = counts["bytes_down"], counts["bytes_up"]
+    run["proxy_cpu_seconds"] = counts["cpu_seconds"]
+    return run
+
+
+def work(bench, row, root):
+    scratch = Path(tempfile.mkdtemp(prefix="work-", dir=bench.scratch))
+    try:
+        command = [word.replace("{scratch}", str(scratch)) for word in row.work(root, bench.sizes)]
+        output, seconds = machine.run(command, PATIENCE_S)
+        wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if wrong:
+        raise Failed(f"wrong answer: {wrong}")
+    run = {"seconds": seconds}
+    if output.startswith('{"seconds"'):
+        run.update(json.loads(output))
+    run.setdefault("asked", sum(size for _, size in objects_of(row.data, bench.sizes)))
+    return run
+
+
+def miscopied(row, scratch, sizes):
+    """What a copy lacks."""
+    copies = [path.stat().st_size for path in scratch.rglob("*") if path.is_file()]
+    if copies and sorted(copies) != sorted(size for _, size in objects_of(row.data, sizes)):
+        return f"{len(copies)} files of {sum(copies)} bytes were copied"
+
+
+# ---- Writing ----
+
+def write(results, out):
+    """Raw figures, plots and the page: into docs/, or below `out`."""
+    server = results["meta"]["server"]
+    docs = out or ROOT / "docs"
+    figures = figures_of(out, server)
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    figures.write_text(json.dumps(results, indent=1) + "\n")
+    rows = [row for row in ROWS if row.name in results["rows"]]
+    drawn = []
+    for name, title in plots.PLOTS.items():
+        svg = plots.plot(results, rows, name)
+        if svg:
+            figures.with_name(f"{server}-{name}.svg").write_text(svg)
+            drawn.append((title, f"performance/{server}-{name}.svg"))
+    page = docs / "PERFORMANCE.md"
+    source = page if page.exists() else ROOT / "docs/PERFORMANCE.md"
+    text = source.read_text() if source.exists() else "# Performance\n"
+    page.write_text(report.put_between(text, server, report.page(results, drawn)))
+    say(f"written: {page} and {figures}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Failed as why:
+        sys.exit(f"bench: {why}")
+    except KeyboardInterrupt:
+        sys.exit(130)

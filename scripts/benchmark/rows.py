@@ -1,0 +1,236 @@
+"""What is measured: the objects, the rows and their bars, as data.
+
+A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+# The network that the far lane stands for; the near lane is the proxy without either.
+DELAY_S = 0.020
+BYTES_PER_SECOND = 90_000_000
+
+WORK = str(Path(__file__).parent / "work.py")
+# Reads at random stop after this long, however many were done.
+RANDOM_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is; a factor makes the whole run smaller."""
+
+    factor: float = 1.0
+
+    def bytes(self, full, least=1 * MIB):
+        return max(least, int(full * self.factor) // MIB * MIB)
+
+    def count(self, full, least=16):
+        return max(least, round(full * self.factor))
+
+    @property
+    def big(self):
+        return self.bytes(1 * GIB, least=16 * MIB)
+
+    @property
+    def small_dirs(self):
+        return self.count(100, least=4)
+
+    @property
+    def small_files(self):
+        return 20 * self.small_dirs
+
+    @property
+    def tree_branches(self):
+        return self.count(100, least=2)
+
+    @property
+    def tree_directories(self):
+        return 11 * self.tree_branches
+
+    @property
+    def tree_files(self):
+        return 80 * self.tree_branches
+
+    @property
+    def known_names(self):
+        return self.count(10_000)
+
+
+def objects_of(name, sizes):
+    """The keys and sizes of one set of objects; its directory is the set's name."""
+    return {
+        "big": lambda: [("big/file", sizes.big)],
+        "four": lambda: [(f"four/{i}", sizes.bytes(256 * MIB, 4 * MIB)) for i in range(4)],
+        "many": lambda: [(f"many/{i:02}", sizes.bytes(64 * MIB)) for i in range(32)],
+        "small": lambda: [(f"small/{a:02}/{b:02}", 16 * KIB) for a in range(sizes.small_dirs) for b in range(20)],
+        "tree": lambda: [(f"tree/{a:02}/{b}/{c}", 100) for a in range(sizes.tree_branches)
+                         for b in range(10) for c in range(8)],
+        "names-20k": lambda: [(f"names-20k/name-{i:06}", 8) for i in range(sizes.count(20_000))],
+        "names-100k": lambda: [(f"names-100k/name-{i:06}", 8) for i in range(sizes.count(100_000))],
+    }[name]()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What pailfs has to reach in a row. `figure` takes a report.View and may be None: nothing to compare with."""
+
+    says: str
+    figure: Callable
+    sense: str
+    limit: float
+
+    def holds(self, figure):
+        return figure >= self.limit if self.sense == ">=" else figure <= self.limit
+
+
+def speed(against, factor, says=None):
+    return Bar(says or f"speed / {against}", lambda view: view.speed_against(against), ">=", factor)
+
+
+def time(against, factor, says=None):
+    return Bar(says or f"time / {against}", lambda view: view.time_against(against), "<=", factor)
+
+
+def within(says, figure, limit):
+    return Bar(says, figure, "<=", limit)
+
+
+# DESIGN.md promise 9: the budget and a tenth.
+MEMORY = within("RSS / memory limit", lambda view: view.memory_share(), 1.1)
+
+
+def random_bars(threads):
+    return (
+        Bar("reads per second x delay / threads",
+            lambda view: view.median("pailfs", "rate") * DELAY_S / threads, ">=", 0.9),
+        within("bytes / asked", lambda view: view.median("pailfs", "bytes_down") / view.median("pailfs", "asked"), 2),
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One workload. Commands are given the directory they read: a mount, or the local copy."""
+
+    name: str
+    title: str
+    data: str
+    work: Callable
+    bars: tuple = ()
+    # "far" or "near": which proxy.
+    lane: str = "far"
+    # Ways to ask the raw client for the same; the fastest is the ceiling.
+    raw: tuple = ()
+    # Whether the local file system does it too.
+    local: bool = False
+    # What is run before, unmeasured, and what then: "cold" (a fresh mount, nothing is run), "warm" (the measured
+    # run follows at once), "remount" (a new mount of the same caches, and the kernel's dropped).
+    before: str = "cold"
+    prepare: Callable = None
+    # Whether programs that were tuned for streaming take part.
+    streams: bool = False
+    # Flags that the row needs, by program; one that has not got its flag is left out.
+    flags: dict = field(default_factory=dict)
+    # What is wrong with the work's output, if anything: (output, sizes) -> text or None.
+    wrong: Callable = lambda output, sizes: None
+    # The plot it belongs to.
+    plot: str = "throughput"
+
+
+def dd(root, sizes):
+    return ["dd", f"if={root}/big/file", "of=/dev/null", "bs=1M", "status=none"]
+
+
+def work(name, path, *more):
+    """A command of work.py on `path` below the directory."""
+    def command(root, sizes):
+        extra = [word(sizes) if callable(word) else word for word in more]
+        return [sys.executable, WORK, name, f"{root}/{path}", *map(str, extra)]
+    return command
+
+
+def raw_get(data, in_flight=(16, 32), *more):
+    return tuple(("get", "--prefix", f"{data}/", "--in-flight", str(n), *more) for n in in_flight)
+
+
+def counts(expected):
+    """The output has so many lines."""
+    def wrong(output, sizes):
+        lines = output.count("\n")
+        if lines != expected(sizes):
+            return f"{lines} lines instead of {expected(sizes)}"
+    return wrong
+
+
+def all_found(output, sizes):
+    said = json.loads(output.splitlines()[-1])
+    if (said["known"], said["absent"]) != (sizes.known_names, sizes.known_names):
+        return f"found {said['known']} known and {said['absent']} absent names of {sizes.known_names} each"
+
+
+LISTS_LONG = {
+    "pailfs": ["--metadata-ttl", "10m", "--negative-ttl", "10m"],
+    "s3fs": ["-o", "stat_cache_expire=600"],
+    "rclone": ["--dir-cache-time", "10m"],
+    "mount-s3": ["--metadata-ttl", "600"],
+}
+DISK_CACHE = {
+    "pailfs": ["--cache-dir", "{home}/cache"],
+    "s3fs": ["-o", "use_cache={home}/cache"],
+    "rclone": ["--vfs-cache-mode", "full", "--cache-dir", "{home}/cache"],
+    "mount-s3": ["--cache", "{home}/cache"],
+}
+stat_names = work("stat", "names-20k", lambda sizes: sizes.known_names)
+stat_names_at_once = work("stat", "names-20k", lambda sizes: sizes.known_names, 32)
+
+ROWS = [
+    Row("dd", "`dd` of 1 GiB, bs=1M, cold", "big", dd, raw=raw_get("big"), streams=True,
+        bars=(speed("raw", 0.85), speed("mount-s3", 1), speed("s3fs", 3), MEMORY)),
+    Row("dd-near", "the same at 0 ms, unlimited", "big", dd, lane="near", raw=raw_get("big"), streams=True,
+        bars=(within("CPU / raw client's", lambda view: view.ratio("raw", "cpu_seconds"), 1.3),)),
+    Row("four", "4 files of 256 MiB at once", "four", work("each", "four"), raw=raw_get("four"), streams=True,
+        bars=(speed("raw", 0.85), MEMORY)),
+    Row("many", "32 files of 64 MiB at once", "many", work("each", "many"), raw=raw_get("many"), streams=True,
+        bars=(speed("raw", 0.85), MEMORY)),
+    Row("again", "`dd` of 1 GiB again: the kernel's cache", "big", dd, local=True, before="warm",
+        prepare=lambda root, sizes: [dd(root, sizes)], bars=(speed("local", 0.9),)),
+    Row("disk-cache", "`dd` of 1 GiB again: the disk cache, after a remount and drop_caches", "big", dd, local=True,
+        before="remount", prepare=lambda root, sizes: [dd(root, sizes)], flags=DISK_CACHE, bars=(speed("local", 0.7),)),
+    Row("random-1", "random 4 KiB of 1 GiB, 1 thread, cold", "big",
+        work("random", "big/file", 1, lambda sizes: sizes.count(200), RANDOM_SECONDS),
+        raw=raw_get("big", (1,), "--part", "4K", "--random", "200"), bars=random_bars(1), plot="random"),
+    Row("random-32", "random 4 KiB of 1 GiB, 32 threads, cold", "big",
+        work("random", "big/file", 32, lambda sizes: sizes.count(6400, 320), RANDOM_SECONDS),
+        raw=raw_get("big", (32,), "--part", "4K", "--random", "6400"), bars=random_bars(32), plot="random"),
+    Row("skip", "read 4 MiB, skip 4 MiB, through 1 GiB", "big", work("skip", "big/file"),
+        bars=(Bar("bytes per second / dd's",
+                  lambda view: view.bytes_per_second() / view.other("dd").bytes_per_second(), ">=", 0.5),)),
+    Row("mmap", "mmap scan of 1 GiB (Python)", "big", work("mmap", "big/file"), local=True,
+        bars=(within("time / dd's", lambda view: view.seconds() / view.other("dd").seconds(), 1.3),)),
+    Row("sha256sum", "`sha256sum` of 1 GiB", "big", lambda root, sizes: ["sha256sum", f"{root}/big/file"], local=True,
+        bars=(within("time / dd's", lambda view: view.seconds() / view.other("dd").seconds(), 1.3),
+              within("time / the slower of dd and a local sha256sum",
+                     lambda view: view.seconds() / max(view.other("dd").seconds(), view.seconds("local")), 1.3))),
+    Row("cp", "`cp -r` out of 2,000 x 16 KiB in 100 directories", "small",
+        lambda root, sizes: ["cp", "-r", f"{root}/small", "{scratch}/out"], raw=raw_get("small", (32,)), plot="names",
+        bars=(Bar("one round trip per file / time",
+                  lambda view: view.sizes.small_files * DELAY_S / view.seconds(), ">=", 10),)),
+    Row("find", "`find` over 8,000 objects in 1,100 directories", "tree",
+        lambda root, sizes: ["find", f"{root}/tree"], raw=(("list", "--prefix", "tree/"),), plot="names",
+        wrong=counts(lambda sizes: sizes.tree_files + sizes.tree_directories + 1),
+        bars=(time("raw", 1.5, "time / raw recursive LIST"),)),
+    Row("ls-20k", "`ls -l` of 20,000 names", "names-20k", lambda root, sizes: ["ls", "-l", f"{root}/names-20k"],
+        raw=(("list", "--prefix", "names-20k/", "--delimiter", "/"),), plot="names",
+        wrong=counts(lambda sizes: sizes.count(20_000) + 1), bars=(time("raw", 1.3, "time / raw serial LIST"),)),
+    Row("ls-100k", "`ls -l` of 100,000 names", "names-100k", lambda root, sizes: ["ls", "-l", f"{root}/names-100k"],
+        raw=(("list", "--prefix", "names-100k/", "--delimiter", "/"),), plot="names",
+        wrong=counts(lambda sizes: sizes.count(100_000) + 1), bars=(time("raw", 0.5, "time / raw serial LIST"),)),
+    Row("stat", "`stat` of 10,000 known and 10,000 absent names, warm", "names-20k", stat_names, before="warm",
+        prepare=lambda root, sizes: [["ls", "-l", f"{root}/names-20k"], stat_names_at_once(root, sizes)],
+        flags=LISTS_LONG, wrong=all_found, plot="names",
+        bars=(within("requests", lambda view: view.median("pailfs", "requests"), 0),)),
+]
