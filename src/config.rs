@@ -25,6 +25,11 @@ const DEFAULT_MEMORY_MIN_BYTES: u64 = 64 << 20;
 const DEFAULT_MEMORY_MAX_BYTES: u64 = 1 << 30;
 /// Below this a single part of an upload no longer fits beside anything else.
 const MEMORY_MIN_BYTES: u64 = 16 << 20;
+/// Less disk than this holds hardly an object.
+const CACHE_MIN_BYTES: u64 = 16 << 20;
+/// The cache that is chosen where no size is given: this much, in bytes, and no more than this share of the disk.
+const DEFAULT_CACHE_MAX_BYTES: u64 = 10 << 30;
+const DEFAULT_CACHE_SHARE: u64 = 10;
 /// What a directory entry may be long on Linux, in bytes.
 const NAME_MAX_BYTES: usize = 255;
 
@@ -53,10 +58,31 @@ pub struct MountConfig {
     pub timeout: Duration,
     /// Memory for blocks, read-ahead and uploads, in bytes.
     pub memory_limit: u64,
+    /// Where blocks that were read are kept on disk, if anywhere.
+    pub cache: Option<Cache>,
+    pub passthrough: Passthrough,
     /// Where written bytes wait for their upload.
     pub state_dir: PathBuf,
     /// Path of the control socket.
     pub control_socket: PathBuf,
+}
+
+/// Which files the kernel may read by itself, where they are whole in the cache directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    Never,
+    /// Those of read-only buckets: nothing on this mount can write them while they are read.
+    ReadOnly,
+    Always,
+}
+
+/// A directory for blocks that outlive the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Absolute.
+    pub dir: PathBuf,
+    /// Bytes on disk, over all mounts that use the directory.
+    pub limit_bytes: u64,
 }
 
 impl MountConfig {
@@ -78,10 +104,22 @@ impl MountConfig {
                 return invalid(format!("{mode:o} is not a {what} mode; write it like 644"));
             }
         }
-        if self.state_dir.starts_with(&self.mountpoint) {
+        let cache_dir = self.cache.as_ref().map(|cache| ("cache directory", &cache.dir));
+        for (what, dir) in cache_dir.into_iter().chain([("state directory", &self.state_dir)]) {
+            if dir.starts_with(&self.mountpoint) {
+                return invalid(format!(
+                    "the {what} {} lies inside of the mount, which would wait for itself",
+                    dir.display()
+                ));
+            }
+        }
+        if let Some(cache) = &self.cache
+            && cache.limit_bytes < CACHE_MIN_BYTES
+        {
             return invalid(format!(
-                "the state directory {} lies inside of the mount, which would wait for itself",
-                self.state_dir.display()
+                "the cache size is {}, and less than {} keeps next to nothing",
+                crate::base::format_bytes(cache.limit_bytes),
+                crate::base::format_bytes(CACHE_MIN_BYTES)
             ));
         }
         for session in self.source.sessions() {
@@ -96,6 +134,11 @@ impl MountConfig {
 /// A quarter of what there is, but neither a pittance nor a hog.
 pub fn default_memory_limit(available_bytes: u64) -> u64 {
     (available_bytes / 4).clamp(DEFAULT_MEMORY_MIN_BYTES, DEFAULT_MEMORY_MAX_BYTES)
+}
+
+/// Enough to be of use, and a small part of the disk.
+pub fn default_cache_limit(disk_bytes: u64) -> u64 {
+    (disk_bytes / DEFAULT_CACHE_SHARE).min(DEFAULT_CACHE_MAX_BYTES)
 }
 
 /// What a mount shows at its root.
@@ -472,15 +515,20 @@ mod tests {
             negative_ttl: Duration::from_secs(1),
             timeout: Duration::from_secs(60),
             memory_limit: 64 << 20,
+            cache: Some(Cache { dir: "/var/cache/pailfs".into(), limit_bytes: 1 << 30 }),
+            passthrough: Passthrough::ReadOnly,
             state_dir: "/var/lib/pailfs".into(),
             control_socket: "/run/pailfs/x".into(),
         };
         good.check().unwrap();
+        let cache = |dir: &str, limit_bytes| Some(Cache { dir: dir.into(), limit_bytes });
         for (bad, word) in [
             (MountConfig { memory_limit: 1 << 20, ..good.clone() }, "memory"),
             (MountConfig { timeout: Duration::ZERO, ..good.clone() }, "timeout"),
             (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
             (MountConfig { state_dir: "/mnt/state".into(), ..good.clone() }, "state directory"),
+            (MountConfig { cache: cache("/mnt/cache", 1 << 30), ..good.clone() }, "cache directory"),
+            (MountConfig { cache: cache("/c", 1 << 20), ..good.clone() }, "cache size"),
             (MountConfig { sessions: BTreeMap::new(), ..good }, "session"),
         ] {
             let error = bad.check().unwrap_err().report();
@@ -489,9 +537,11 @@ mod tests {
     }
 
     #[test]
-    fn the_default_memory_limit_is_a_bounded_quarter() {
+    fn default_limits_are_bounded_shares() {
         assert_eq!(default_memory_limit(0), 64 << 20);
         assert_eq!(default_memory_limit(2 << 30), 512 << 20);
         assert_eq!(default_memory_limit(u64::MAX), 1 << 30);
+        assert_eq!(default_cache_limit(50 << 30), 5 << 30);
+        assert_eq!(default_cache_limit(u64::MAX), 10 << 30);
     }
 }

@@ -21,10 +21,10 @@ use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, SystemClock, format_bytes};
-use crate::config::{BucketDir, MountConfig, Source};
+use crate::config::{BucketDir, MountConfig, Passthrough, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Buckets, Fs, Options, Order, Root, Volume};
+use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Session, Store, Verdict, probe};
 use crate::stats::Stats;
@@ -256,9 +256,13 @@ fn volume(
     read_only: bool,
     findings: &Arc<Findings>,
 ) -> Volume {
-    let volume = Volume::new(bucket, prefix, Arc::clone(&store)).read_only(read_only).reach(session.reach());
+    let endpoint = session.endpoint_url();
+    let volume = Volume::new(bucket, prefix, Arc::clone(&store))
+        .read_only(read_only)
+        .reach(session.reach())
+        .origin(endpoint.as_deref().unwrap_or("aws"));
     // Amazon's own S3 keeps what it documents; any other server has to show it.
-    let Some(endpoint) = session.endpoint_url() else { return volume };
+    let Some(endpoint) = endpoint else { return volume };
     let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
     volume.probe(Box::new(move || {
@@ -329,6 +333,12 @@ fn fs_options(config: &MountConfig) -> Result<Options> {
         timeout: config.timeout,
         memory_limit: config.memory_limit,
         staging_dir,
+        cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
+        passthrough: match config.passthrough {
+            Passthrough::Never => fs::Passthrough::Never,
+            Passthrough::ReadOnly => fs::Passthrough::ReadOnly,
+            Passthrough::Always => fs::Passthrough::Always,
+        },
         ..Options::default()
     })
 }
@@ -678,6 +688,8 @@ mod tests {
             negative_ttl: Duration::from_secs(1),
             timeout: Duration::from_secs(20),
             memory_limit: 64 << 20,
+            cache: None,
+            passthrough: Passthrough::Never,
             state_dir: "/nowhere".into(),
             control_socket: "/nowhere/socket".into(),
         }

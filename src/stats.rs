@@ -43,6 +43,22 @@ counters! {
     files_ahead => "files_fetched_ahead";
     /// Opens that took a listing's word instead of asking.
     opens_listed => "opens_by_listing";
+    /// Runs of bytes found whole in the cache directory.
+    disk_hits => "disk_hits";
+    /// Runs of bytes looked for in the cache directory and not found whole.
+    disk_misses => "disk_misses";
+    /// Bytes read from the cache directory.
+    disk_bytes_read => "disk_bytes_read";
+    /// Bytes written to the cache directory.
+    disk_bytes_written => "disk_bytes_written";
+    /// Runs of bytes not kept because the cache directory could not be written fast enough.
+    disk_dropped => "disk_dropped";
+    /// Object versions evicted from the cache directory by this mount.
+    disk_evictions => "disk_evictions";
+    /// Damaged files found in the cache directory, and removed.
+    disk_corrupt => "disk_corrupt";
+    /// Failures of the cache directory's disk.
+    disk_errors => "disk_errors";
     /// Names answered from memory, positive or negative.
     name_hits => "name_hits";
     /// Names that had to be looked up.
@@ -59,6 +75,8 @@ counters! {
     commits => "commits";
     /// Commits that lost against another client.
     conflicts => "conflicts";
+    /// Opens answered with a file of the cache directory that the kernel reads by itself.
+    passthrough_opens => "passthrough_opens";
     /// Requests that panicked and were answered EIO.
     panics => "panics";
 }

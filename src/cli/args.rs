@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::{parse_bytes, parse_duration};
-use crate::config::DEFAULT_SESSION;
+use crate::config::{DEFAULT_SESSION, Passthrough};
 use crate::s3::{PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
@@ -66,11 +66,47 @@ pub struct MountArgs {
     /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     // Headings hold for whatever follows, so these come last.
     #[command(flatten)]
     pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// Blocks on a local disk.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// Keep blocks that were read in this directory, for later mounts and for others of this host
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that the cache directory holds [default: a tenth of its file system, at most 10G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "cache_dir")]
+    pub cache_size: Option<u64>,
+    /// Whether the kernel may read files that are whole in the cache directory by itself
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub passthrough: PassthroughArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PassthroughArg {
+    /// In what is mounted read-only
+    Auto,
+    /// Everywhere; who reads a file that is opened for writing later reads on in the version from before
+    On,
+    /// Nowhere
+    Off,
+}
+
+impl From<PassthroughArg> for Passthrough {
+    fn from(arg: PassthroughArg) -> Self {
+        match arg {
+            PassthroughArg::Auto => Self::ReadOnly,
+            PassthroughArg::On => Self::Always,
+            PassthroughArg::Off => Self::Never,
+        }
+    }
 }
 
 /// What files and directories look like.
@@ -313,6 +349,8 @@ mod tests {
             "--memory-limit=128M",
             "--path-style=on",
             "--no-sign-request",
+            "--cache-dir=/c",
+            "--cache-size=1G",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -320,6 +358,9 @@ mod tests {
         assert_eq!((mount.look.file_mode, mount.look.dir_mode), (0o600, 0o755));
         assert_eq!(mount.timeout, Duration::from_secs(5));
         assert_eq!(mount.memory_limit, Some(128 << 20));
+        assert_eq!(mount.cache.cache_dir.as_deref(), Some(std::path::Path::new("/c")));
+        assert_eq!(mount.cache.cache_size, Some(1 << 30));
+        assert_eq!(Passthrough::from(mount.cache.passthrough), Passthrough::ReadOnly);
         let settings = mount.session.settings();
         assert_eq!(settings.path_style, Some(PathStyle::On));
         assert_eq!((settings.no_sign_request, settings.requester_pays), (Some(true), None));
@@ -337,6 +378,8 @@ mod tests {
             &["mount", "s3://b", "/mnt", "--endpoint-url=http://user:secret@x"],
             &["mount", "s3://b", "/mnt", "--secret-access-key=x"],
             &["sessions", "check", "a", "s3://b", "c"],
+            &["mount", "s3://b", "/mnt", "--cache-size=1G"],
+            &["mount", "s3://b", "/mnt", "--passthrough=maybe"],
             &["umount"],
             &[],
         ] {

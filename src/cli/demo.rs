@@ -12,7 +12,7 @@ use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::SystemClock;
-use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Source, default_memory_limit};
+use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Passthrough, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::Signals;
@@ -165,6 +165,8 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         negative_ttl: TTL,
         timeout: TIMEOUT,
         memory_limit: default_memory_limit(machine::available_memory()),
+        cache: None,
+        passthrough: Passthrough::Never,
         state_dir: home.join("state"),
         control_socket,
     };

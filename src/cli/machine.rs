@@ -145,6 +145,12 @@ pub fn available_memory() -> u64 {
         .fold(total, u64::min)
 }
 
+/// Size in bytes of the file system that a directory is on, or will be on once it is made.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    let existing = dir.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok());
+    existing.map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize))
+}
+
 /// The files that may limit a member of these control groups: its own and those of every group around it.
 fn memory_limit_files(groups: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
@@ -196,6 +202,8 @@ mod tests {
                 .map(PathBuf::from)
         );
         assert!(available_memory() > 0);
+        assert_eq!(disk_bytes(Path::new("/tmp/not/there/yet")), disk_bytes(Path::new("/tmp")));
+        assert!(disk_bytes(Path::new("/")) > 0);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::args::{MountArgs, SessionArgs};
+use super::args::{CacheArgs, MountArgs, SessionArgs};
 use super::background::{self, Child};
 use super::exit::{Code, Failure};
 use super::{logging, machine, mountpoint, running};
 use crate::config::{
-    BucketDir, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Source, default_memory_limit,
+    BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Source, default_cache_limit,
+    default_memory_limit,
 };
 use crate::control;
 use crate::mount::{self, Stage};
@@ -89,11 +90,20 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         negative_ttl: args.look.negative_ttl,
         timeout: args.timeout,
         memory_limit: args.memory_limit.unwrap_or_else(|| default_memory_limit(machine::available_memory())),
+        cache: cache_of(&args.cache)?,
+        passthrough: args.cache.passthrough.into(),
         state_dir,
         control_socket,
     };
     config.check()?;
     Ok(config)
+}
+
+fn cache_of(args: &CacheArgs) -> Result<Option<Cache>, Failure> {
+    let Some(dir) = &args.cache_dir else { return Ok(None) };
+    let dir = absolute(dir)?;
+    let limit_bytes = args.cache_size.unwrap_or_else(|| default_cache_limit(machine::disk_bytes(&dir)));
+    Ok(Some(Cache { dir, limit_bytes }))
 }
 
 /// What to mount, and the settings of the sessions that takes.

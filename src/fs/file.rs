@@ -233,6 +233,13 @@ impl File {
         state.object.as_ref().filter(|_| !state.lost).map(|o| o.id.etag.clone())
     }
 
+    /// The object, where all of the file is in it.
+    pub(super) fn clean_object(&self) -> Option<Object> {
+        let state = lock(&self.state);
+        let clean = state.is_saved() && !state.orphan && !state.lost;
+        state.object.clone().filter(|_| clean)
+    }
+
     /// The object that its unchanged bytes come from.
     pub(super) fn object_id(&self) -> Option<ObjectId> {
         lock(&self.state).object.as_ref().map(|object| object.id.clone())
@@ -321,12 +328,7 @@ impl File {
         let mut state = lock(&self.state);
         if let Some(object) = &mut state.object {
             let etag = etag.unwrap_or(&object.id.etag).clone();
-            *object = Object::new(
-                ObjectId { volume, key: Arc::from(key), etag: etag.clone() },
-                Arc::from(store.bucket.as_str()),
-                object.size,
-                Arc::clone(&store.store),
-            );
+            *object = store.object(volume, key, etag.clone(), object.size);
             state.expects = Condition::Matches(etag);
         }
     }
@@ -395,12 +397,7 @@ impl Fs {
             Err(error) if error.is_not_found() => return Ok(()),
             answer => answer?,
         };
-        let object = Object::new(
-            ObjectId { etag: info.etag.clone(), ..from.clone() },
-            Arc::from(volume.bucket.as_str()),
-            info.size,
-            Arc::clone(&volume.store),
-        );
+        let object = volume.object(from.volume, &from.key, info.etag.clone(), info.size);
         if file.renew(from, object, info.attributes.clone()) {
             self.renewed(file.ino, &info);
             // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
@@ -515,12 +512,7 @@ impl Fs {
         etag: &ETag,
     ) {
         self.stats.commits.add(1);
-        let object = Object::new(
-            ObjectId { volume: id.0, key: Arc::from(key), etag: etag.clone() },
-            Arc::from(volume.bucket.as_str()),
-            len,
-            Arc::clone(&volume.store),
-        );
+        let object = volume.object(id.0, key, etag.clone(), len);
         let (facts, before, clean) = {
             let mut state = lock(&file.state);
             let before = state.object.as_ref().map(|o| o.id.etag.clone());
@@ -615,7 +607,7 @@ impl Fs {
     }
 
     /// Nobody gets at this content any more but through handles it is open on.
-    fn let_go(&self, file: &Arc<File>) {
+    pub(super) fn let_go(&self, file: &Arc<File>) {
         lock(&self.pages).pop(&file.ino);
         {
             let mut files = lock(&self.files);
@@ -623,8 +615,13 @@ impl Fs {
                 files.remove(&file.ino);
             }
         }
+        self.unlink_inode(file.ino);
+    }
+
+    /// Takes an inode from its name here; S3 still has what the name stands for.
+    pub(super) fn unlink_inode(&self, ino: Ino) {
         let mut tree = self.tree();
-        if let Some((parent, name)) = tree.link_of(file.ino) {
+        if let Some((parent, name)) = tree.link_of(ino) {
             tree.remove(parent, &name, self.clock.now());
             tree.forget_name(parent, &name);
         }

@@ -12,7 +12,7 @@ use super::siblings::{Ahead, Listed};
 use super::volume::Volume;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Cursor, Object, ObjectId, SMALL_FILE_MAX};
+use crate::read::{Cursor, Object, SMALL_FILE_MAX};
 use crate::s3::{Condition, ListRequest};
 use crate::tree::keys::Name;
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
@@ -41,7 +41,7 @@ pub struct Opened {
 }
 
 pub(super) struct FileHandle {
-    file: Arc<File>,
+    pub(super) file: Arc<File>,
     write: bool,
     append: bool,
     cursor: Cursor,
@@ -208,12 +208,7 @@ impl Fs {
                 &key,
             ));
         }
-        let object = Object::new(
-            ObjectId { volume: id.0, key: Arc::from(key.as_str()), etag: info.etag.clone() },
-            Arc::from(volume.bucket.as_str()),
-            info.size,
-            Arc::clone(&volume.store),
-        );
+        let object = volume.object(id.0, &key, info.etag.clone(), info.size);
         let mut files = lock(&self.files);
         match files.get(&ino) {
             // Written here while the question was on its way, or open at this very version.
@@ -394,10 +389,5 @@ impl Fs {
 
 /// The object of a listing's line.
 fn object_of(id: VolumeId, volume: &Volume, listed: &Listed) -> Object {
-    Object::new(
-        ObjectId { volume: id.0, key: Arc::from(listed.key.as_str()), etag: listed.etag.clone() },
-        Arc::from(volume.bucket.as_str()),
-        listed.size,
-        Arc::clone(&volume.store),
-    )
+    volume.object(id.0, &listed.key, listed.etag.clone(), listed.size)
 }

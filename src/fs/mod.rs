@@ -13,6 +13,7 @@
 //! 5. the leaves: caches and counters.
 
 mod attr;
+mod backing;
 mod dirs;
 mod file;
 mod handles;
@@ -27,6 +28,7 @@ mod walks;
 
 pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
+pub use backing::{Passthrough, Version};
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use io::{OpenFlags, Opened};
@@ -42,7 +44,7 @@ use lru::LruCache;
 
 use crate::base::{Budget, Clock, ETag, Gate};
 use crate::error::{Error, Kind, Result};
-use crate::read::Reader;
+use crate::read::{DiskCache, DiskLimits, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
@@ -67,6 +69,18 @@ pub struct Options {
     pub staging_dir: PathBuf,
     /// Names this host in conflict copies.
     pub host: String,
+    /// Where blocks that were read are kept on disk, if anywhere.
+    pub cache: Option<CacheDir>,
+    /// Which files that are whole there the kernel may read by itself.
+    pub passthrough: Passthrough,
+}
+
+/// A directory for blocks that outlive the mount.
+#[derive(Clone, Debug)]
+pub struct CacheDir {
+    pub dir: PathBuf,
+    /// Bytes on disk, over all mounts that use the directory.
+    pub limit_bytes: u64,
 }
 
 impl Default for Options {
@@ -82,6 +96,8 @@ impl Default for Options {
             memory_limit: 256 << 20,
             staging_dir: std::env::temp_dir(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            cache: None,
+            passthrough: Passthrough::default(),
         }
     }
 }
@@ -158,8 +174,18 @@ impl Fs {
             tree.set_order(VolumeId(id), volume.order, &volume.prefix);
         }
         tree.looked_up(crate::tree::ROOT);
-        let budget = Budget::new(bytes_in_memory(options.memory_limit));
-        let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), Arc::clone(&stats));
+        // What is on its way to the disk is of the same memory.
+        let memory = bytes_in_memory(options.memory_limit);
+        let (disk, behind_bytes) = match &options.cache {
+            Some(cache) => {
+                let limits = DiskLimits { disk_bytes: cache.limit_bytes, behind_bytes: memory / 8 };
+                let disk = DiskCache::open(&cache.dir, limits, Arc::clone(&clock), Arc::clone(&stats))?;
+                (Some(disk), limits.behind_bytes)
+            }
+            None => (None, 0),
+        };
+        let budget = Budget::new(memory - behind_bytes);
+        let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), disk, Arc::clone(&stats));
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,

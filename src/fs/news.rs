@@ -41,7 +41,7 @@ impl Newsroom {
     /// For the one who passes news on; `None` where somebody does already.
     pub(super) fn listen(&self) -> Option<mpsc::Receiver<News>> {
         let receiver = lock(&self.receiver).take();
-        self.is_heard.store(receiver.is_some(), Ordering::Relaxed);
+        self.is_heard.fetch_or(receiver.is_some(), Ordering::Relaxed);
         receiver
     }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::{OnceCell, RwLock};
 
+use crate::base::ETag;
 use crate::error::Result;
+use crate::read::{Object, ObjectId};
 use crate::s3::{Session, Store};
 use crate::tree::keys::DirKey;
 use crate::tree::listing::Order;
@@ -21,6 +23,9 @@ pub struct Volume {
     pub order: Order,
     /// Session and endpoint: server-side copies work between volumes that agree on both.
     pub reach: String,
+    /// Endpoint, or "aws": with the bucket's name it says which bucket this is, on every mount of this host. Without
+    /// one nothing of the bucket is kept on disk.
+    pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
     pub(super) probed: OnceCell<Conditions>,
@@ -39,6 +44,7 @@ impl Volume {
             read_only: false,
             order: Order::Known,
             reach: String::new(),
+            origin: Arc::from(""),
             namespace: RwLock::new(()),
             probed: OnceCell::new(),
             probe: None,
@@ -64,9 +70,22 @@ impl Volume {
     }
 
     #[must_use]
+    pub fn origin(mut self, origin: &str) -> Self {
+        self.origin = Arc::from(origin);
+        self
+    }
+
+    #[must_use]
     pub fn probe(mut self, probe: Probe) -> Self {
         self.probe = Some(probe);
         self
+    }
+
+    /// One version of one of its objects. `id` is this volume's number.
+    pub(super) fn object(&self, id: u32, key: &str, etag: ETag, size: u64) -> Object {
+        let id = ObjectId { volume: id, key: Arc::from(key), etag };
+        Object::new(id, Arc::from(self.bucket.as_str()), size, Arc::clone(&self.store))
+            .from_origin(Arc::clone(&self.origin))
     }
 
     pub(super) fn dir_key(&self) -> DirKey {

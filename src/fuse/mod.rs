@@ -6,5 +6,6 @@
 mod convert;
 mod mounted;
 mod ops;
+mod passthrough;
 
 pub use mounted::{Mounted, Options, mount, unmount};

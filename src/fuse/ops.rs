@@ -17,9 +17,10 @@ use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use super::convert::{errno, file_attr, kind, time};
+use super::passthrough::{Answer, Counted, Passthrough};
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Attr, DirEntry, Fs, OpenFlags, SetAttr};
+use crate::fs::{self, Attr, DirEntry, Fs, OpenFlags, Opened, SetAttr};
 use crate::tree::Ino;
 
 /// An inode number is never used twice, so one generation does for all.
@@ -39,6 +40,7 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) runtime: Handle,
     pub(super) started: Option<tokio::sync::oneshot::Sender<()>>,
+    pub(super) passthrough: Arc<Passthrough>,
 }
 
 /// A reply that can say "failed".
@@ -86,6 +88,80 @@ impl Adapter {
 
     fn ttl(&self) -> Duration {
         self.fs.options().ttl
+    }
+
+    /// An open that may write, or change the file's length on its way.
+    fn open_cached(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+        let Some(counted) = self.passthrough.cached(ino) else { return send_elsewhere(&self.fs, ino, reply) };
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.open(ino, flags).await.map(|opened| (opened, counted)) };
+        self.spawn("open", reply, work, |reply, (opened, counted): (Opened, Counted)| {
+            counted.keep();
+            reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
+        });
+    }
+
+    /// A reader's open: by the kernel alone where the file is whole on disk, and otherwise through us.
+    fn open_reader(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+        let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
+        // Direct reads have rules of their own on a disk that they do not have here.
+        let wanted = passthrough.is_enabled() && !flags.direct;
+        if !wanted && let Some(opened) = fs.open_now(ino, flags) {
+            return answer_reader(&fs, &passthrough, ino, flags, reply, opened, None);
+        }
+        let asking = Arc::clone(&fs);
+        let work = async move {
+            let opened = match asking.open_now(ino, flags) {
+                Some(opened) => opened,
+                None => asking.open(ino, flags).await?,
+            };
+            let backing = if wanted { asking.backing(opened.fh).await } else { None };
+            Ok((opened, backing))
+        };
+        self.spawn("open", reply, work, move |reply, (opened, backing)| {
+            answer_reader(&fs, &passthrough, ino, flags, reply, opened, backing);
+        });
+    }
+}
+
+fn answer_reader(
+    fs: &Arc<Fs>,
+    passthrough: &Passthrough,
+    ino: Ino,
+    flags: OpenFlags,
+    reply: ReplyOpen,
+    opened: Opened,
+    backing: Option<(fs::Version, std::fs::File)>,
+) {
+    let version = fs.version(opened.fh);
+    let file = backing.filter(|(of, _)| version.as_ref() == Some(of)).map(|(_, file)| file);
+    let fh = FileHandle(opened.fh);
+    match passthrough.reader(&reply, ino, version.as_ref(), file) {
+        Answer::Cached => reply.opened(fh, fopen(opened.keep_cache)),
+        Answer::Backed(backing) => {
+            fs.stats().passthrough_opens.add(1);
+            // Direct beside backed still asks us.
+            let how = if flags.direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+            reply.opened_passthrough(fh, how, &backing);
+        }
+        Answer::Elsewhere => {
+            fs.release(opened.fh);
+            send_elsewhere(fs, ino, reply);
+        }
+    }
+}
+
+/// Gives the name another inode and tells the kernel to look it up again, which it does once for ESTALE.
+fn send_elsewhere<R: Reply>(fs: &Fs, ino: Ino, reply: R) {
+    match fs.detach(ino) {
+        Ok(()) => {
+            tracing::debug!(ino = ino.0, "the kernel reads this inode by itself; its name gets another one");
+            reply.fail(Errno::ESTALE);
+        }
+        Err(error) => {
+            log("open", &error);
+            reply.fail(errno(&error));
+        }
     }
 }
 
@@ -155,6 +231,15 @@ impl Filesystem for Adapter {
         ] {
             if config.add_capabilities(wanted).is_err() {
                 tracing::debug!(?wanted, "this kernel does not offer a FUSE feature");
+            }
+        }
+        if self.fs.options().passthrough != fs::Passthrough::Never && self.fs.options().cache.is_some() {
+            // A backing file on a stacked file system is not taken, so that this one can be stacked on.
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if offered && config.set_max_stack_depth(1).is_ok() {
+                self.passthrough.enable();
+            } else {
+                tracing::debug!("this kernel does not offer passthrough");
             }
         }
         // Each of these answers the nearest possible value where ours is not; that will do.
@@ -238,8 +323,16 @@ impl Filesystem for Adapter {
             atime: atime.map(|t| time(t, &SystemClock)),
             mtime: mtime.map(|t| time(t, &SystemClock)),
         };
+        let cuts = set.size.is_some() && fh.is_none();
+        let counted = cuts.then(|| self.passthrough.cached(Ino(ino.0)));
+        if matches!(counted, Some(None)) {
+            return send_elsewhere(&self.fs, Ino(ino.0), reply);
+        }
         let fs = Arc::clone(&self.fs);
-        let work = async move { fs.setattr(Ino(ino.0), fh.map(|fh| fh.0), set).await };
+        let work = async move {
+            let _counted = counted;
+            fs.setattr(Ino(ino.0), fh.map(|fh| fh.0), set).await
+        };
         self.spawn("setattr", reply, work, move |reply, attr| reply.attr(&ttl, &file_attr(&attr)));
     }
 
@@ -319,14 +412,12 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
-        let fs = Arc::clone(&self.fs);
         let flags = flags_of(flags.0);
-        if let Some(opened) = self.fs.open_now(Ino(ino.0), flags) {
-            return reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
+        if flags.write || flags.truncate {
+            self.open_cached(Ino(ino.0), flags, reply);
+        } else {
+            self.open_reader(Ino(ino.0), flags, reply);
         }
-        self.spawn("open", reply, async move { fs.open(Ino(ino.0), flags).await }, |reply, opened| {
-            reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
-        });
     }
 
     fn create(
@@ -342,7 +433,14 @@ impl Filesystem for Adapter {
         let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), mode & !umask).await };
+        let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
         self.spawn("create", reply, work, move |reply, (attr, opened)| {
+            let Some(counted) = passthrough.cached(attr.ino) else {
+                // It has come into being meanwhile, and is read already.
+                fs.release(opened.fh);
+                return reply.error(Errno::ESTALE);
+            };
+            counted.keep();
             let flags = fopen(opened.keep_cache);
             reply.created(&ttl, &file_attr(&attr), GENERATION, FileHandle(opened.fh), flags);
         });
@@ -407,7 +505,7 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: fuser::OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -417,6 +515,7 @@ impl Filesystem for Adapter {
         // A file that its close could not save starts a task, which needs the runtime.
         let _in_runtime = self.runtime.enter();
         self.fs.release(fh.0);
+        self.passthrough.released(Ino(ino.0));
         reply.ok();
     }
 
@@ -674,7 +773,7 @@ mod tests {
         let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
         let root = Root::Volume(Volume::new("bucket", "", Arc::new(store)));
         let fs = Fs::new(root, Options::default(), Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
-        let adapter = Adapter { fs, runtime: Handle::current(), started: None };
+        let adapter = Adapter { fs, runtime: Handle::current(), started: None, passthrough: Arc::default() };
         let (sender, answer) = tokio::sync::oneshot::channel();
         let work = async { if adapter_never_returns() { Ok(()) } else { panic!("a defect") } };
         adapter.spawn("test", Answer(sender), work, |_, ()| {});

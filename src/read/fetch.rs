@@ -7,6 +7,7 @@ use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::disk::DiskCache;
 use super::segments::{Need, Piece, Segments};
 use super::window::{Advice, FIRST_BYTES};
 use super::{Object, ObjectId, lock};
@@ -23,6 +24,7 @@ pub(super) struct Fetcher {
     segments: Mutex<Segments<Arc<Flight>>>,
     gate: Gate,
     budget: Budget,
+    disk: Option<Arc<DiskCache>>,
     runtime: Handle,
     stats: Arc<Stats>,
 }
@@ -105,11 +107,17 @@ pub(super) enum Block {
 }
 
 impl Fetcher {
-    pub(super) fn new(gate: Gate, budget: Budget, stats: Arc<Stats>) -> Arc<Self> {
+    pub(super) fn new(
+        gate: Gate,
+        budget: Budget,
+        disk: Option<Arc<DiskCache>>,
+        stats: Arc<Stats>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             segments: Mutex::new(Segments::new(budget.limit_bytes())),
             gate,
             budget,
+            disk,
             runtime: Handle::current(),
             stats,
         })
@@ -117,6 +125,10 @@ impl Fetcher {
 
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    pub(super) fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.disk.as_ref()
     }
 
     /// The bytes, if they are in memory in one piece.
@@ -281,11 +293,14 @@ impl Fetcher {
                 Some(grant) => grant,
                 None => fetcher.memory(landing.flight.range.len()).await,
             };
+            if landing.look_on_disk().await {
+                return landing.end(Ok(()), grant, false);
+            }
             let pass = fetcher.gate.enter(landing.flight.ticket, priority).await;
             let throttled = fetcher.stats.throttled.value();
             let answer = landing.fetch().await;
             pass.done(fetcher.stats.throttled.value() > throttled);
-            landing.end(answer, grant);
+            landing.end(answer, grant, true);
         });
     }
 }
@@ -331,6 +346,20 @@ struct Landing {
 }
 
 impl Landing {
+    /// Fills the flight's buffer with what the disk has from its begin on; whether that is all of it. What lacks is
+    /// fetched as if a body had broken off there.
+    async fn look_on_disk(&self) -> bool {
+        let Some(disk) = self.fetcher.disk() else { return false };
+        let range = self.flight.range;
+        let found = disk.look(&self.object, range).await;
+        let at = range.start() + found.len() as u64;
+        if !found.is_empty() {
+            *lock(&self.flight.buffer) = BytesMut::from(found);
+            self.flight.progress.send_replace(Progress::Filled(at));
+        }
+        at == range.end()
+    }
+
     /// Fills the flight's buffer, taking up a broken body where it broke.
     async fn fetch(&self) -> Result<()> {
         // What the server stores of the whole object, if this run is all of it.
@@ -409,13 +438,16 @@ impl Landing {
         Ok(())
     }
 
-    /// Hands the run over to everybody who waits and to whoever comes later.
-    fn end(mut self, answer: Result<()>, grant: Grant) {
+    /// Hands the run over to everybody who waits and to whoever comes later; and to the disk, if it was `fetched`.
+    fn end(mut self, answer: Result<()>, grant: Grant, fetched: bool) {
         self.ended = true;
         let (object, start) = (&self.object.id, self.flight.range.start());
         match answer {
             Ok(()) => {
                 let whole = std::mem::take(&mut *lock(&self.flight.buffer)).freeze();
+                if let Some(disk) = self.fetcher.disk().filter(|_| fetched) {
+                    disk.keep(&self.object, start, &whole);
+                }
                 lock(&self.fetcher.segments).land(object, start, whole.clone(), grant);
                 self.flight.progress.send_replace(Progress::Here(whole));
                 self.fetcher.give_way();

@@ -1,6 +1,6 @@
 //! Bytes out: runs in memory, runs on their way, and what to ask for ahead of a reader.
 //!
-//! Owns: the cache of bytes in memory, the requests in flight, the read-ahead window's arithmetic.
+//! Owns: the caches of bytes in memory and on disk, the requests in flight, the read-ahead window's arithmetic.
 //! Does not own: which version a handle reads (`fs` says it in every [`Object`]), or bytes not yet in S3.
 //!
 //! Guarantees to callers
@@ -15,6 +15,7 @@
 //!   dies wakes them all.
 //! - Bytes in memory and in flight are bounded by the budget, requests by the gate.
 
+mod disk;
 mod fetch;
 mod segments;
 mod window;
@@ -28,6 +29,7 @@ use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::Store;
 use crate::stats::Stats;
+pub use disk::{DiskCache, DiskLimits};
 use fetch::{Block, Fetcher};
 use segments::Piece;
 use window::{Advice, PART_MAX, Window};
@@ -54,6 +56,8 @@ pub struct ObjectId {
 pub struct Object {
     pub id: ObjectId,
     pub bucket: Arc<str>,
+    /// Where the bucket is: an endpoint, or "aws". Bytes of an object without an origin stay in memory.
+    pub origin: Arc<str>,
     /// Length of the object in bytes.
     pub size: u64,
     store: Arc<dyn Store>,
@@ -61,7 +65,13 @@ pub struct Object {
 
 impl Object {
     pub fn new(id: ObjectId, bucket: Arc<str>, size: u64, store: Arc<dyn Store>) -> Self {
-        Self { id, bucket, size, store }
+        Self { id, bucket, origin: Arc::from(""), size, store }
+    }
+
+    #[must_use]
+    pub fn from_origin(mut self, origin: Arc<str>) -> Self {
+        self.origin = origin;
+        self
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -112,9 +122,9 @@ impl Drop for Cursor {
 
 impl Reader {
     /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in memory and in
-    /// flight, `gate` the requests.
-    pub fn new(gate: Gate, budget: Budget, stats: Arc<Stats>) -> Self {
-        let fetcher = Fetcher::new(gate, budget.clone(), Arc::clone(&stats));
+    /// flight, `gate` the requests. Runs are looked for on `disk` before S3 is asked for them, and kept there.
+    pub fn new(gate: Gate, budget: Budget, disk: Option<Arc<DiskCache>>, stats: Arc<Stats>) -> Self {
+        let fetcher = Fetcher::new(gate, budget.clone(), disk, Arc::clone(&stats));
         let keeper = tokio::spawn(Fetcher::yield_memory(budget.clone(), Arc::downgrade(&fetcher)));
         Self {
             fetcher,
@@ -200,7 +210,13 @@ impl Reader {
         self.fetcher.retire(object);
     }
 
-    /// Drops every byte.
+    /// A local file with all of the object's bytes, where the cache on disk has it whole and verified.
+    pub async fn whole(&self, object: &Object) -> Option<std::fs::File> {
+        let (disk, object) = (Arc::clone(self.fetcher.disk()?), object.clone());
+        tokio::task::spawn_blocking(move || disk.whole(&object)).await.ok().flatten()
+    }
+
+    /// Drops every byte in memory.
     pub fn drop_all(&self) {
         self.fetcher.drop_all();
     }

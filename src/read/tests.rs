@@ -32,7 +32,7 @@ impl Bench {
         let etag = self.store.put(request).await.unwrap().etag;
         let id = ObjectId { volume: 0, key: "k".into(), etag };
         let store: Arc<dyn Store> = self.store.clone();
-        Object::new(id, "bucket".into(), body.len() as u64, store)
+        Object::new(id, "bucket".into(), body.len() as u64, store).from_origin("test".into())
     }
 
     fn gets(&self) -> u64 {
@@ -46,7 +46,7 @@ impl Bench {
 }
 
 fn reader(limit_bytes: u64, stats: &Arc<Stats>) -> Reader {
-    Reader::new(Gate::new(64), Budget::new(limit_bytes), Arc::clone(stats))
+    Reader::new(Gate::new(64), Budget::new(limit_bytes), None, Arc::clone(stats))
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn many_readers_at_once_stay_within_one_budget() {
     let stats = Arc::new(Stats::default());
     let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
     let budget = Budget::new(16 << 20);
-    let reader = Reader::new(Gate::new(64), budget.clone(), Arc::clone(&stats));
+    let reader = Reader::new(Gate::new(64), budget.clone(), None, Arc::clone(&stats));
     let bench = Bench { reader, store: Arc::new(store), stats };
     let body = pattern(12 << 20);
     let object = bench.object(&body).await;
@@ -231,10 +231,77 @@ async fn a_server_that_throttles_gets_fewer_requests_at_once() {
     let body = pattern(1000);
     let object = bench.object(&body).await;
     let gate = Gate::new(64);
-    let reader = Reader::new(gate.clone(), Budget::new(1 << 20), Arc::clone(&bench.stats));
+    let reader = Reader::new(gate.clone(), Budget::new(1 << 20), None, Arc::clone(&bench.stats));
     // As the client counts them, whether or not its own tries helped in the end.
     bench.store.fail_nth(1, Kind::Throttled, When::Before);
     let range = ByteRange::new(0, 1000).unwrap();
     assert!(reader.read(&object, &reader.cursor(), range).await.is_ok());
     assert_eq!(gate.limit(), 32);
+}
+
+/// The same bench with its blocks kept in a directory too, as a mount of its own.
+fn with_disk(bench: &Bench, dir: &std::path::Path) -> Bench {
+    let stats = Arc::clone(&bench.stats);
+    let limits = DiskLimits { disk_bytes: 1 << 30, behind_bytes: 64 << 20 };
+    let disk = DiskCache::open(dir, limits, Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
+    let reader = Reader::new(Gate::new(64), Budget::new(64 << 20), Some(disk), Arc::clone(&stats));
+    Bench { store: Arc::clone(&bench.store), reader, stats }
+}
+
+impl Bench {
+    /// Until the queue to the disk has run dry; there is no event to wait for here.
+    async fn written(&self, bytes: u64) {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+        while self.stats.disk_bytes_written.value() < bytes {
+            assert!(tokio::time::Instant::now() < deadline, "the disk is behind");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_on_disk_needs_no_request_even_in_the_next_mount() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Bench::new();
+    let body = pattern((9 << 20) + 5);
+    let object = memory.object(&body).await;
+    let bench = with_disk(&memory, dir.path());
+    assert!(bench.read(&object, &bench.reader.cursor(), 0, body.len() as u64).await.unwrap() == body);
+    bench.written(body.len() as u64).await;
+    let gets = bench.gets();
+    for bench in [&bench, &with_disk(&memory, dir.path())] {
+        bench.reader.drop_all();
+        assert!(bench.read(&object, &bench.reader.cursor(), 0, body.len() as u64).await.unwrap() == body);
+    }
+    assert_eq!(bench.gets(), gets);
+    assert_eq!(bench.stats.bytes_received.value(), body.len() as u64);
+}
+
+#[tokio::test]
+async fn what_the_disk_lacks_is_fetched_and_what_it_spoiled_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Bench::new();
+    let body = pattern(4 << 20);
+    let object = memory.object(&body).await;
+    let bench = with_disk(&memory, dir.path());
+    // The middle first, so that a run begins on neither side of it.
+    let (at, len) = (1 << 20, 1 << 20);
+    assert!(
+        bench.read(&object, &bench.reader.cursor(), at, len).await.unwrap()
+            == body[at as usize..][..len as usize]
+    );
+    bench.written(len).await;
+    bench.reader.drop_all();
+    assert!(bench.read(&object, &bench.reader.cursor(), 0, 4 << 20).await.unwrap() == body);
+    bench.written(4 << 20).await;
+    std::fs::write(dir.path().join("v1/usage"), "spoiled").unwrap();
+    let data = walk(dir.path()).into_iter().find(|path| path.extension().is_some_and(|e| e == "data"));
+    std::fs::OpenOptions::new().write(true).open(data.unwrap()).unwrap().set_len(100).unwrap();
+    bench.reader.drop_all();
+    assert!(bench.read(&object, &bench.reader.cursor(), 0, 4 << 20).await.unwrap() == body);
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

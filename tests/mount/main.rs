@@ -1,7 +1,8 @@
 //! The real binary, this kernel, a real S3 server process.
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
-//! servers that we did not write; `cli` is what a person types.
+//! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
+//! passthrough.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -9,6 +10,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod cache;
 mod cli;
 mod semantics;
 mod servers;
