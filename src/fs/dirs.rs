@@ -221,6 +221,15 @@ impl Fs {
             Ok(page) => page,
             Err(error) => {
                 let mark = stream.lines.last_mark();
+                if error.kind() == Kind::Corrupt {
+                    self.tree().distrust(reading.id);
+                    if reading.listing.start_over() {
+                        let asker =
+                            Asker::new(&reading.volume, reading.dir.prefix(), &self.clock, &self.stats);
+                        reading.pages = Pages::start(asker, None, Sharding::Never, &self.shards_free);
+                        return Ok(());
+                    }
+                }
                 self.restart(stream, mark);
                 return Err(error);
             }
