@@ -62,11 +62,18 @@ struct Reading {
     ticket: Ticket,
     /// How far names that are not in the listing have been shown.
     reached: Option<Place>,
+    /// When the first page was asked for.
+    begun: Option<Instant>,
+    /// Hashes of the names so far, for a directory that is listed from its beginning and is not too large.
+    hashes: Option<Vec<u64>>,
     /// Entries shown so far.
     entries: usize,
     /// The first directory among them, and how many came before it.
     first_dir: Option<(DirKey, usize)>,
 }
+
+/// Names of a directory that are kept to tell which others are absent.
+const COMPLETE_NAMES_MAX: usize = 100_000;
 
 impl Fs {
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
@@ -279,6 +286,8 @@ impl Fs {
             dir,
             ticket: tree.begin(),
             reached: from.reached.clone(),
+            begun: None,
+            hashes: from.after.is_none().then(Vec::new),
             entries: 0,
             first_dir: None,
         })
@@ -302,10 +311,20 @@ impl Fs {
                 reading.first_dir = reading.dir.child(name).ok().map(|child| (child, reading.entries));
             }
             reading.entries += 1;
+            if let Some(hashes) = &mut reading.hashes {
+                hashes.push(listing::hash_of(name));
+            }
         }
+        if reading.entries > COMPLETE_NAMES_MAX {
+            reading.hashes = None;
+        }
+        let begun = *reading.begun.get_or_insert(asked);
         if reading.listing.is_done() {
+            if let Some(hashes) = reading.hashes.take() {
+                tree.complete(ino, hashes, &reading.ticket, begun.min(asked), self.clock.now());
+            }
             let (first_dir, before) = reading.first_dir.as_ref().map(|(dir, n)| (dir, *n)).unzip();
-            tree.listed(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
+            tree.listed_to_end(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
         }
         if reading.pages.is_torn() {
             tree.begins_elsewhere(reading.id);

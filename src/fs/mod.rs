@@ -108,6 +108,8 @@ pub struct Fs {
     pages: Mutex<LruCache<Ino, ETag>>,
     upload_budget: Budget,
     mounted_at: SystemTime,
+    /// Names that S3 is being asked for.
+    lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
     /// Shards of listings that may be added: each keeps pages that wait for their turn.
@@ -166,6 +168,7 @@ impl Fs {
             pages: Mutex::new(LruCache::new(pages)),
             upload_budget: Budget::new(quarter),
             mounted_at: now,
+            lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,

@@ -6,7 +6,7 @@ use lru::LruCache;
 
 use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
-use super::listing::Order;
+use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
 use super::{AttrChanges, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
 use crate::error::{Error, Kind, Result};
@@ -17,6 +17,8 @@ const REMEMBERED_MAX: usize = 100_000;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
+/// Names of directories known to their end, over all directories, at eight bytes each.
+const COMPLETE_MAX: usize = 500_000;
 /// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
 const DATING_DELAY: Duration = Duration::from_secs(2);
 
@@ -38,6 +40,8 @@ pub struct Tree {
     changes_forgotten: u64,
     /// Requests on their way, by the change number at their start.
     tickets: BTreeMap<u64, usize>,
+    /// Directories that were listed to their end.
+    complete: HashMap<Ino, Complete>,
     ahead: Ahead,
     walks: Walks,
     /// How each volume's server lists, and how long the volume's own prefix is.
@@ -62,6 +66,15 @@ impl Default for Server {
     fn default() -> Self {
         Self { order: Order::Known, begins_anywhere: true, begins_at_keys: true, prefix_len: 0 }
     }
+}
+
+/// The names of a directory that was listed to its end, as hashes: any other name is absent.
+#[derive(Debug)]
+struct Complete {
+    /// In order.
+    names: Vec<u64>,
+    /// When the first page was asked for.
+    asked: Instant,
 }
 
 /// The latest change here of a name.
@@ -103,6 +116,8 @@ pub struct Ticket(u64);
 #[derive(Clone, Debug)]
 enum Memory {
     Found(Found),
+    /// The same, and a LIST said it.
+    Listed(Found),
     Absent,
 }
 
@@ -114,6 +129,8 @@ struct Node {
     pins: u32,
     found: Found,
     fresh_until: Option<Instant>,
+    /// Whether a LIST said what is found here, and nothing has changed it here since.
+    of_listing: bool,
     changes: AttrChanges,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
@@ -128,6 +145,7 @@ impl Node {
             pins: 0,
             found,
             fresh_until: None,
+            of_listing: false,
             changes: AttrChanges::default(),
             children: HashMap::new(),
             volume: None,
@@ -157,6 +175,7 @@ impl Tree {
             locals: HashSet::new(),
             changes_forgotten: 0,
             tickets: BTreeMap::new(),
+            complete: HashMap::new(),
             ahead: Ahead::new(ttl),
             walks: Walks::default(),
             orders: HashMap::new(),
@@ -269,6 +288,7 @@ impl Tree {
             return match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
                     let ino = self.put(parent, name, found, Some(asked + self.ttl));
+                    self.note_listed(ino);
                     ino.and_then(|ino| self.entry(ino).ok()).map_or(Known::Unknown, Known::Is)
                 }
                 _ => Known::Unknown,
@@ -281,21 +301,33 @@ impl Tree {
                 Known::Unknown
             }
             Some((Memory::Absent, _)) => Known::Absent,
-            Some((Memory::Found(found), until)) => {
+            Some((Memory::Found(found) | Memory::Listed(found), until)) => {
                 let (found, until) = (found.clone(), *until);
-                self.remembered.pop(&key);
+                let listed = matches!(self.remembered.pop(&key), Some((Memory::Listed(_), _)));
                 let ino = self.add(parent, name.clone(), found, Some(until));
+                self.note_listed(listed.then_some(ino));
                 self.entry(ino).map_or(Known::Unknown, Known::Is)
             }
             None => match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
                     let ino = self.add(parent, name.clone(), found, Some(asked + self.ttl));
+                    self.note_listed(Some(ino));
                     self.entry(ino).map_or(Known::Unknown, Known::Is)
                 }
                 Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
+                _ if self.is_left_out(parent, name, now) => Known::Absent,
                 _ => Known::Unknown,
             },
         }
+    }
+
+    /// Whether the directory was listed to its end lately, and without this name.
+    fn is_left_out(&self, parent: Ino, name: &Name, now: Instant) -> bool {
+        let Some(complete) = self.complete.get(&parent) else { return false };
+        // An escape may stand for something beside a name that was listed.
+        now < complete.asked + self.negative_ttl
+            && !name.as_str().contains("%~")
+            && complete.names.binary_search(&hash_of(name)).is_err()
     }
 
     /// The child as it stands in the table, fresh or not.
@@ -415,10 +447,11 @@ impl Tree {
         match self.child(parent, name) {
             Some(ino) if self.knows_newer(ino, until) => {}
             Some(_) => {
-                self.put(parent, name, found, Some(until));
+                let ino = self.put(parent, name, found, Some(until));
+                self.note_listed(ino);
             }
             None if self.nodes.contains_key(&parent) => {
-                self.remembered.put((parent, name.clone()), (Memory::Found(found), until));
+                self.remembered.put((parent, name.clone()), (Memory::Listed(found), until));
             }
             None => {}
         }
@@ -447,6 +480,7 @@ impl Tree {
             return Listed::Old;
         }
         let ino = self.put(parent, name, found.clone(), Some(until));
+        self.note_listed(ino);
         ino.and_then(|ino| self.entry(ino).ok()).map_or(Listed::Gone, Listed::Is)
     }
 
@@ -531,8 +565,29 @@ impl Tree {
         Opening { extent, ask, coming }
     }
 
+    /// A directory was listed to its end with these names, hashed, asked for with this ticket.
+    pub fn complete(&mut self, dir: Ino, mut names: Vec<u64>, ticket: &Ticket, asked: Instant, now: Instant) {
+        if ticket.0 < self.changes_forgotten || !self.nodes.contains_key(&dir) {
+            return;
+        }
+        let changed = self.changed.get(&dir).into_iter().flatten();
+        names.extend(changed.filter(|(_, change)| change.number > ticket.0).map(|(name, _)| hash_of(name)));
+        names.sort_unstable();
+        self.complete.retain(|_, known| now < known.asked + self.negative_ttl);
+        let kept: usize = self.complete.values().map(|known| known.names.len() + 1).sum();
+        if kept + names.len() < COMPLETE_MAX {
+            self.complete.insert(dir, Complete { names, asked });
+        }
+    }
+
     /// A directory was listed to its end.
-    pub fn listed(&mut self, volume: VolumeId, dir: &DirKey, first_dir: Option<&DirKey>, before: usize) {
+    pub fn listed_to_end(
+        &mut self,
+        volume: VolumeId,
+        dir: &DirKey,
+        first_dir: Option<&DirKey>,
+        before: usize,
+    ) {
         let first_dir = first_dir.map(|first| first.prefix().to_owned());
         self.walks.listed(volume, dir.prefix(), first_dir, before);
     }
@@ -665,6 +720,7 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.found = Found::File(facts);
             node.fresh_until = Some(until);
+            node.of_listing = false;
         }
         self.set_local(ino, false);
     }
@@ -742,9 +798,22 @@ impl Tree {
         self.touch(parent, true);
     }
 
+    /// The file's facts, if a LIST said them less than the TTL ago and nothing was changed here since.
+    pub fn listed(&self, ino: Ino, now: Instant) -> Option<Facts> {
+        let node = self.nodes.get(&ino)?;
+        if !node.of_listing || self.locals.contains(&ino) || node.link.is_none() {
+            return None;
+        }
+        match (&node.found, node.fresh_until) {
+            (Found::File(facts), Some(until)) if now < until => Some(facts.clone()),
+            _ => None,
+        }
+    }
+
     /// A renamed file's object is this now.
     pub fn moved(&mut self, ino: Ino, facts: Facts) {
         if let Some(node) = self.nodes.get_mut(&ino) {
+            node.of_listing = false;
             node.found = Found::File(facts);
         }
     }
@@ -828,6 +897,13 @@ impl Tree {
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
         self.changes_made += 1;
+        if let Some(complete) = self.complete.get_mut(&parent) {
+            // From now on what is known of this name is kept elsewhere.
+            let hash = hash_of(name);
+            if let Err(at) = complete.names.binary_search(&hash) {
+                complete.names.insert(at, hash);
+            }
+        }
         if self.changed_names >= CHANGED_MAX {
             self.changed.clear();
             self.changed_names = 0;
@@ -851,6 +927,12 @@ impl Tree {
     /// Whether what is known of a node is believed for longer than that, so it was asked for later.
     fn knows_newer(&self, ino: Ino, until: Instant) -> bool {
         self.nodes.get(&ino).and_then(|node| node.fresh_until).is_some_and(|known| known > until)
+    }
+
+    fn note_listed(&mut self, ino: Option<Ino>) {
+        if let Some(node) = ino.and_then(|ino| self.nodes.get_mut(&ino)) {
+            node.of_listing = true;
+        }
     }
 
     fn set_local(&mut self, ino: Ino, local: bool) {
@@ -888,6 +970,7 @@ impl Tree {
                 }
             }
             node.fresh_until = until;
+            node.of_listing = false;
             return Some(ino);
         }
         Some(self.add(parent, name.clone(), found, until))
@@ -928,6 +1011,7 @@ impl Tree {
                 return;
             }
             let Some(node) = self.nodes.remove(&at) else { return };
+            self.complete.remove(&at);
             let Some((parent, name)) = node.link else { return };
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children.remove(&name);
@@ -937,7 +1021,8 @@ impl Tree {
             }
             // What S3 said of the name outlives the inode for as long as it is believed.
             if let Some(until) = node.fresh_until.filter(|_| node.changes == AttrChanges::default()) {
-                self.remembered.put((parent, name), (Memory::Found(node.found), until));
+                let memory = if node.of_listing { Memory::Listed } else { Memory::Found };
+                self.remembered.put((parent, name), (memory(node.found), until));
             }
             at = parent;
         }

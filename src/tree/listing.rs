@@ -292,7 +292,8 @@ impl Listing {
     }
 }
 
-pub(super) fn hash_of(name: &Name) -> u64 {
+/// Eight bytes that stand for a name.
+pub fn hash_of(name: &Name) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     hasher.finish()

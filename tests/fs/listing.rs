@@ -8,7 +8,9 @@ use pailfs::tree::ROOT;
 use pailfs::tree::keys::{DirKey, path_of};
 use proptest::prelude::*;
 
-use crate::client::Client;
+use pailfs::error::Kind;
+
+use crate::client::{Client, kind_of};
 use crate::harness::block_on;
 
 /// Waits for something that another task does.
@@ -361,4 +363,56 @@ proptest! {
         }
         prop_assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), first.len(), "twice: {:?}", first);
     }
+}
+
+#[test]
+fn names_of_a_directory_just_listed_cost_nothing_whether_they_are_there_or_not() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..10_000 {
+            client.put_object(&format!("d/{i:06}"), b"x").await;
+        }
+        // As the kernel does while a program is in it.
+        let held = client.walk("d").await.unwrap();
+        assert_eq!(client.list("d").await.unwrap().len(), 10_000);
+        client.store.clear_calls();
+        for i in 0..10_000 {
+            assert_eq!(client.stat(&format!("d/{i:06}")).await.unwrap().size, 1);
+            assert_eq!(kind_of(client.stat(&format!("d/{i:06}.lock")).await), Kind::NotFound);
+        }
+        assert!(client.store.calls().is_empty(), "{} calls", client.store.calls().len());
+        // A name made here is there, also when its inode has been dropped and much else was looked up since.
+        client.write("d/new.lock", b"new").await.unwrap();
+        assert_eq!(client.stat("d/new.lock").await.unwrap().size, 3);
+        client.unlink("d/000007").await.unwrap();
+        assert_eq!(kind_of(client.stat("d/000007").await), Kind::NotFound);
+        // Another client's file shows when the time has come.
+        client.put_object("d/theirs", b"x").await;
+        assert_eq!(kind_of(client.stat("d/theirs").await), Kind::NotFound);
+        client.pass_ttl();
+        client.stat("d/theirs").await.unwrap();
+        client.fs.forget(held.ino, 1);
+    });
+}
+
+#[test]
+fn several_who_ask_for_one_name_are_one_question() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"x").await;
+        let held = client.store.hold_listings();
+        let stats = async {
+            let askers = (0..50).map(|_| client.stat("f"));
+            futures::future::join_all(askers).await
+        };
+        let open_later = async {
+            until("it is asked for", || lists(&client.stats) >= 1).await;
+            held.add_permits(100);
+        };
+        let (answers, ()) = tokio::join!(stats, open_later);
+        assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(|attr| attr.size == 1)));
+        assert_eq!(lists(&client.stats), 1);
+        assert_eq!(client.stats.requests_of("HeadObject"), 1);
+        assert!(client.fs.inodes() <= 1, "every lookup was given back");
+    });
 }
