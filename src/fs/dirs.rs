@@ -334,6 +334,7 @@ impl Fs {
             tree.distrust(reading.id);
         }
         drop(tree);
+        self.pass_news();
         lines.extend(merged, asked);
     }
 

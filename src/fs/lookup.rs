@@ -153,6 +153,8 @@ impl Fs {
             // Under the same lock as the answer, so that nobody drops the inode in between.
             tree.looked_up(entry.ino);
         }
+        drop(tree);
+        self.pass_news();
         Ok(entry)
     }
 

@@ -23,6 +23,7 @@ mod pages;
 mod volume;
 mod walks;
 
+pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
 pub use dirs::DirEntry;
@@ -108,6 +109,8 @@ pub struct Fs {
     pages: Mutex<LruCache<Ino, ETag>>,
     upload_budget: Budget,
     mounted_at: SystemTime,
+    /// Where the kernel's part of the mount listens for what it has to forget.
+    news: Mutex<Option<std::sync::mpsc::SyncSender<Invalidation>>>,
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
@@ -168,6 +171,7 @@ impl Fs {
             pages: Mutex::new(LruCache::new(pages)),
             upload_budget: Budget::new(quarter),
             mounted_at: now,
+            news: Mutex::new(None),
             lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
@@ -181,6 +185,26 @@ impl Fs {
 
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// What the kernel has to forget goes to `receiver` from now on. It may block for as long as it likes; news it
+    /// has no room for are lost, and found out when their TTL has passed.
+    pub fn tell_news_to(&self, receiver: std::sync::mpsc::SyncSender<Invalidation>) {
+        *lock(&self.news) = Some(receiver);
+    }
+
+    /// Passes on what the tree has found out.
+    fn pass_news(&self) {
+        let news = self.tree().take_news();
+        if news.is_empty() {
+            return;
+        }
+        let receiver = lock(&self.news);
+        for news in news {
+            if receiver.as_ref().is_none_or(|receiver| receiver.try_send(news).is_err()) {
+                break;
+            }
+        }
     }
 
     /// Drops every cached block and every remembered freshness that can be asked for again.

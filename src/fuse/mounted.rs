@@ -1,17 +1,20 @@
 //! A live mount: how it begins and how it ends.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use fuser::{Config, MountOption, SessionACL};
+use fuser::{Config, INodeNo, MountOption, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use super::ops::Adapter;
 use crate::error::{Error, Kind, Result};
-use crate::fs::Fs;
+use crate::fs::{Fs, Invalidation};
 
 /// FUSE threads wait for I/O, so there are more of them than cores; more than this gained nothing.
 const THREADS: usize = 4;
@@ -19,6 +22,9 @@ const THREADS: usize = 4;
 const START_WAIT: Duration = Duration::from_secs(20);
 /// Read-ahead of the mount in KiB, where we are allowed to set it: one kernel request.
 const READ_AHEAD_KIB: &str = "1024";
+
+/// Changes that wait for the kernel to be told; more are found out when their TTL has passed.
+const NEWS_WAITING_MAX: usize = 4_096;
 
 /// How the kernel shows the mount.
 #[derive(Clone, Debug, Default)]
@@ -40,10 +46,13 @@ pub struct Mounted {
 pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Options) -> Result<Mounted> {
     let (started_tx, started) = oneshot::channel();
     let (ended_tx, ended) = watch::channel(false);
+    let fs_of_news = Arc::clone(&fs);
     let adapter = Adapter { fs, runtime, started: Some(started_tx) };
     let config = config(options);
     let target = mountpoint.to_owned();
     let (failed_tx, failed) = oneshot::channel();
+    let (news_tx, news) = std::sync::mpsc::sync_channel(NEWS_WAITING_MAX);
+    fs_of_news.tell_news_to(news_tx);
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
         let session = match fuser::Session::new(adapter, &target, &config).and_then(fuser::Session::spawn) {
             Ok(session) => session,
@@ -52,9 +61,18 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
                 return;
             }
         };
+        let notifier = session.notifier();
+        let ended = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&ended);
+        // A thread of its own that holds no lock: the kernel may make it wait for a request that others answer.
+        let told = std::thread::Builder::new().name("fuse-news".to_owned());
+        if let Err(error) = told.spawn(move || pass_on(&notifier, &news, &until)) {
+            tracing::warn!(%error, "the kernel will not be told of changes before their TTL");
+        }
         while !session.guard.is_finished() {
             std::thread::park_timeout(Duration::from_millis(100));
         }
+        ended.store(true, Ordering::Relaxed);
         // Dropping the session would unmount once more, and by then something else may be mounted there.
         std::mem::forget(session);
         let _ = ended_tx.send(true);
@@ -71,6 +89,26 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
         .unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "the kernel did not greet the new mount")))?;
     raise_read_ahead(mountpoint);
     Ok(Mounted { mountpoint: mountpoint.to_owned(), ended })
+}
+
+/// Tells the kernel what to forget, until the mount has ended.
+fn pass_on(notifier: &fuser::Notifier, news: &Receiver<Invalidation>, ended: &AtomicBool) {
+    while !ended.load(Ordering::Relaxed) {
+        let told = match news.recv_timeout(Duration::from_millis(500)) {
+            Ok(Invalidation::Entry { parent, name }) => {
+                notifier.inval_entry(INodeNo(parent.0), OsStr::new(name.as_str()))
+            }
+            // A negative offset leaves the cached bytes alone.
+            Ok(Invalidation::Attributes { ino }) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+            Ok(Invalidation::Data { ino }) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if let Err(error) = told {
+            // What the kernel does not know it need not forget.
+            tracing::debug!(%error, "the kernel was not told of a change");
+        }
+    }
 }
 
 impl Mounted {

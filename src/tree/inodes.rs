@@ -17,6 +17,8 @@ const REMEMBERED_MAX: usize = 100_000;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
+/// News kept for whoever takes them; what is lost is found out when its TTL has passed.
+const NEWS_MAX: usize = 4_096;
 /// Names of directories known to their end, over all directories, at eight bytes each.
 const COMPLETE_MAX: usize = 500_000;
 /// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
@@ -40,6 +42,8 @@ pub struct Tree {
     changes_forgotten: u64,
     /// Requests on their way, by the change number at their start.
     tickets: BTreeMap<u64, usize>,
+    /// What the kernel may believe and is not so any more.
+    news: Vec<Invalidation>,
     /// Directories that were listed to their end.
     complete: HashMap<Ino, Complete>,
     ahead: Ahead,
@@ -93,6 +97,17 @@ pub struct Opening {
     pub ask: Option<Ask>,
     /// A question on its way whose answer may tell.
     pub coming: Option<u64>,
+}
+
+/// What the kernel may have cached, and S3 has told otherwise of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// The name is gone.
+    Entry { parent: Ino, name: Name },
+    /// Size and times are others. The file is open, so its cached bytes are its handles' business.
+    Attributes { ino: Ino },
+    /// The bytes are others too.
+    Data { ino: Ino },
 }
 
 /// What became of a name between its listing and its showing.
@@ -175,6 +190,7 @@ impl Tree {
             locals: HashSet::new(),
             changes_forgotten: 0,
             tickets: BTreeMap::new(),
+            news: Vec::new(),
             complete: HashMap::new(),
             ahead: Ahead::new(ttl),
             walks: Walks::default(),
@@ -421,6 +437,9 @@ impl Tree {
         match answer {
             None => {
                 if let Some(ino) = current {
+                    if self.nodes[&ino].lookups > 0 {
+                        self.tell(Invalidation::Entry { parent, name: name.clone() });
+                    }
                     self.detach(ino);
                 }
                 if self.nodes.contains_key(&parent) {
@@ -487,6 +506,17 @@ impl Tree {
     /// How long what was asked for at `asked` is believed.
     pub fn believed_until(&self, asked: Instant) -> Instant {
         asked + self.ttl
+    }
+
+    /// What the kernel has to forget, each once.
+    pub fn take_news(&mut self) -> Vec<Invalidation> {
+        std::mem::take(&mut self.news)
+    }
+
+    fn tell(&mut self, news: Invalidation) {
+        if self.news.len() < NEWS_MAX {
+            self.news.push(news);
+        }
     }
 
     // ---- listing ahead
@@ -573,10 +603,30 @@ impl Tree {
         let changed = self.changed.get(&dir).into_iter().flatten();
         names.extend(changed.filter(|(_, change)| change.number > ticket.0).map(|(name, _)| hash_of(name)));
         names.sort_unstable();
+        self.tell_of_vanished(dir, &names, ticket, asked);
         self.complete.retain(|_, known| now < known.asked + self.negative_ttl);
         let kept: usize = self.complete.values().map(|known| known.names.len() + 1).sum();
         if kept + names.len() < COMPLETE_MAX {
             self.complete.insert(dir, Complete { names, asked });
+        }
+    }
+
+    /// Children that the kernel knows and the listing does not: S3 is asked for them when they are wanted next.
+    fn tell_of_vanished(&mut self, dir: Ino, names: &[u64], ticket: &Ticket, asked: Instant) {
+        let Some(node) = self.nodes.get(&dir) else { return };
+        let until = asked + self.ttl;
+        let vanished = |(name, ino): &(&Name, &Ino)| {
+            let looked_up = self.nodes.get(*ino).is_some_and(|node| node.lookups > 0);
+            looked_up
+                && names.binary_search(&hash_of(name)).is_err()
+                && !self.overrules(dir, name, ticket)
+                && !self.knows_newer(**ino, until)
+        };
+        let vanished: Vec<(Name, Ino)> =
+            node.children.iter().filter(vanished).map(|(name, ino)| (name.clone(), *ino)).collect();
+        for (name, ino) in vanished {
+            self.expire(ino);
+            self.tell(Invalidation::Entry { parent: dir, name });
         }
     }
 
@@ -948,6 +998,7 @@ impl Tree {
         self.nodes.get(&parent)?;
         if let Some(ino) = self.child(parent, name) {
             let node = self.nodes.get_mut(&ino)?;
+            let mut news = None;
             match (&mut node.found, found) {
                 (Found::Dir { marker }, Found::Dir { marker: new }) => {
                     // A listing of the parent cannot see the marker; that is no news of its absence.
@@ -957,6 +1008,12 @@ impl Tree {
                     let same = old.etag == new.etag;
                     if !same {
                         node.changes.mtime = None;
+                        if node.lookups > 0 {
+                            news = Some(match node.pins {
+                                0 => Invalidation::Data { ino },
+                                _ => Invalidation::Attributes { ino },
+                            });
+                        }
                     }
                     // The same bytes, committed here a moment before S3 dated them: a time that moves by
                     // itself makes tools think that the file changed.
@@ -965,12 +1022,18 @@ impl Tree {
                     *old = Facts { mtime, ..new };
                 }
                 (_, other) => {
+                    if node.lookups > 0 {
+                        self.tell(Invalidation::Entry { parent, name: name.clone() });
+                    }
                     self.detach(ino);
                     return Some(self.add(parent, name.clone(), other, until));
                 }
             }
             node.fresh_until = until;
             node.of_listing = false;
+            if let Some(news) = news {
+                self.tell(news);
+            }
             return Some(ino);
         }
         Some(self.add(parent, name.clone(), found, until))
