@@ -65,11 +65,18 @@ struct Reading {
     moment: Moment,
     /// How far names that are not in the listing have been shown.
     reached: Option<Place>,
+    /// When the first page was asked for.
+    begun: Option<Instant>,
+    /// Hashes of the names so far, for a directory that is listed from its beginning and is not too large.
+    hashes: Option<Vec<u64>>,
     /// Entries shown so far.
     entries: usize,
     /// The first directory among them, and how many came before it.
     first_dir: Option<(DirKey, usize)>,
 }
+
+/// Names of a directory that are kept to tell which others are absent.
+const COMPLETE_NAMES_MAX: usize = 100_000;
 
 impl Fs {
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
@@ -224,6 +231,15 @@ impl Fs {
             Ok(page) => page,
             Err(error) => {
                 let mark = stream.lines.last_mark();
+                if error.kind() == Kind::Corrupt {
+                    self.tree().distrust(reading.id);
+                    if reading.listing.start_over() {
+                        let asker =
+                            Asker::new(&reading.volume, reading.dir.prefix(), &self.clock, &self.stats);
+                        reading.pages = Pages::start(asker, None, Sharding::Never, &self.shards_free);
+                        return Ok(());
+                    }
+                }
                 self.restart(stream, mark);
                 return Err(error);
             }
@@ -275,6 +291,8 @@ impl Fs {
             ticket: tree.begin(),
             moment: lock(&self.siblings).asking(),
             reached: from.reached.clone(),
+            begun: None,
+            hashes: from.after.is_none().then(Vec::new),
             entries: 0,
             first_dir: None,
         })
@@ -298,10 +316,20 @@ impl Fs {
                 reading.first_dir = reading.dir.child(name).ok().map(|child| (child, reading.entries));
             }
             reading.entries += 1;
+            if let Some(hashes) = &mut reading.hashes {
+                hashes.push(listing::hash_of(name));
+            }
         }
+        if reading.entries > COMPLETE_NAMES_MAX {
+            reading.hashes = None;
+        }
+        let begun = *reading.begun.get_or_insert(asked);
         if reading.listing.is_done() {
+            if let Some(hashes) = reading.hashes.take() {
+                tree.complete(ino, hashes, &reading.ticket, begun.min(asked), self.clock.now());
+            }
             let (first_dir, before) = reading.first_dir.as_ref().map(|(dir, n)| (dir, *n)).unzip();
-            tree.listed(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
+            tree.listed_to_end(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
         }
         if reading.pages.is_torn() {
             tree.begins_elsewhere(reading.id);
@@ -311,6 +339,7 @@ impl Fs {
             tree.distrust(reading.id);
         }
         drop(tree);
+        self.pass_news();
         lines.extend(merged, asked);
     }
 

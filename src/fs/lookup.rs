@@ -1,10 +1,13 @@
 //! Names to inodes: from memory while it is fresh, else from S3.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::sync::Mutex;
 
-use futures::future::join;
+use futures::future::{Either, select};
+use tokio::sync::watch;
 
-use super::{Attr, Fs};
+use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListRequest;
 use crate::tree::keys::{DirKey, Name};
@@ -34,13 +37,8 @@ impl Fs {
             Ok(name) => name,
             Err(error) => return Some(Err(unknown_name(error))),
         };
-        let now = self.clock.now();
-        let mut tree = self.tree();
-        let known = tree.known(parent, &name, now);
-        match known {
+        match self.take_known(parent, &name) {
             Known::Is(entry) => {
-                tree.looked_up(entry.ino);
-                drop(tree);
                 self.stats.name_hits.add(1);
                 Some(Ok(self.attr_of(&entry)))
             }
@@ -54,8 +52,31 @@ impl Fs {
 
     async fn lookup_remote(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
         let name = Name::parse(name)?;
-        let entry = self.ask_as(parent, &name, Asker::Kernel).await?.ok_or_else(no_such_name)?;
-        Ok(self.attr_of(&entry))
+        // Several who ask for one name at once are answered by one question.
+        let entry = match self.lookups.join(parent, &name) {
+            Turn::Ask(_asking) => self.ask_as(parent, &name, Asker::Kernel).await?,
+            Turn::Wait(mut answered) => {
+                // It ends, with an error, when whoever asked has been answered or has given up.
+                let _ = answered.changed().await;
+                match self.take_known(parent, &name) {
+                    Known::Is(entry) => Some(entry),
+                    Known::Absent => None,
+                    // The question failed, or its answer is not believed for a moment.
+                    Known::Unknown => self.ask_as(parent, &name, Asker::Kernel).await?,
+                }
+            }
+        };
+        Ok(self.attr_of(&entry.ok_or_else(no_such_name)?))
+    }
+
+    /// What is known of a name, with one more lookup of its inode.
+    fn take_known(&self, parent: Ino, name: &Name) -> Known {
+        let mut tree = self.tree();
+        let known = tree.known(parent, name, self.clock.now());
+        if let Known::Is(entry) = &known {
+            tree.looked_up(entry.ino);
+        }
+        known
     }
 
     /// The kernel gave back `count` lookups.
@@ -132,6 +153,8 @@ impl Fs {
             // Under the same lock as the answer, so that nobody drops the inode in between.
             tree.looked_up(entry.ino);
         }
+        drop(tree);
+        self.pass_news();
         Ok(entry)
     }
 
@@ -184,6 +207,43 @@ impl Fs {
     }
 }
 
+/// Names that the kernel is being answered for.
+#[derive(Default)]
+pub(super) struct Lookups(Mutex<HashMap<(Ino, Name), watch::Receiver<()>>>);
+
+/// Whose turn it is to ask for a name.
+enum Turn<'a> {
+    Ask(LookingUp<'a>),
+    /// Somebody else asks; this changes or ends when they have been answered.
+    Wait(watch::Receiver<()>),
+}
+
+/// Held while a name is asked for.
+struct LookingUp<'a> {
+    lookups: &'a Lookups,
+    of: (Ino, Name),
+    _answered: watch::Sender<()>,
+}
+
+impl Lookups {
+    fn join(&self, parent: Ino, name: &Name) -> Turn<'_> {
+        let mut running = lock(&self.0);
+        let of = (parent, name.clone());
+        if let Some(answered) = running.get(&of) {
+            return Turn::Wait(answered.clone());
+        }
+        let (sender, answered) = watch::channel(());
+        running.insert(of.clone(), answered);
+        Turn::Ask(LookingUp { lookups: self, of, _answered: sender })
+    }
+}
+
+impl Drop for LookingUp<'_> {
+    fn drop(&mut self) {
+        lock(&self.lookups.0).remove(&self.of);
+    }
+}
+
 /// Asks S3 for the object and for the directory of a name, side by side.
 ///
 /// A directory wins over an object of the same name; the object is then reached as `NAME%~f`.
@@ -202,10 +262,19 @@ async fn find(volume: &Volume, dir: &DirKey, name: &Name) -> Result<Option<Found
             None => Ok(None),
         }
     };
-    let (object, below) = join(object, below).await;
-    if let Some(found) = below? {
-        return Ok(Some(found));
-    }
+    let object = std::pin::pin!(object);
+    let below = std::pin::pin!(below);
+    let object = match select(object, below).await {
+        // Whatever the object is, the directory hides it: nobody waits for its answer.
+        Either::Right((below, object)) => match below? {
+            Some(found) => return Ok(Some(found)),
+            None => object.await,
+        },
+        Either::Left((object, below)) => match below.await? {
+            Some(found) => return Ok(Some(found)),
+            None => object,
+        },
+    };
     match object {
         Ok(Some(info)) if dir.shows_object(name, info.size) => {
             if let Some(plain) = name.without_object_mark() {

@@ -26,6 +26,7 @@ mod siblings;
 mod volume;
 mod walks;
 
+pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
 pub use backing::{Passthrough, Version};
@@ -137,6 +138,9 @@ pub struct Fs {
     /// Bytes in memory: read, read ahead, and on their way out.
     budget: Budget,
     mounted_at: SystemTime,
+    /// Where the kernel's part of the mount listens for what it has to forget.
+    /// Names that S3 is being asked for.
+    lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
     /// Shards of listings that may be added: each keeps pages that wait for their turn.
@@ -202,6 +206,7 @@ impl Fs {
             news: news::Newsroom::new(),
             budget,
             mounted_at: now,
+            lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,
@@ -214,6 +219,14 @@ impl Fs {
 
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// Passes on what the tree has found out.
+    fn pass_news(&self) {
+        let news = self.tree().take_news();
+        for news in news {
+            self.news.pass(news);
+        }
     }
 
     /// Drops every cached block and every remembered freshness that can be asked for again.

@@ -1,7 +1,6 @@
-//! What the kernel has to be told: that attributes it keeps are not true any more.
+//! What the kernel has to be told: that names, attributes or bytes it keeps are not true any more.
 //!
-//! News is a value on a bounded queue; a thread of `fuse` that holds none of our locks passes it on. Only attributes
-//! are taken back, never pages: the kernel would wait for a read of them that waits for us.
+//! News is a value on a bounded queue; a thread of `fuse` that holds none of our locks passes it on.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,18 +9,18 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::lock;
-use crate::tree::Ino;
+use crate::tree::{Ino, Invalidation};
 
 /// News on its way; more than this is not told, and grows old in the kernel by itself within the metadata TTL.
-const NEWS_MAX: usize = 256;
+const NEWS_MAX: usize = 1024;
 /// How long an answer waits for the kernel to have heard.
 const HEARD_WAIT: Duration = Duration::from_secs(1);
 
-/// The attributes of this inode have changed.
+/// Something that the kernel has to forget.
 #[derive(Debug)]
 pub struct News {
-    pub ino: Ino,
-    /// To be told when the kernel has heard.
+    pub what: Invalidation,
+    /// Dropped when the kernel has heard, which is what somebody may wait for.
     pub heard: oneshot::Sender<()>,
 }
 
@@ -45,13 +44,18 @@ impl Newsroom {
         receiver
     }
 
-    /// Tells that an inode has changed, and waits until that is known.
-    pub(super) async fn tell(&self, ino: Ino) {
+    /// Passes news on, if there is room for it.
+    pub(super) fn pass(&self, what: Invalidation) -> Option<oneshot::Receiver<()>> {
         if !self.is_heard.load(Ordering::Relaxed) {
-            return;
+            return None;
         }
         let (heard, hearing) = oneshot::channel();
-        if self.sender.try_send(News { ino, heard }).is_ok() {
+        self.sender.try_send(News { what, heard }).ok().map(|()| hearing)
+    }
+
+    /// Tells that the attributes of an inode have changed, and waits until that is known.
+    pub(super) async fn tell(&self, ino: Ino) {
+        if let Some(hearing) = self.pass(Invalidation::Attributes { ino }) {
             let _ = tokio::time::timeout(HEARD_WAIT, hearing).await;
         }
     }
@@ -69,10 +73,10 @@ mod tests {
         assert!(room.listen().is_none());
         let passing = tokio::spawn(async move {
             let news = receiver.recv().await.unwrap();
-            let _ = news.heard.send(());
-            news.ino
+            drop(news.heard);
+            news.what
         });
         room.tell(Ino(3)).await;
-        assert_eq!(passing.await.unwrap(), Ino(3));
+        assert_eq!(passing.await.unwrap(), Invalidation::Attributes { ino: Ino(3) });
     }
 }

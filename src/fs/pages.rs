@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::lock;
 use super::volume::Volume;
 use crate::base::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListRequest, Store};
 use crate::stats::Stats;
 use crate::tree::split::{self, SHARDS_MAX, Split};
@@ -150,10 +150,18 @@ impl Asker {
         let (asker, until) = (Arc::clone(self), Arc::clone(&stop));
         let is_whole = request.delimiter.is_none();
         let mut request = request;
+        // A listing that was told where to begin has to go forward from there.
+        let mut reached = request.start_after.clone();
         let task = tokio::spawn(async move {
             loop {
                 let asked = asker.clock.now();
                 let answer = asker.store.list(request.clone()).await;
+                let answer = answer.and_then(|page| match &reached {
+                    Some(reached) if !goes_on_after(&page, reached) => {
+                        Err(Error::new(Kind::Corrupt, "a listing does not begin where it was told to"))
+                    }
+                    _ => Ok(page),
+                });
                 let (next, last) = match &answer {
                     Ok(page) => (page.next.clone(), last_of(page).map(str::to_owned)),
                     Err(_) => (None, None),
@@ -162,6 +170,9 @@ impl Asker {
                     (Some(end), Some(last)) => last > end,
                     _ => false,
                 };
+                if is_whole || reached.is_some() {
+                    reached = last.or(reached);
+                }
                 let jump = answer.as_ref().ok().and_then(|page| asker.jump(page, is_whole));
                 // A token that repeats is whoever takes the page's to complain of.
                 let repeats = next.is_some() && next == request.continuation;
@@ -282,10 +293,14 @@ impl Pages {
             let first = self.shards.front_mut()?;
             let page = match first.taken.pop_front()? {
                 Ok(page) => page,
-                Err(error) => {
-                    self.shards.clear();
-                    return Some(Err(error));
-                }
+                Err(error) => match self.seam.take() {
+                    // Where the shard before it ended, the listing can go on without it.
+                    Some(seam) if error.kind() == Kind::Corrupt => return self.mend(seam).map(Ok),
+                    _ => {
+                        self.shards.clear();
+                        return Some(Err(error));
+                    }
+                },
             };
             first.pages += 1;
             if let Some(page) = self.fit(page) {
@@ -304,10 +319,12 @@ impl Pages {
         let Page { list, asked } = page;
         let is_whole = self.shards.front()?.is_whole;
         let mut list = if is_whole { self.asker.grouped(list, self.passed.as_deref()) } else { list };
-        if let Some(seam) = self.seam.take()
-            && !split::agree(&seam.list, &list)
-        {
-            return self.mend(seam);
+        if let Some(seam) = self.seam.take() {
+            match split::agree(seam.list.clone(), &list) {
+                Some(rest) if last_of(&rest).is_some() => self.seam = Some(Page { list: rest, ..seam }),
+                Some(_) => {}
+                None => return self.mend(seam),
+            }
         }
         let first = self.shards.front()?;
         let (pages, end) = (first.pages, first.end.clone());
@@ -427,7 +444,129 @@ impl Pages {
     }
 }
 
+/// Whether everything in a page comes after a key, and in order.
+fn goes_on_after(page: &ListPage, reached: &str) -> bool {
+    let objects = page.objects.iter().map(|object| object.key.as_str());
+    let prefixes = page.common_prefixes.iter().map(String::as_str);
+    objects.clone().chain(prefixes.clone()).all(|key| key > reached)
+        && objects.is_sorted_by(|a, b| a < b)
+        && prefixes.is_sorted_by(|a, b| a < b)
+}
+
 fn last_of(page: &ListPage) -> Option<&str> {
     let object = page.objects.last().map(|object| object.key.as_str());
     object.max(page.common_prefixes.last().map(String::as_str))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use crate::base::SystemClock;
+    use crate::s3::{Listing, MemStore, PutRequest};
+
+    const BUCKET: &str = "bucket";
+
+    async fn store(keys: &BTreeSet<String>, listing: Listing) -> Arc<MemStore> {
+        let store = MemStore::new(Arc::new(SystemClock), Arc::default()).with_bucket(BUCKET);
+        for key in keys {
+            let request = PutRequest { bucket: BUCKET.into(), key: key.clone(), ..PutRequest::default() };
+            store.put(request).await.unwrap();
+        }
+        store.list_like(listing);
+        Arc::new(store)
+    }
+
+    fn asker(store: &Arc<MemStore>, prefix: &str) -> Asker {
+        let volume = Volume::new(BUCKET, "", Arc::clone(store) as Arc<dyn Store>);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        Asker::new(&volume, prefix, &clock, &Arc::default())
+    }
+
+    /// What all pages say, in their order.
+    async fn all(mut pages: Pages) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut more = true;
+        while let Some(page) = pages.next().await {
+            let page = page.unwrap().list;
+            let mut of_page: Vec<String> = page.objects.into_iter().map(|object| object.key).collect();
+            of_page.extend(page.common_prefixes);
+            of_page.sort();
+            keys.extend(of_page);
+            more = page.next.is_some();
+        }
+        assert!(!more, "the last page says that more is to come");
+        keys
+    }
+
+    fn naive(keys: &BTreeSet<String>, prefix: &str) -> Vec<String> {
+        let grouped = keys.iter().filter_map(|key| {
+            let rest = key.strip_prefix(prefix)?;
+            Some(rest.find('/').map_or(key.as_str(), |slash| &key[..=prefix.len() + slash]))
+        });
+        let grouped: BTreeSet<&str> = grouped.collect();
+        grouped.into_iter().map(str::to_owned).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn shards_at_any_points_say_what_one_listing_says(
+            keys in proptest::collection::btree_set("[!-0a]{1,4}", 1..60),
+            points in proptest::collection::btree_set("[!-.0a]{1,3}", 0..8),
+            prefix in prop_oneof![Just(""), Just("a/")],
+            page_max in 1u16..8,
+            is_whole in any::<bool>(),
+            start_after_drops in any::<bool>(),
+            later in 0usize..4,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let found = runtime.block_on(async {
+                let listing = Listing { page_max: Some(page_max), start_after_drops, ..Listing::default() };
+                let store = store(&keys, listing).await;
+                let sharding = if is_whole { Sharding::Whole } else { Sharding::Grouped };
+                let free = Arc::new(Semaphore::new(32));
+                let mut pages = Pages::start(asker(&store, prefix), None, sharding, &free);
+                let mut first = Vec::new();
+                for _ in 0..later {
+                    let Some(page) = pages.next().await else { break };
+                    let page = page.unwrap().list;
+                    let mut of_page: Vec<String> = page.objects.into_iter().map(|o| o.key).collect();
+                    of_page.extend(page.common_prefixes);
+                    of_page.sort();
+                    first.extend(of_page);
+                    if page.next.is_none() {
+                        return first;
+                    }
+                }
+                pages.divide(points.iter().map(|point| format!("{prefix}{point}")).collect());
+                first.extend(all(pages).await);
+                assert_eq!(free.available_permits(), 32, "every permit comes back");
+                first
+            });
+            prop_assert_eq!(found, naive(&keys, prefix));
+        }
+    }
+
+    #[test]
+    fn a_shard_far_ahead_of_the_reader_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let keys: BTreeSet<String> = (0..400).map(|i| format!("{i:03}")).collect();
+            let store = store(&keys, Listing { page_max: Some(2), ..Listing::default() }).await;
+            let free = Arc::new(Semaphore::new(32));
+            let mut pages = Pages::start(asker(&store, ""), None, Sharding::Grouped, &free);
+            pages.next().await.unwrap().unwrap();
+            pages.divide(vec!["1".into(), "2".into(), "3".into()]);
+            for _ in 0..10_000 {
+                tokio::task::yield_now().await;
+            }
+            let asked = store.calls().iter().filter(|call| **call == "ListObjectsV2").count();
+            let first_shard = 1 + 2 * (READY_MAX + 1);
+            assert!(asked <= first_shard + 3 * (SHARD_READY_MAX + 1), "{asked} pages of 200");
+            assert_eq!(all(pages).await.len(), 398);
+        });
+    }
 }

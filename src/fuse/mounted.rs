@@ -1,5 +1,6 @@
 //! A live mount: how it begins and how it ends.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ops::Adapter;
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Fs, News};
+use crate::fs::{Fs, Invalidation, News};
 
 /// FUSE threads wait for I/O, so there are more of them than cores; more than this gained nothing.
 const THREADS: usize = 4;
@@ -79,13 +80,20 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
 fn pass_on(news: Option<mpsc::Receiver<News>>, kernel: fuser::Notifier) {
     let Some(mut news) = news else { return };
     let passing = move || {
-        while let Some(News { ino, heard }) = news.blocking_recv() {
-            // Attributes alone: an offset below 0 leaves the pages, whose readers may wait for us. An inode that
-            // the kernel has forgotten meanwhile is no failure.
-            if let Err(error) = kernel.inval_inode(INodeNo(ino.0), -1, 0) {
-                tracing::debug!(%error, ino = ino.0, "the kernel did not take the news");
+        while let Some(News { what, heard }) = news.blocking_recv() {
+            let told = match what {
+                Invalidation::Entry { parent, name } => {
+                    kernel.inval_entry(INodeNo(parent.0), OsStr::new(name.as_str()))
+                }
+                // A negative offset leaves the pages, whose readers may wait for us.
+                Invalidation::Attributes { ino } => kernel.inval_inode(INodeNo(ino.0), -1, 0),
+                Invalidation::Data { ino } => kernel.inval_inode(INodeNo(ino.0), 0, 0),
+            };
+            if let Err(error) = told {
+                // What the kernel does not know it need not forget.
+                tracing::debug!(%error, "the kernel was not told of a change");
             }
-            let _ = heard.send(());
+            drop(heard);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("fuse-news".to_owned()).spawn(passing) {

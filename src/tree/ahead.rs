@@ -329,3 +329,115 @@ pub fn shows_byte_order(objects: &[ListedObject]) -> bool {
 pub fn is_plain(dir: &str) -> bool {
     dir.bytes().all(|byte| byte >= b'/')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::time::SystemTime;
+
+    use proptest::prelude::*;
+
+    use crate::base::{Clock, ETag, SystemClock};
+
+    const VOLUME: VolumeId = VolumeId(0);
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn object(key: &str) -> ListedObject {
+        ListedObject {
+            key: key.to_owned(),
+            size: 1,
+            etag: ETag::new("e"),
+            last_modified: SystemTime::UNIX_EPOCH,
+            storage_class: None,
+            restored: None,
+        }
+    }
+
+    /// What a server's LIST with a delimiter says.
+    fn naive(keys: &BTreeSet<String>, dir: &str) -> (Vec<String>, Vec<String>) {
+        let (mut objects, mut prefixes) = (Vec::new(), BTreeSet::new());
+        for key in keys {
+            let Some(rest) = key.strip_prefix(dir) else { continue };
+            match rest.find('/') {
+                Some(slash) => drop(prefixes.insert(key[..=dir.len() + slash].to_owned())),
+                None => objects.push(key.clone()),
+            }
+        }
+        (objects, prefixes.into_iter().collect())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_pages_came_a_directory_is_known_as_it_is_or_not_at_all(
+            keys in proptest::collection::btree_set("[!-0a]{1,5}", 0..40),
+            pages in proptest::collection::vec((0usize..40, 1usize..10), 0..8),
+            touched in proptest::option::of((0usize..40, any::<bool>())),
+        ) {
+            let now = SystemClock.now();
+            let mut ahead = Ahead::new(TTL);
+            let all: Vec<&String> = keys.iter().collect();
+            for (from, len) in pages {
+                let from = from.min(all.len());
+                let to = (from + len).min(all.len());
+                let start = from.checked_sub(1).map_or(String::new(), |before| after(all[before]));
+                let end = (to < all.len() && to > from).then(|| after(all[to - 1]));
+                if to == from && to < all.len() {
+                    continue;
+                }
+                let objects = all[from..to].iter().map(|key| object(key)).collect();
+                ahead.feed(VOLUME, Span { start, end }, objects, now, 1, now);
+            }
+            let dirs: BTreeSet<String> = keys
+                .iter()
+                .flat_map(|key| key.match_indices('/').map(|(at, _)| key[..=at].to_owned()).collect::<Vec<_>>())
+                .chain(["".to_owned(), "b/".to_owned()])
+                .collect();
+            let touched = touched.map(|(at, deep)| (dirs.iter().nth(at % dirs.len()).unwrap(), deep));
+            if let Some((dir, deep)) = touched {
+                ahead.touch(VOLUME, dir, deep, 2);
+            }
+            for dir in &dirs {
+                match ahead.extent(VOLUME, dir, now) {
+                    Extent::Whole { page, .. } => {
+                        let objects: Vec<String> = page.objects.into_iter().map(|o| o.key).collect();
+                        prop_assert_eq!((objects, page.common_prefixes), naive(&keys, dir));
+                        if let Some((touched, deep)) = touched {
+                            prop_assert!(!touched.starts_with(dir.as_str()), "{} changed", dir);
+                            prop_assert!(!(deep && dir.starts_with(touched.as_str())), "{} changed", dir);
+                        }
+                        prop_assert_eq!(ahead.extent(VOLUME, dir, now + TTL), Extent::Unknown);
+                    }
+                    Extent::Begun | Extent::Unknown => {}
+                }
+            }
+            for name in ["a", "!", "0", "a!", "a0"] {
+                let parsed = Name::parse(name.as_ref()).unwrap();
+                if let Some((found, _)) = ahead.find(VOLUME, &DirKey::root(""), &parsed, now) {
+                    let below = format!("{name}/");
+                    let is_dir = keys.iter().any(|key| key.starts_with(&below));
+                    match found {
+                        Some(Found::Dir { .. }) => prop_assert!(is_dir),
+                        Some(Found::File(_)) => prop_assert!(!is_dir && keys.contains(name)),
+                        None => prop_assert!(!is_dir && !keys.contains(name)),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_goes_first() {
+        let mut ahead = Ahead::new(TTL);
+        let now = SystemClock.now();
+        for page in 0..100u32 {
+            let objects: Vec<_> = (0..1_000).map(|i| object(&format!("{page:03}/{i:04}"))).collect();
+            let span = Span::of_prefix(&format!("{page:03}/"));
+            let asked = now + Duration::from_millis(page.into());
+            ahead.feed(VOLUME, span, objects, asked, 1, asked);
+        }
+        assert!(ahead.len() <= KEYS_MAX);
+        assert_eq!(ahead.extent(VOLUME, "000/", now), Extent::Unknown);
+        assert!(matches!(ahead.extent(VOLUME, "099/", now), Extent::Whole { .. }));
+    }
+}

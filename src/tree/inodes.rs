@@ -6,7 +6,7 @@ use lru::LruCache;
 
 use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
-use super::listing::Order;
+use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
 use super::{AttrChanges, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
 use crate::error::{Error, Kind, Result};
@@ -17,6 +17,10 @@ const REMEMBERED_MAX: usize = 100_000;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
+/// News kept for whoever takes them; what is lost is found out when its TTL has passed.
+const NEWS_MAX: usize = 4_096;
+/// Names of directories known to their end, over all directories, at eight bytes each.
+const COMPLETE_MAX: usize = 500_000;
 /// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
 const DATING_DELAY: Duration = Duration::from_secs(2);
 
@@ -38,6 +42,10 @@ pub struct Tree {
     changes_forgotten: u64,
     /// Requests on their way, by the change number at their start.
     tickets: BTreeMap<u64, usize>,
+    /// What the kernel may believe and is not so any more.
+    news: Vec<Invalidation>,
+    /// Directories that were listed to their end.
+    complete: HashMap<Ino, Complete>,
     ahead: Ahead,
     walks: Walks,
     /// How each volume's server lists, and how long the volume's own prefix is.
@@ -64,6 +72,15 @@ impl Default for Server {
     }
 }
 
+/// The names of a directory that was listed to its end, as hashes: any other name is absent.
+#[derive(Debug)]
+struct Complete {
+    /// In order.
+    names: Vec<u64>,
+    /// When the first page was asked for.
+    asked: Instant,
+}
+
 /// The latest change here of a name.
 #[derive(Debug)]
 struct Change {
@@ -80,6 +97,17 @@ pub struct Opening {
     pub ask: Option<Ask>,
     /// A question on its way whose answer may tell.
     pub coming: Option<u64>,
+}
+
+/// What the kernel may have cached, and S3 has told otherwise of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// The name is gone.
+    Entry { parent: Ino, name: Name },
+    /// Size and times are others. The file is open, so its cached bytes are its handles' business.
+    Attributes { ino: Ino },
+    /// The bytes are others too.
+    Data { ino: Ino },
 }
 
 /// What became of a name between its listing and its showing.
@@ -103,6 +131,8 @@ pub struct Ticket(u64);
 #[derive(Clone, Debug)]
 enum Memory {
     Found(Found),
+    /// The same, and a LIST said it.
+    Listed(Found),
     Absent,
 }
 
@@ -114,6 +144,8 @@ struct Node {
     pins: u32,
     found: Found,
     fresh_until: Option<Instant>,
+    /// Whether a LIST said what is found here, and nothing has changed it here since.
+    of_listing: bool,
     changes: AttrChanges,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
@@ -128,6 +160,7 @@ impl Node {
             pins: 0,
             found,
             fresh_until: None,
+            of_listing: false,
             changes: AttrChanges::default(),
             children: HashMap::new(),
             volume: None,
@@ -157,6 +190,8 @@ impl Tree {
             locals: HashSet::new(),
             changes_forgotten: 0,
             tickets: BTreeMap::new(),
+            news: Vec::new(),
+            complete: HashMap::new(),
             ahead: Ahead::new(ttl),
             walks: Walks::default(),
             orders: HashMap::new(),
@@ -269,6 +304,7 @@ impl Tree {
             return match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
                     let ino = self.put(parent, name, found, Some(asked + self.ttl));
+                    self.note_listed(ino);
                     ino.and_then(|ino| self.entry(ino).ok()).map_or(Known::Unknown, Known::Is)
                 }
                 _ => Known::Unknown,
@@ -281,21 +317,33 @@ impl Tree {
                 Known::Unknown
             }
             Some((Memory::Absent, _)) => Known::Absent,
-            Some((Memory::Found(found), until)) => {
+            Some((Memory::Found(found) | Memory::Listed(found), until)) => {
                 let (found, until) = (found.clone(), *until);
-                self.remembered.pop(&key);
+                let listed = matches!(self.remembered.pop(&key), Some((Memory::Listed(_), _)));
                 let ino = self.add(parent, name.clone(), found, Some(until));
+                self.note_listed(listed.then_some(ino));
                 self.entry(ino).map_or(Known::Unknown, Known::Is)
             }
             None => match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
                     let ino = self.add(parent, name.clone(), found, Some(asked + self.ttl));
+                    self.note_listed(Some(ino));
                     self.entry(ino).map_or(Known::Unknown, Known::Is)
                 }
                 Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
+                _ if self.is_left_out(parent, name, now) => Known::Absent,
                 _ => Known::Unknown,
             },
         }
+    }
+
+    /// Whether the directory was listed to its end lately, and without this name.
+    fn is_left_out(&self, parent: Ino, name: &Name, now: Instant) -> bool {
+        let Some(complete) = self.complete.get(&parent) else { return false };
+        // An escape may stand for something beside a name that was listed.
+        now < complete.asked + self.negative_ttl
+            && !name.as_str().contains("%~")
+            && complete.names.binary_search(&hash_of(name)).is_err()
     }
 
     /// The child as it stands in the table, fresh or not.
@@ -389,6 +437,9 @@ impl Tree {
         match answer {
             None => {
                 if let Some(ino) = current {
+                    if self.nodes[&ino].lookups > 0 {
+                        self.tell(Invalidation::Entry { parent, name: name.clone() });
+                    }
                     self.detach(ino);
                 }
                 if self.nodes.contains_key(&parent) {
@@ -415,10 +466,11 @@ impl Tree {
         match self.child(parent, name) {
             Some(ino) if self.knows_newer(ino, until) => {}
             Some(_) => {
-                self.put(parent, name, found, Some(until));
+                let ino = self.put(parent, name, found, Some(until));
+                self.note_listed(ino);
             }
             None if self.nodes.contains_key(&parent) => {
-                self.remembered.put((parent, name.clone()), (Memory::Found(found), until));
+                self.remembered.put((parent, name.clone()), (Memory::Listed(found), until));
             }
             None => {}
         }
@@ -447,12 +499,24 @@ impl Tree {
             return Listed::Old;
         }
         let ino = self.put(parent, name, found.clone(), Some(until));
+        self.note_listed(ino);
         ino.and_then(|ino| self.entry(ino).ok()).map_or(Listed::Gone, Listed::Is)
     }
 
     /// How long what was asked for at `asked` is believed.
     pub fn believed_until(&self, asked: Instant) -> Instant {
         asked + self.ttl
+    }
+
+    /// What the kernel has to forget, each once.
+    pub fn take_news(&mut self) -> Vec<Invalidation> {
+        std::mem::take(&mut self.news)
+    }
+
+    fn tell(&mut self, news: Invalidation) {
+        if self.news.len() < NEWS_MAX {
+            self.news.push(news);
+        }
     }
 
     // ---- listing ahead
@@ -531,8 +595,49 @@ impl Tree {
         Opening { extent, ask, coming }
     }
 
+    /// A directory was listed to its end with these names, hashed, asked for with this ticket.
+    pub fn complete(&mut self, dir: Ino, mut names: Vec<u64>, ticket: &Ticket, asked: Instant, now: Instant) {
+        if ticket.0 < self.changes_forgotten || !self.nodes.contains_key(&dir) {
+            return;
+        }
+        let changed = self.changed.get(&dir).into_iter().flatten();
+        names.extend(changed.filter(|(_, change)| change.number > ticket.0).map(|(name, _)| hash_of(name)));
+        names.sort_unstable();
+        self.tell_of_vanished(dir, &names, ticket, asked);
+        self.complete.retain(|_, known| now < known.asked + self.negative_ttl);
+        let kept: usize = self.complete.values().map(|known| known.names.len() + 1).sum();
+        if kept + names.len() < COMPLETE_MAX {
+            self.complete.insert(dir, Complete { names, asked });
+        }
+    }
+
+    /// Children that the kernel knows and the listing does not: S3 is asked for them when they are wanted next.
+    fn tell_of_vanished(&mut self, dir: Ino, names: &[u64], ticket: &Ticket, asked: Instant) {
+        let Some(node) = self.nodes.get(&dir) else { return };
+        let until = asked + self.ttl;
+        let vanished = |(name, ino): &(&Name, &Ino)| {
+            let looked_up = self.nodes.get(*ino).is_some_and(|node| node.lookups > 0);
+            looked_up
+                && names.binary_search(&hash_of(name)).is_err()
+                && !self.overrules(dir, name, ticket)
+                && !self.knows_newer(**ino, until)
+        };
+        let vanished: Vec<(Name, Ino)> =
+            node.children.iter().filter(vanished).map(|(name, ino)| (name.clone(), *ino)).collect();
+        for (name, ino) in vanished {
+            self.expire(ino);
+            self.tell(Invalidation::Entry { parent: dir, name });
+        }
+    }
+
     /// A directory was listed to its end.
-    pub fn listed(&mut self, volume: VolumeId, dir: &DirKey, first_dir: Option<&DirKey>, before: usize) {
+    pub fn listed_to_end(
+        &mut self,
+        volume: VolumeId,
+        dir: &DirKey,
+        first_dir: Option<&DirKey>,
+        before: usize,
+    ) {
         let first_dir = first_dir.map(|first| first.prefix().to_owned());
         self.walks.listed(volume, dir.prefix(), first_dir, before);
     }
@@ -665,6 +770,7 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.found = Found::File(facts);
             node.fresh_until = Some(until);
+            node.of_listing = false;
         }
         self.set_local(ino, false);
     }
@@ -742,9 +848,22 @@ impl Tree {
         self.touch(parent, true);
     }
 
+    /// The file's facts, if a LIST said them less than the TTL ago and nothing was changed here since.
+    pub fn listed(&self, ino: Ino, now: Instant) -> Option<Facts> {
+        let node = self.nodes.get(&ino)?;
+        if !node.of_listing || self.locals.contains(&ino) || node.link.is_none() {
+            return None;
+        }
+        match (&node.found, node.fresh_until) {
+            (Found::File(facts), Some(until)) if now < until => Some(facts.clone()),
+            _ => None,
+        }
+    }
+
     /// A renamed file's object is this now.
     pub fn moved(&mut self, ino: Ino, facts: Facts) {
         if let Some(node) = self.nodes.get_mut(&ino) {
+            node.of_listing = false;
             node.found = Found::File(facts);
         }
     }
@@ -828,6 +947,13 @@ impl Tree {
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
         self.changes_made += 1;
+        if let Some(complete) = self.complete.get_mut(&parent) {
+            // From now on what is known of this name is kept elsewhere.
+            let hash = hash_of(name);
+            if let Err(at) = complete.names.binary_search(&hash) {
+                complete.names.insert(at, hash);
+            }
+        }
         if self.changed_names >= CHANGED_MAX {
             self.changed.clear();
             self.changed_names = 0;
@@ -853,6 +979,12 @@ impl Tree {
         self.nodes.get(&ino).and_then(|node| node.fresh_until).is_some_and(|known| known > until)
     }
 
+    fn note_listed(&mut self, ino: Option<Ino>) {
+        if let Some(node) = ino.and_then(|ino| self.nodes.get_mut(&ino)) {
+            node.of_listing = true;
+        }
+    }
+
     fn set_local(&mut self, ino: Ino, local: bool) {
         if local {
             self.locals.insert(ino);
@@ -866,6 +998,7 @@ impl Tree {
         self.nodes.get(&parent)?;
         if let Some(ino) = self.child(parent, name) {
             let node = self.nodes.get_mut(&ino)?;
+            let mut news = None;
             match (&mut node.found, found) {
                 (Found::Dir { marker }, Found::Dir { marker: new }) => {
                     // A listing of the parent cannot see the marker; that is no news of its absence.
@@ -875,6 +1008,12 @@ impl Tree {
                     let same = old.etag == new.etag;
                     if !same {
                         node.changes.mtime = None;
+                        if node.lookups > 0 {
+                            news = Some(match node.pins {
+                                0 => Invalidation::Data { ino },
+                                _ => Invalidation::Attributes { ino },
+                            });
+                        }
                     }
                     // The same bytes, committed here a moment before S3 dated them: a time that moves by
                     // itself makes tools think that the file changed.
@@ -883,11 +1022,18 @@ impl Tree {
                     *old = Facts { mtime, ..new };
                 }
                 (_, other) => {
+                    if node.lookups > 0 {
+                        self.tell(Invalidation::Entry { parent, name: name.clone() });
+                    }
                     self.detach(ino);
                     return Some(self.add(parent, name.clone(), other, until));
                 }
             }
             node.fresh_until = until;
+            node.of_listing = false;
+            if let Some(news) = news {
+                self.tell(news);
+            }
             return Some(ino);
         }
         Some(self.add(parent, name.clone(), found, until))
@@ -928,6 +1074,7 @@ impl Tree {
                 return;
             }
             let Some(node) = self.nodes.remove(&at) else { return };
+            self.complete.remove(&at);
             let Some((parent, name)) = node.link else { return };
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children.remove(&name);
@@ -937,7 +1084,8 @@ impl Tree {
             }
             // What S3 said of the name outlives the inode for as long as it is believed.
             if let Some(until) = node.fresh_until.filter(|_| node.changes == AttrChanges::default()) {
-                self.remembered.put((parent, name), (Memory::Found(node.found), until));
+                let memory = if node.of_listing { Memory::Listed } else { Memory::Found };
+                self.remembered.put((parent, name), (memory(node.found), until));
             }
             at = parent;
         }

@@ -196,6 +196,18 @@ impl Listing {
         Ok(out)
     }
 
+    /// The pages so far were not what they seemed, and the listing is to be fed again from its beginning: nothing
+    /// more is shown until its end, and then what was not shown yet. `false` where too much was shown already.
+    pub fn start_over(&mut self) -> bool {
+        if self.shown.as_ref().is_none_or(|shown| shown.len() >= SHOWN_MAX) {
+            return false;
+        }
+        self.unsorted = Some(Vec::new());
+        self.held.clear();
+        (self.reached, self.token) = (None, None);
+        true
+    }
+
     /// Whether the last page was taken.
     pub fn is_done(&self) -> bool {
         self.done
@@ -280,7 +292,8 @@ impl Listing {
     }
 }
 
-pub(super) fn hash_of(name: &Name) -> u64 {
+/// Eight bytes that stand for a name.
+pub fn hash_of(name: &Name) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     hasher.finish()

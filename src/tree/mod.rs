@@ -22,7 +22,7 @@ pub mod listing;
 pub mod split;
 pub mod walk;
 
-pub use inodes::{Listed, Opening, Ticket, Tree};
+pub use inodes::{Invalidation, Listed, Opening, Ticket, Tree};
 
 use std::time::SystemTime;
 

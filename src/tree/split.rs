@@ -261,20 +261,27 @@ pub fn cut(mut page: ListPage, end: &str) -> (ListPage, ListPage) {
     (page, beyond)
 }
 
-/// Whether a listing that went on beyond a shard's end, and the next shard's first page, say the same of the keys
-/// that both tell of.
-pub fn agree(beyond: &ListPage, first: &ListPage) -> bool {
+/// Compares a listing that went on beyond a shard's end with a page of the next shard: both have to say the same.
+/// Returns what that page has not told of yet; `None` where they differ.
+pub fn agree(mut beyond: ListPage, page: &ListPage) -> Option<ListPage> {
     let keys = |page: &ListPage| -> Vec<String> {
         let objects = page.objects.iter().map(|object| object.key.clone());
         let mut keys: Vec<String> = objects.chain(page.common_prefixes.iter().cloned()).collect();
         keys.sort();
         keys
     };
-    let (a, b) = (keys(beyond), keys(first));
+    let (a, b) = (keys(&beyond), keys(page));
     let common = a.len().min(b.len());
     // Where one of them ends the other has to end too, unless more of it is to come.
-    let (a_ends, b_ends) = (beyond.next.is_none(), first.next.is_none());
-    a[..common] == b[..common] && (a.len() <= common || !b_ends) && (b.len() <= common || !a_ends)
+    let a_is_all = a.len() <= common || page.next.is_some();
+    let b_is_all = b.len() <= common || beyond.next.is_some();
+    if a[..common] != b[..common] || !a_is_all || !b_is_all {
+        return None;
+    }
+    if let Some(last) = common.checked_sub(1) {
+        beyond = cut(beyond, &a[last]).1;
+    }
+    Some(beyond)
 }
 
 #[cfg(test)]

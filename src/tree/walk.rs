@@ -322,3 +322,72 @@ impl Walk {
         self.hits = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId(0);
+
+    #[test]
+    fn a_walk_is_recognised_by_its_first_step_and_listed_from_the_beginning() {
+        let mut walks = Walks::default();
+        assert_eq!(walks.opened(VOLUME, "", false, true), None);
+        walks.listed(VOLUME, "", Some("a/".into()), 3);
+        let ask = walks.opened(VOLUME, "a/", false, true).unwrap();
+        assert_eq!((ask.prefix.as_str(), &ask.start_after, &ask.continuation), ("", &None, &None));
+        assert_eq!(walks.coming(VOLUME, "a/"), None, "nobody waits for a guess");
+        assert_eq!(walks.coming(VOLUME, "a/b/"), Some(ask.serial));
+        // The walk has not come by yet: one page will do.
+        assert_eq!(walks.answered(&ask, Some("c/9"), Some("token".into())), None);
+        let next = walks.opened(VOLUME, "a/b/", true, true).unwrap();
+        assert_eq!(next.continuation.as_deref(), Some("token"));
+        assert_eq!(next.span(Some("d/1")), Span { start: after("c/9"), end: Some(after("d/1")) });
+    }
+
+    #[test]
+    fn a_walk_in_the_middle_begins_there_if_a_listing_may() {
+        for may_begin in [true, false] {
+            let mut walks = Walks::default();
+            walks.opened(VOLUME, "p/", false, true);
+            walks.listed(VOLUME, "p/", Some("p/a/".into()), 0);
+            assert_eq!(walks.opened(VOLUME, "p/k/", false, may_begin), None);
+            assert_eq!(walks.opened(VOLUME, "p/m/", false, may_begin), None);
+            let ask = walks.opened(VOLUME, "p/o/", false, may_begin);
+            assert_eq!(ask.is_some(), may_begin);
+            if let Some(ask) = ask {
+                assert_eq!((ask.prefix.as_str(), ask.start_after.as_deref()), ("p/", Some("p/o")));
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_than_a_few_pages_are_listed_ahead_and_directories_at_random_are_no_walk() {
+        let mut walks = Walks::default();
+        walks.opened(VOLUME, "", false, true);
+        walks.listed(VOLUME, "", Some("000/".into()), 0);
+        let mut ask = walks.opened(VOLUME, "000/", false, true);
+        let (mut pages, mut most) = (0, 0);
+        for dir in 1..900 {
+            // Each page has ten directories.
+            while let Some(asked) = ask {
+                pages += 1;
+                ask = walks.answered(
+                    &asked,
+                    Some(&format!("{:03}/z", pages * 10 - 1)),
+                    Some(pages.to_string()),
+                );
+            }
+            let name = format!("{dir:03}/");
+            ask = walks.opened(VOLUME, &name, dir < pages * 10, true);
+            most = most.max(pages - dir / 10);
+        }
+        assert!(most <= PAGES_AHEAD_MAX + 1, "{most} pages ahead");
+        let mut walks = Walks::default();
+        walks.opened(VOLUME, "", false, true);
+        walks.listed(VOLUME, "", Some("000/".into()), 0);
+        for dir in [500, 300, 700, 200, 600, 100] {
+            assert_eq!(walks.opened(VOLUME, &format!("{dir}/"), false, true), None);
+        }
+    }
+}

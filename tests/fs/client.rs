@@ -262,6 +262,7 @@ impl Client {
             let paths: Vec<String> = names.into_iter().map(|name| format!("{dir}{name}")).collect();
             todo.extend(paths.iter().rev().filter(|path| path.ends_with('/')).cloned());
             found.extend(paths);
+            assert!(found.len() < 100_000 && dir.len() < 200, "the tree has no end: {dir}");
         }
         Ok(found)
     }
@@ -314,14 +315,19 @@ impl Client {
     }
 
     pub async fn keys(&self) -> Vec<String> {
+        self.objects().await.into_iter().map(|(key, _)| key).collect()
+    }
+
+    /// Every key with its object's size.
+    pub async fn objects(&self) -> Vec<(String, u64)> {
         let mut request = ListRequest { bucket: BUCKET.to_owned(), ..ListRequest::default() };
-        let mut keys = Vec::new();
+        let mut objects = Vec::new();
         loop {
             let page = self.store.list(request.clone()).await.expect("a listing works");
-            keys.extend(page.objects.into_iter().map(|object| object.key));
+            objects.extend(page.objects.into_iter().map(|object| (object.key, object.size)));
             match page.next {
                 Some(next) => request.continuation = Some(next),
-                None => return keys,
+                None => return objects,
             }
         }
     }

@@ -1,9 +1,16 @@
 //! Listings of directories: what they show, and what they cost.
 
+use std::collections::BTreeSet;
+
+use pailfs::s3::Listing;
 use pailfs::stats::Stats;
 use pailfs::tree::ROOT;
+use pailfs::tree::keys::{DirKey, path_of};
+use proptest::prelude::*;
 
-use crate::client::Client;
+use pailfs::error::Kind;
+
+use crate::client::{Client, kind_of};
 use crate::harness::block_on;
 
 /// Waits for something that another task does.
@@ -155,5 +162,257 @@ fn a_large_directory_is_listed_in_shards() {
                 client.stats.shard_probes.value()
             );
         }
+    });
+}
+
+/// What has to show: every path of the bucket's keys, directories with a `/`.
+async fn expected(client: &Client) -> BTreeSet<String> {
+    let root = DirKey::root("");
+    let objects = client.objects().await;
+    let is_dir = |key: &str| {
+        let below = format!("{key}/");
+        objects.iter().any(|(other, _)| other.starts_with(&below))
+    };
+    let mut shown = BTreeSet::new();
+    for (key, size) in &objects {
+        let mut path = String::new();
+        let names = path_of(&root, key).expect("every key has a path");
+        let (last, dirs) = names.split_last().expect("a path has a name");
+        for name in dirs {
+            path = format!("{path}{}/", name.as_str());
+            shown.insert(path.clone());
+        }
+        let is_marker = key.ends_with('/') && *size == 0;
+        // A marker is the directory itself, and one at the top is of a directory without a name.
+        if !is_marker {
+            let beside = if is_dir(key) { "%~f" } else { "" };
+            shown.insert(format!("{path}{}{beside}", last.as_str()));
+        }
+    }
+    shown
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Find,
+    /// Something happens here after so many directories of a walk.
+    FindWhile(usize, Change),
+    /// Another client changes something, and the TTL passes.
+    They(String, bool),
+    PassTtl,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write(String),
+    Unlink(usize),
+    Mkdir(String),
+    Rename(usize, String),
+    RenameDir(usize, String),
+    Rmdir(usize),
+}
+
+fn component() -> impl Strategy<Value = String> {
+    "[!-.0a]{1,2}".prop_filter("not a path of its own", |name| name != "." && name != "..")
+}
+
+fn key() -> impl Strategy<Value = String> {
+    prop_oneof![
+        6 => proptest::collection::vec(component(), 1..5).prop_map(|parts| parts.join("/")),
+        1 => "[!-0a]{1,5}",
+        1 => proptest::collection::vec(component(), 1..4).prop_map(|parts| parts.join("/") + "/"),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        3 => component().prop_map(Change::Write),
+        3 => (0usize..40).prop_map(Change::Unlink),
+        1 => component().prop_map(Change::Mkdir),
+        2 => (0usize..40, component()).prop_map(|(at, to)| Change::Rename(at, to)),
+        1 => (0usize..40, component()).prop_map(|(at, to)| Change::RenameDir(at, to)),
+        1 => (0usize..40).prop_map(Change::Rmdir),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => Just(Step::Find),
+        4 => (0usize..20, change()).prop_map(|(after, change)| Step::FindWhile(after, change)),
+        2 => (key(), any::<bool>()).prop_map(|(key, put)| Step::They(key, put)),
+        1 => Just(Step::PassTtl),
+    ]
+}
+
+/// Changes something on the mount; whether that works is not of interest here.
+async fn apply(client: &Client, change: &Change, shown: &BTreeSet<String>) {
+    let files: Vec<&String> = shown.iter().filter(|path| !path.ends_with('/')).collect();
+    let dirs: Vec<&String> = shown.iter().filter(|path| path.ends_with('/')).collect();
+    let file = |at: usize| files.get(at % files.len().max(1)).map(|path| path.as_str());
+    let dir = |at: usize| dirs.get(at % dirs.len().max(1)).map(|path| path.trim_end_matches('/'));
+    let beside = |name: &str, at: usize| match file(at) {
+        Some(path) => format!("{}{name}", path.rfind('/').map_or("", |slash| &path[..=slash])),
+        None => name.to_owned(),
+    };
+    let _ = match change {
+        Change::Write(name) => client.write(&beside(name, name.len()), b"x").await,
+        Change::Unlink(at) => client.unlink(file(*at).unwrap_or("a")).await,
+        Change::Mkdir(name) => client.mkdir(&beside(name, 7 * name.len())).await,
+        Change::Rename(at, to) => client.rename(file(*at).unwrap_or("a"), &beside(to, at + 3)).await,
+        Change::RenameDir(at, to) => client.rename(dir(*at).unwrap_or("a"), to).await,
+        Change::Rmdir(at) => client.rmdir(dir(*at).unwrap_or("a")).await,
+    };
+}
+
+async fn walk_and_change(client: &Client, after: usize, change: &Change) -> Result<(), TestCaseError> {
+    let before = expected(client).await;
+    let (mut found, mut todo, mut visited) = (Vec::new(), vec![String::new()], 0);
+    while let Some(dir) = todo.pop() {
+        if visited == after {
+            apply(client, change, &before).await;
+        }
+        visited += 1;
+        // Gone meanwhile is fine; what was there all along is looked for below.
+        let Ok(names) = client.list_unsorted(&dir).await else { continue };
+        let paths: Vec<String> = names.into_iter().map(|name| format!("{dir}{name}")).collect();
+        todo.extend(paths.iter().rev().filter(|path| path.ends_with('/')).cloned());
+        found.extend(paths);
+    }
+    let now = expected(client).await;
+    for path in before.intersection(&now) {
+        let times = found.iter().filter(|other| *other == path).count();
+        prop_assert_eq!(times, 1, "{:?} was there all along; found {:?}", path, found);
+    }
+    for path in &found {
+        prop_assert!(before.contains(path) || now.contains(path), "{:?} never was", path);
+    }
+    Ok(())
+}
+
+fn run(keys: &BTreeSet<String>, page_max: u16, is_known: bool, steps: &[Step]) -> Result<(), TestCaseError> {
+    block_on(async {
+        let client = Client::new();
+        let client = if is_known { client } else { client.with_order_unknown() };
+        for (i, key) in keys.iter().enumerate() {
+            let body: &[u8] = if key.ends_with('/') && i % 3 > 0 { b"" } else { b"x" };
+            client.put_object(key, body).await;
+        }
+        client.store.list_like(Listing { page_max: Some(page_max), ..Listing::default() });
+        for step in steps {
+            match step {
+                Step::Find => {
+                    let mut found = client.find("").await.map_err(|e| TestCaseError::fail(e.report()))?;
+                    found.sort();
+                    prop_assert_eq!(found, expected(&client).await.into_iter().collect::<Vec<_>>());
+                }
+                Step::FindWhile(after, change) => walk_and_change(&client, *after, change).await?,
+                Step::They(key, put) => {
+                    if *put {
+                        client.put_object(key, b"theirs").await;
+                    } else {
+                        client.delete_object(key).await;
+                    }
+                    client.pass_ttl();
+                }
+                Step::PassTtl => client.pass_ttl(),
+            }
+        }
+        Ok(())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn a_walk_never_skips_or_repeats_a_name(
+        keys in proptest::collection::btree_set(key(), 0..40),
+        page_max in 1u16..12,
+        is_known in any::<bool>(),
+        steps in proptest::collection::vec(step(), 1..8),
+    ) {
+        run(&keys, page_max, is_known, &steps)?;
+    }
+
+    #[test]
+    fn a_server_in_another_order_loses_no_name(
+        keys in proptest::collection::btree_set(key(), 0..40),
+        page_max in 1u16..12,
+    ) {
+        let (first, again, expected) = block_on(async {
+            let client = Client::new().with_order_unknown();
+            for key in &keys {
+                client.put_object(key, b"x").await;
+            }
+            let in_walk_order = Listing { page_max: Some(page_max), in_walk_order: true, ..Listing::default() };
+            client.store.list_like(in_walk_order);
+            let first = client.find("").await.unwrap();
+            client.pass_ttl();
+            let again = client.find("").await.unwrap();
+            client.store.list_like(Listing::default());
+            (first, again, expected(&client).await)
+        });
+        let bare = |path: &String| path.trim_end_matches('/').trim_end_matches("%~f").to_owned();
+        let all: BTreeSet<String> = expected.iter().map(bare).collect();
+        prop_assert_eq!(&again.iter().map(bare).collect::<BTreeSet<_>>(), &all);
+        // Until the order is known to be another, an object may hide a directory of its name.
+        let files: BTreeSet<&String> = first.iter().filter(|path| !path.ends_with('/')).collect();
+        let shown: BTreeSet<String> = first.iter().map(bare).collect();
+        for path in &all {
+            let hidden = path.match_indices('/').any(|(at, _)| files.contains(&path[..at].to_owned()));
+            prop_assert!(shown.contains(path) || hidden, "{:?} is lost: {:?}", path, first);
+        }
+        prop_assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), first.len(), "twice: {:?}", first);
+    }
+}
+
+#[test]
+fn names_of_a_directory_just_listed_cost_nothing_whether_they_are_there_or_not() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..10_000 {
+            client.put_object(&format!("d/{i:06}"), b"x").await;
+        }
+        // As the kernel does while a program is in it.
+        let held = client.walk("d").await.unwrap();
+        assert_eq!(client.list("d").await.unwrap().len(), 10_000);
+        client.store.clear_calls();
+        for i in 0..10_000 {
+            assert_eq!(client.stat(&format!("d/{i:06}")).await.unwrap().size, 1);
+            assert_eq!(kind_of(client.stat(&format!("d/{i:06}.lock")).await), Kind::NotFound);
+        }
+        assert!(client.store.calls().is_empty(), "{} calls", client.store.calls().len());
+        // A name made here is there, also when its inode has been dropped and much else was looked up since.
+        client.write("d/new.lock", b"new").await.unwrap();
+        assert_eq!(client.stat("d/new.lock").await.unwrap().size, 3);
+        client.unlink("d/000007").await.unwrap();
+        assert_eq!(kind_of(client.stat("d/000007").await), Kind::NotFound);
+        // Another client's file shows when the time has come.
+        client.put_object("d/theirs", b"x").await;
+        assert_eq!(kind_of(client.stat("d/theirs").await), Kind::NotFound);
+        client.pass_ttl();
+        client.stat("d/theirs").await.unwrap();
+        client.fs.forget(held.ino, 1);
+    });
+}
+
+#[test]
+fn several_who_ask_for_one_name_are_one_question() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"x").await;
+        let held = client.store.hold_listings();
+        let stats = async {
+            let askers = (0..50).map(|_| client.stat("f"));
+            futures::future::join_all(askers).await
+        };
+        let open_later = async {
+            until("it is asked for", || lists(&client.stats) >= 1).await;
+            held.add_permits(100);
+        };
+        let (answers, ()) = tokio::join!(stats, open_later);
+        assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(|attr| attr.size == 1)));
+        assert_eq!(lists(&client.stats), 1);
+        assert_eq!(client.stats.requests_of("HeadObject"), 1);
+        assert!(client.fs.inodes() <= 1, "every lookup was given back");
     });
 }
