@@ -184,7 +184,7 @@ class Bench:
 
 def measure_row(bench, row, wanted, rounds, results):
     """All rounds of one row, the programs in turn, each round beginning with another."""
-    contestants = contestants_of(row, wanted)
+    contestants = contestants_of(bench, row, wanted)
     runs = {name: [] for name, _ in contestants}
     spent = dict.fromkeys(runs, 0.0)
     results["rows"][row.name] = {"date": time.strftime("%Y-%m-%d %H:%M"), "runs": runs}
@@ -214,14 +214,14 @@ def figures(run):
     return ", ".join(parts)
 
 
-def contestants_of(row, wanted):
+def contestants_of(bench, row, wanted):
     """Who takes part in a row: a name and a function that measures it once."""
     found = [(program.name, lambda bench, row, program=program: measure_mount(bench, row, program))
              for program in PROGRAMS
              if program.name in wanted and program.path() and program.can(row)
              and (row.streams or not program.streams_only)]
     if RAW in wanted:
-        for command in row.raw:
+        for command in row.raw(bench.sizes):
             name = f"raw/{command[command.index('--in-flight') + 1]}" if "--in-flight" in command else "raw/serial"
             found.append((name, lambda bench, row, command=command: measure_raw(bench, row, command)))
     if LOCAL in wanted and row.local:
