@@ -132,9 +132,9 @@ class Bench:
         with ExitStack() as stack:
             # On the disk of this checkout: the local copy and the disk caches belong on a real file system.
             target = ROOT / "target"
-            self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=target)))
+            self.home = stack.enter_context(machine.temporary_directory(target))
             room = machine.room_for_server(self.bytes_needed()) or self.home
-            self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=room)))
+            self.scratch = stack.enter_context(machine.temporary_directory(room))
             say(f"starting {self.args.server}, data in {self.scratch}")
             self.server = stack.enter_context(machine.server(self.args.server, self.scratch))
             self.lanes = {"far": stack.enter_context(machine.proxy(self.server[0], DELAY_S, BYTES_PER_SECOND)),
@@ -258,8 +258,7 @@ def measure_mount(bench, row, program):
     try:
         return measure_in(bench, row, program, bench.place(bench.lanes[row.lane].url, home))
     finally:
-        if not machine.is_mounted(home / "mnt"):
-            shutil.rmtree(home, ignore_errors=True)
+        machine.remove(home)
 
 
 def measure_in(bench, row, program, place):
