@@ -1,6 +1,7 @@
 """What is measured: the objects, the rows and their bars, as data.
 
-A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`.
+A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`. A row that writes says with
+`moves` how many bytes, cleans up with `after`, and has `raw_put` for its ceiling.
 """
 
 import json
@@ -121,6 +122,7 @@ class Row:
 
     name: str
     title: str
+    # The set of objects that has to be there.
     data: str
     work: Callable
     bars: tuple = ()
@@ -134,6 +136,10 @@ class Row:
     # run follows at once), "remount" (a new mount of the same caches, and the kernel's dropped).
     before: str = "cold"
     prepare: Callable = None
+    # What is run after, unmeasured, on the same mount.
+    after: Callable = None
+    # Bytes that the work moves; without it, all of the row's objects.
+    moves: Callable = None
     # Whether programs that were tuned for streaming take part.
     streams: bool = False
     # Flags that the row needs, by program; one that has not got its flag is left out.
@@ -142,6 +148,9 @@ class Row:
     wrong: Callable = lambda output, sizes: None
     # The plot it belongs to.
     plot: str = "throughput"
+
+    def bytes_moved(self, sizes):
+        return self.moves(sizes) if self.moves else sum(size for _, size in objects_of(self.data, sizes))
 
 
 def dd(root, sizes):
@@ -163,6 +172,12 @@ def raw_get(data, in_flight=(16, 32)):
 def raw_random(reads, threads):
     return lambda sizes: [["get", "--prefix", "big/", "--part", "4K", "--random", str(reads(sizes)),
                            "--in-flight", str(threads)]]
+
+
+def raw_put(count, size, in_flight=(16, 32)):
+    """New objects below a prefix of their own; more than one part each goes up in parts."""
+    return lambda sizes: [["put", "--prefix", f"raw-{n}/", "--count", str(count(sizes)), "--size", str(size(sizes)),
+                           "--in-flight", str(n)] for n in in_flight]
 
 
 def raw_list(prefix, *more):
