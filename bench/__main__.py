@@ -211,7 +211,7 @@ def figures(run):
     parts += [f"{run['rate']:.0f}/s"] if "rate" in run else []
     parts += [f"CPU {run['cpu_seconds']:.2f} s"] if run.get("cpu_seconds") is not None else []
     parts += [f"RSS {run['rss'] >> 20} MiB"] if run.get("rss") else []
-    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB"] if "requests" in run else []
+    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB"] if "bytes_down" in run else []
     return ", ".join(parts)
 
 
