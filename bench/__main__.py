@@ -127,6 +127,7 @@ class Bench:
 
     def __init__(self, args, rows):
         self.args, self.rows, self.sizes = args, rows, Sizes(args.size_factor)
+        self.answers = {}
         self.stack = ExitStack()
 
     def __enter__(self):
@@ -319,7 +320,7 @@ def work(bench, row, root):
     try:
         command = [word.replace("{scratch}", str(scratch)) for word in row.work(root, bench.sizes)]
         output, seconds = machine.run(command, PATIENCE_S)
-        wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes)
+        wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes) or differs(bench, row, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if wrong:
@@ -336,6 +337,17 @@ def miscopied(row, scratch, sizes):
     copies = [path.stat().st_size for path in scratch.rglob("*") if path.is_file()]
     if copies and sorted(copies) != sorted(size for _, size in objects_of(row.data, sizes)):
         return f"{len(copies)} files of {sum(copies)} bytes were copied"
+
+
+def differs(bench, row, output):
+    """How the answer differs from that of the local copy."""
+    if not row.same_answer:
+        return None
+    if row.name not in bench.answers:
+        local, _ = machine.run(row.work(bench.home / "local", bench.sizes), PATIENCE_S)
+        bench.answers[row.name] = local.split()[0]
+    if output.split()[0] != bench.answers[row.name]:
+        return f"{output.split()[0]} instead of {bench.answers[row.name]}"
 
 
 # ---- Writing ----
