@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -24,24 +25,24 @@ BUCKET = "bench"
 PATIENCE_S = 180
 # A peer that has taken this long in one row is not asked again.
 PEER_BUDGET_S = 150
-QUICK = {"rounds": 1, "size_factor": 1 / 64}
+ROUNDS, QUICK_ROUNDS, QUICK_FACTOR = 5, 1, 1 / 64
 TITLES = {"garage": "Garage", "seaweedfs": "SeaweedFS", "demo": "the demo server"}
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
     parser.add_argument("--server", choices=TITLES, default="garage")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS} without it")
     parser.add_argument("--only", type=words(row.name for row in ROWS), help="rows, with commas")
     parser.add_argument("--program", type=words([program.name for program in PROGRAMS] + [RAW, LOCAL]),
                         help="programs, with commas; raw is the S3 client without a file system")
-    parser.add_argument("--size-factor", type=float, default=1.0, help="makes all objects smaller or fewer")
+    parser.add_argument("--size-factor", type=float, help="makes all objects smaller or fewer")
     parser.add_argument("--quick", action="store_true", help="one round of everything, tiny")
     parser.add_argument("--out", type=Path, help="write everything here instead of into docs/")
     parser.add_argument("--report", type=Path, metavar="JSON", help="measure nothing, write the page anew")
     args = parser.parse_args()
-    if args.quick:
-        vars(args).update(QUICK)
+    args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    args.size_factor = args.size_factor or (QUICK_FACTOR if args.quick else 1)
     # The documents hold whole results alone.
     if args.out is None and (args.size_factor != 1 or args.program):
         args.out = ROOT / "target/bench"
@@ -126,15 +127,16 @@ class Bench:
 
     def __init__(self, args, rows):
         self.args, self.rows, self.sizes = args, rows, Sizes(args.size_factor)
+        self.answers = {}
         self.stack = ExitStack()
 
     def __enter__(self):
         with ExitStack() as stack:
             # On the disk of this checkout: the local copy and the disk caches belong on a real file system.
             target = ROOT / "target"
-            self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=target)))
+            self.home = stack.enter_context(machine.temporary_directory(target))
             room = machine.room_for_server(self.bytes_needed()) or self.home
-            self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=room)))
+            self.scratch = stack.enter_context(machine.temporary_directory(room))
             say(f"starting {self.args.server}, data in {self.scratch}")
             self.server = stack.enter_context(machine.server(self.args.server, self.scratch))
             self.lanes = {"far": stack.enter_context(machine.proxy(self.server[0], DELAY_S, BYTES_PER_SECOND)),
@@ -184,10 +186,10 @@ class Bench:
 
 def measure_row(bench, row, wanted, rounds, results):
     """All rounds of one row, the programs in turn, each round beginning with another."""
-    contestants = contestants_of(row, wanted)
+    contestants = contestants_of(bench, row, wanted)
     runs = {name: [] for name, _ in contestants}
     spent = dict.fromkeys(runs, 0.0)
-    results["rows"][row.name] = {"date": time.strftime("%Y-%m-%d %H:%M"), "runs": runs}
+    results["rows"][row.name] = {"date": time.strftime("%Y-%m-%d %H:%M"), "load": os.getloadavg()[1], "runs": runs}
     for turn in range(rounds):
         at = turn % max(1, len(contestants))
         for name, measure in contestants[at:] + contestants[:at]:
@@ -210,20 +212,23 @@ def figures(run):
     parts += [f"{run['rate']:.0f}/s"] if "rate" in run else []
     parts += [f"CPU {run['cpu_seconds']:.2f} s"] if run.get("cpu_seconds") is not None else []
     parts += [f"RSS {run['rss'] >> 20} MiB"] if run.get("rss") else []
-    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB"] if "requests" in run else []
+    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB"] if "bytes_down" in run else []
     return ", ".join(parts)
 
 
-def contestants_of(row, wanted):
+def contestants_of(bench, row, wanted):
     """Who takes part in a row: a name and a function that measures it once."""
     found = [(program.name, lambda bench, row, program=program: measure_mount(bench, row, program))
              for program in PROGRAMS
              if program.name in wanted and program.path() and program.can(row)
              and (row.streams or not program.streams_only)]
     if RAW in wanted:
-        for command in row.raw:
+        for command in row.raw(bench.sizes):
             name = f"raw/{command[command.index('--in-flight') + 1]}" if "--in-flight" in command else "raw/serial"
             found.append((name, lambda bench, row, command=command: measure_raw(bench, row, command)))
+        if row.lane == "near" and row.raw(bench.sizes):
+            # What the proxy costs.
+            found.append(("no proxy", lambda bench, row: measure_direct(bench, row.raw(bench.sizes)[-1])))
     if LOCAL in wanted and row.local:
         found.append((LOCAL, measure_local))
     return found
@@ -232,12 +237,26 @@ def contestants_of(row, wanted):
 def measure_raw(bench, row, command):
     lane = bench.lanes[row.lane]
     lane.reset()
-    did = bench.ceiling(lane.url, *command)
+    run = measure_direct(bench, command, lane.url)
+    # Finding the objects has passed as well.
+    return {**passed(lane), **run}
+
+
+def measure_direct(bench, command, url=None):
+    """The raw client at the server itself, or through a proxy."""
+    did = bench.ceiling(url or bench.server[0], *command)
     run = {"seconds": did["seconds"], "cpu_seconds": did["cpu_seconds"], "asked": did["bytes"],
-           "requests": did["requests"], "bytes_down": lane.counts()["bytes_down"]}
+           "requests": did["requests"]}
     if "--random" in command:
         run["rate"] = did["objects"] / did["seconds"]
     return run
+
+
+def passed(lane):
+    """What went through a proxy since its reset."""
+    counts = lane.counts()
+    return {"requests": sum(counts["requests"].values()), "by_operation": counts["requests"],
+            "bytes_down": counts["bytes_down"], "bytes_up": counts["bytes_up"], "proxy_cpu_seconds": counts["cpu_seconds"]}
 
 
 def measure_local(bench, row):
@@ -258,27 +277,28 @@ def measure_mount(bench, row, program):
     try:
         return measure_in(bench, row, program, bench.place(bench.lanes[row.lane].url, home))
     finally:
-        if not machine.is_mounted(home / "mnt"):
-            shutil.rmtree(home, ignore_errors=True)
+        machine.remove(home)
 
 
 def measure_in(bench, row, program, place):
-    def prepare():
-        for command in row.prepare(place.mountpoint, bench.sizes) if row.prepare else []:
+    def unmeasured(commands):
+        for command in commands(place.mountpoint, bench.sizes) if commands else []:
             machine.run(command, PATIENCE_S)
 
     remount = row.before == "remount" and program.keeps_cache
     if remount:
         with machine.mounted(program, place, row):
-            prepare()
+            unmeasured(row.prepare)
     if row.before != "warm":
         machine.drop_caches()
     with machine.mounted(program, place, row) as process:
         if not remount:
-            prepare()
+            unmeasured(row.prepare)
         if row.before == "remount" and not remount:
             machine.drop_caches()
-        return measured(bench, row, place.mountpoint, process.pid)
+        run = measured(bench, row, place.mountpoint, process.pid)
+        unmeasured(row.after)
+        return run
 
 
 def measured(bench, row, root, pid):
@@ -291,10 +311,7 @@ def measured(bench, row, root, pid):
     run = work(bench, row, root)
     run["cpu_seconds"] = machine.cpu_seconds(pid) - cpu
     run["rss"] = machine.peak_rss(pid)
-    counts = lane.counts()
-    run["requests"], run["by_operation"] = sum(counts["requests"].values()), counts["requests"]
-    run["bytes_down"], run["bytes_up"] = counts["bytes_down"], counts["bytes_up"]
-    run["proxy_cpu_seconds"] = counts["cpu_seconds"]
+    run.update(passed(lane))
     return run
 
 
@@ -303,7 +320,7 @@ def work(bench, row, root):
     try:
         command = [word.replace("{scratch}", str(scratch)) for word in row.work(root, bench.sizes)]
         output, seconds = machine.run(command, PATIENCE_S)
-        wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes)
+        wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes) or differs(bench, row, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if wrong:
@@ -311,7 +328,7 @@ def work(bench, row, root):
     run = {"seconds": seconds}
     if output.startswith('{"seconds"'):
         run.update(json.loads(output))
-    run.setdefault("asked", sum(size for _, size in objects_of(row.data, bench.sizes)))
+    run.setdefault("asked", row.bytes_moved(bench.sizes))
     return run
 
 
@@ -320,6 +337,17 @@ def miscopied(row, scratch, sizes):
     copies = [path.stat().st_size for path in scratch.rglob("*") if path.is_file()]
     if copies and sorted(copies) != sorted(size for _, size in objects_of(row.data, sizes)):
         return f"{len(copies)} files of {sum(copies)} bytes were copied"
+
+
+def differs(bench, row, output):
+    """How the answer differs from that of the local copy."""
+    if not row.same_answer:
+        return None
+    if row.name not in bench.answers:
+        local, _ = machine.run(row.work(bench.home / "local", bench.sizes), PATIENCE_S)
+        bench.answers[row.name] = local.split()[0]
+    if output.split()[0] != bench.answers[row.name]:
+        return f"{output.split()[0]} instead of {bench.answers[row.name]}"
 
 
 # ---- Writing ----

@@ -2,6 +2,7 @@
 //! against. It also makes the objects that the measurements read, because that has to be fast.
 //!
 //!     ceiling fill --objects FILE            FILE is JSON: [["key", size], ...]
+//!     ceiling put --prefix P --count N --size S
 //!     ceiling get --prefix P                 parallel ranged GETs of all objects below P
 //!     ceiling list --prefix P [--delimiter /]
 //!
@@ -40,6 +41,8 @@ struct Cli {
 enum Command {
     /// Make the bucket and put objects into it
     Fill(FillArgs),
+    /// Put new objects below a prefix
+    Put(PutArgs),
     /// Read objects, in parallel ranged GETs
     Get(GetArgs),
     /// List keys, one page after the other
@@ -54,6 +57,24 @@ struct FillArgs {
     /// Make files below this directory instead, with the same bytes
     #[arg(long)]
     local: Option<PathBuf>,
+    #[command(flatten)]
+    upload: UploadArgs,
+}
+
+#[derive(Debug, Args)]
+struct PutArgs {
+    #[arg(long)]
+    prefix: String,
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    #[arg(long, value_parser = parse_bytes)]
+    size: u64,
+    #[command(flatten)]
+    upload: UploadArgs,
+}
+
+#[derive(Debug, Args)]
+struct UploadArgs {
     #[arg(long, default_value = "16M", value_parser = parse_bytes)]
     part: u64,
     /// Objects up to one part, and parts of a larger one, under way at once
@@ -105,8 +126,16 @@ async fn run(cli: Cli) -> std::result::Result<(), Box<dyn std::error::Error>> {
             let objects: Vec<(String, u64)> = serde_json::from_slice(&std::fs::read(&args.objects)?)?;
             match &args.local {
                 Some(dir) => fill_local(dir, &objects)?,
-                None => measured.report(fill(&measured, &args, &objects)).await?,
+                None => {
+                    make_bucket(&measured).await?;
+                    measured.report(fill(&measured, &args.upload, &objects)).await?;
+                }
             }
+        }
+        Command::Put(args) => {
+            let objects: Vec<(String, u64)> =
+                (0..args.count).map(|number| (format!("{}{number:06}", args.prefix), args.size)).collect();
+            measured.report(fill(&measured, &args.upload, &objects)).await?;
         }
         Command::Get(args) => {
             let objects = list(&measured, &args.prefix, None).await?;
@@ -248,11 +277,14 @@ fn parts(size: u64, part: u64) -> impl Iterator<Item = (u64, u64, u64)> {
     (0..size.div_ceil(part)).map(move |number| (number, number * part, part.min(size - number * part)))
 }
 
-async fn fill(measured: &Measured, args: &FillArgs, objects: &[(String, u64)]) -> Result<Done> {
+async fn make_bucket(measured: &Measured) -> Result<()> {
     match measured.store.create_bucket(&measured.bucket, None).await {
-        Err(error) if error.kind() != Kind::AlreadyExists => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
+}
+
+async fn fill(measured: &Measured, args: &UploadArgs, objects: &[(String, u64)]) -> Result<Done> {
     let small = objects.iter().filter(|(_, size)| *size <= args.part);
     stream::iter(small)
         .map(|(key, size)| put(measured, key, *size))
@@ -275,7 +307,7 @@ async fn put(measured: &Measured, key: &str, size: u64) -> Result<()> {
     measured.store.put(request).await.map(drop)
 }
 
-async fn put_in_parts(measured: &Measured, args: &FillArgs, key: &str, size: u64) -> Result<()> {
+async fn put_in_parts(measured: &Measured, args: &UploadArgs, key: &str, size: u64) -> Result<()> {
     let upload = measured.store.create_upload(&measured.bucket, key, Attributes::default()).await?;
     let uploaded: Vec<Part> = stream::iter(parts(size, args.part))
         .map(|(number, _, len)| {

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -119,9 +120,15 @@ def proxy(upstream_url, delay_s, bytes_per_second):
 
 # ---- Mounts ----
 
-def is_mounted(directory):
+def mounts_below(directory):
+    """Mount points at a directory and below."""
     with open("/proc/self/mountinfo") as mounts:
-        return any(line.split()[4] == str(directory) for line in mounts)
+        points = [Path(line.split()[4]) for line in mounts]
+    return [point for point in points if point.is_relative_to(directory)]
+
+
+def is_mounted(directory):
+    return directory in mounts_below(directory)
 
 
 @contextmanager
@@ -159,6 +166,27 @@ def let_go(directory, *how):
     """Whether it is unmounted."""
     return not is_mounted(directory) or \
         subprocess.run(["fusermount3", "-u", *how, str(directory)], capture_output=True).returncode == 0
+
+
+@contextmanager
+def temporary_directory(parent):
+    """A directory of this run's, and what earlier runs that were killed have left there goes."""
+    for left in parent.glob("bench-*-*"):
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            remove(left)
+    directory = Path(tempfile.mkdtemp(prefix=f"bench-{os.getpid()}-", dir=parent))
+    try:
+        yield directory
+    finally:
+        remove(directory)
+
+
+def remove(directory):
+    """Nothing is removed through a mount that is still there."""
+    for mount in mounts_below(directory):
+        let_go(mount, "-z")
+    if not mounts_below(directory):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def tail(log):

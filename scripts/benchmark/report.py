@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from programs import LOCAL, MEMORY_LIMIT, PROGRAMS
 from rows import BYTES_PER_SECOND, DELAY_S, GIB, MIB, ROWS, Sizes
 
+# Above it the load of a machine is more than the measurement's own.
+BUSY = 4.5
 FAMILY = {program.name: program.family for program in PROGRAMS}
 
 
@@ -85,7 +87,7 @@ def page(results, plots):
     """The section of one server, in Markdown."""
     meta = results["meta"]
     rows = [row for row in ROWS if row.name in results["rows"]]
-    parts = [f"### {meta['server_title']}\n", *introduction(meta), "", *bars(results, rows), "",
+    parts = [f"### {meta['server_title']}\n", *introduction(results), "", *bars(results, rows), "",
              *summary(results, rows), ""]
     for title, path in plots:
         parts += [f"![{title}]({path})", ""]
@@ -93,12 +95,19 @@ def page(results, plots):
     return "\n".join(parts)
 
 
-def introduction(meta):
+def introduction(results):
+    meta = results["meta"]
     yield (f"{meta['date']}, {meta['machine']}. pailfs {meta['commit']}. `{meta['command']}`: "
            f"{meta['rounds']} rounds, programs in turn within each. Far: {DELAY_S * 1000:.0f} ms before each answer and "
            f"{BYTES_PER_SECOND / 1e6:.0f} MB/s per connection; near: neither.")
     if meta["factor"] != 1:
         yield f"\n**Sizes are {meta['factor']:g} of what the rows say**, so these figures are a trial."
+    dates = sorted(row["date"] for row in results["rows"].values())
+    if dates[0][:10] != dates[-1][:10]:
+        yield f"\nRows were measured from {dates[0]} to {dates[-1]}."
+    busiest = max(row["load"] for row in results["rows"].values())
+    if busiest > BUSY:
+        yield f"\n**The machine was busy with something else**: its load was up to {busiest:.1f}, so times are too long."
     for note in meta["notes"]:
         yield f"\n{note}"
     yield "\n| program | version | options |\n|---|---|---|"
@@ -165,7 +174,7 @@ def failure(view, family):
 
 def details(results, rows):
     yield ("| row | program | n | seconds | per second | speed / raw | pailfs is faster by | CPU s | CPU s/GiB | RSS MiB | "
-           "requests | MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|")
+           "requests | MB down | MB up |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         view = View(results, row.name)
         for name in sorted(view.runs, key=lambda name: (names_in(results, [row]).index(family_of(name)), name)):
@@ -177,19 +186,22 @@ def detail(view, name):
     yield str(len(good))
     if not good:
         yield failure(view, family_of(name))
-        yield from [""] * 9
+        yield from [""] * 10
         return
     seconds = view.values(name, "seconds")
     yield f"{statistics.median(seconds):.3g} ({min(seconds):.3g}-{max(seconds):.3g})"
-    yield figure(lambda: f"{view.median(name, 'rate'):.0f}") or figure(lambda: f"{view.bytes_per_second(name) / 1e6:.0f} MB")
+    large = any(run.get("asked", 0) >= 16 * MIB for run in good)
+    yield figure(lambda: f"{view.median(name, 'rate'):.0f}") or \
+        figure(lambda: f"{view.bytes_per_second(name) / 1e6:.0f} MB" if large else "")
     yield figure(lambda: f"{view.speed(name) / view.speed(view.best('raw')):.2f}")
     yield "" if name == "pailfs" else figure(lambda: f"{view.speed('pailfs') / view.speed(name):.2f}")
     yield figure(lambda: f"{view.median(name, 'cpu_seconds'):.2f}")
     yield figure(lambda: f"{view.median(name, 'cpu_seconds') / view.median(name, 'asked') * GIB:.2f}"
-                 if view.median(name, "asked") >= 64 * MIB else "")
+                 if large else "")
     yield figure(lambda: f"{view.median(name, 'rss') / MIB:.0f}")
     yield figure(lambda: f"{view.median(name, 'requests'):.0f}")
     yield figure(lambda: f"{view.median(name, 'bytes_down') / 1e6:.1f}")
+    yield figure(lambda: f"{view.median(name, 'bytes_up') / 1e6:.1f}")
 
 
 def figure(make):

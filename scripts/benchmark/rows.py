@@ -1,6 +1,7 @@
 """What is measured: the objects, the rows and their bars, as data.
 
-A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`.
+A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`. A row that writes says with
+`moves` how many bytes, cleans up with `after`, and has `raw_put` for its ceiling.
 """
 
 import json
@@ -16,8 +17,6 @@ DELAY_S = 0.020
 BYTES_PER_SECOND = 90_000_000
 
 WORK = str(Path(__file__).parent / "work.py")
-# Reads at random stop after this long, however many were done.
-RANDOM_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,11 @@ class Sizes:
     @property
     def tree_files(self):
         return 80 * self.tree_branches
+
+    @property
+    def random_seconds(self):
+        """Reads at random stop after this long, however many were done."""
+        return 10 if self.factor >= 1 else 2
 
     @property
     def known_names(self):
@@ -118,27 +122,37 @@ class Row:
 
     name: str
     title: str
+    # The set of objects that has to be there.
     data: str
     work: Callable
     bars: tuple = ()
     # "far" or "near": which proxy.
     lane: str = "far"
-    # Ways to ask the raw client for the same; the fastest is the ceiling.
-    raw: tuple = ()
+    # Ways to ask the raw client for the same, as arguments of bench/ceiling.rs; the fastest is the ceiling.
+    raw: Callable = lambda sizes: ()
     # Whether the local file system does it too.
     local: bool = False
     # What is run before, unmeasured, and what then: "cold" (a fresh mount, nothing is run), "warm" (the measured
     # run follows at once), "remount" (a new mount of the same caches, and the kernel's dropped).
     before: str = "cold"
     prepare: Callable = None
+    # What is run after, unmeasured, on the same mount.
+    after: Callable = None
+    # Bytes that the work moves; without it, all of the row's objects.
+    moves: Callable = None
     # Whether programs that were tuned for streaming take part.
     streams: bool = False
     # Flags that the row needs, by program; one that has not got its flag is left out.
     flags: dict = field(default_factory=dict)
     # What is wrong with the work's output, if anything: (output, sizes) -> text or None.
     wrong: Callable = lambda output, sizes: None
+    # Whether the output's first word has to be what the local copy gives.
+    same_answer: bool = False
     # The plot it belongs to.
     plot: str = "throughput"
+
+    def bytes_moved(self, sizes):
+        return self.moves(sizes) if self.moves else sum(size for _, size in objects_of(self.data, sizes))
 
 
 def dd(root, sizes):
@@ -153,8 +167,31 @@ def work(name, path, *more):
     return command
 
 
-def raw_get(data, in_flight=(16, 32), *more):
-    return tuple(("get", "--prefix", f"{data}/", "--in-flight", str(n), *more) for n in in_flight)
+def raw_get(data, in_flight=(16, 32)):
+    return lambda sizes: [["get", "--prefix", f"{data}/", "--in-flight", str(n)] for n in in_flight]
+
+
+def raw_random(reads, threads):
+    return lambda sizes: [["get", "--prefix", "big/", "--part", "4K", "--random", str(reads(sizes)),
+                           "--in-flight", str(threads)]]
+
+
+def raw_put(count, size, in_flight=(16, 32)):
+    """New objects below a prefix of their own; more than one part each goes up in parts."""
+    return lambda sizes: [["put", "--prefix", f"raw-{n}/", "--count", str(count(sizes)), "--size", str(size(sizes)),
+                           "--in-flight", str(n)] for n in in_flight]
+
+
+def raw_list(prefix, *more):
+    return lambda sizes: [["list", "--prefix", prefix, *more]]
+
+
+def few_reads(sizes):
+    return sizes.count(200)
+
+
+def many_reads(sizes):
+    return sizes.count(6400, least=320)
 
 
 def counts(expected):
@@ -201,17 +238,18 @@ ROWS = [
     Row("disk-cache", "`dd` of 1 GiB again: the disk cache, after a remount and drop_caches", "big", dd, local=True,
         before="remount", prepare=lambda root, sizes: [dd(root, sizes)], flags=DISK_CACHE, bars=(speed("local", 0.7),)),
     Row("random-1", "random 4 KiB of 1 GiB, 1 thread, cold", "big",
-        work("random", "big/file", 1, lambda sizes: sizes.count(200), RANDOM_SECONDS),
-        raw=raw_get("big", (1,), "--part", "4K", "--random", "200"), bars=random_bars(1), plot="random"),
+        work("random", "big/file", 1, few_reads, lambda sizes: sizes.random_seconds), raw=raw_random(few_reads, 1),
+        bars=random_bars(1), plot="random"),
     Row("random-32", "random 4 KiB of 1 GiB, 32 threads, cold", "big",
-        work("random", "big/file", 32, lambda sizes: sizes.count(6400, 320), RANDOM_SECONDS),
-        raw=raw_get("big", (32,), "--part", "4K", "--random", "6400"), bars=random_bars(32), plot="random"),
+        work("random", "big/file", 32, many_reads, lambda sizes: sizes.random_seconds), raw=raw_random(many_reads, 32),
+        bars=random_bars(32), plot="random"),
     Row("skip", "read 4 MiB, skip 4 MiB, through 1 GiB", "big", work("skip", "big/file"),
         bars=(Bar("bytes per second / dd's",
                   lambda view: view.bytes_per_second() / view.other("dd").bytes_per_second(), ">=", 0.5),)),
     Row("mmap", "mmap scan of 1 GiB (Python)", "big", work("mmap", "big/file"), local=True,
         bars=(within("time / dd's", lambda view: view.seconds() / view.other("dd").seconds(), 1.3),)),
     Row("sha256sum", "`sha256sum` of 1 GiB", "big", lambda root, sizes: ["sha256sum", f"{root}/big/file"], local=True,
+        same_answer=True,
         bars=(within("time / dd's", lambda view: view.seconds() / view.other("dd").seconds(), 1.3),
               within("time / the slower of dd and a local sha256sum",
                      lambda view: view.seconds() / max(view.other("dd").seconds(), view.seconds("local")), 1.3))),
@@ -220,14 +258,14 @@ ROWS = [
         bars=(Bar("one round trip per file / time",
                   lambda view: view.sizes.small_files * DELAY_S / view.seconds(), ">=", 10),)),
     Row("find", "`find` over 8,000 objects in 1,100 directories", "tree",
-        lambda root, sizes: ["find", f"{root}/tree"], raw=(("list", "--prefix", "tree/"),), plot="names",
+        lambda root, sizes: ["find", f"{root}/tree"], raw=raw_list("tree/"), plot="names",
         wrong=counts(lambda sizes: sizes.tree_files + sizes.tree_directories + 1),
         bars=(time("raw", 1.5, "time / raw recursive LIST"),)),
     Row("ls-20k", "`ls -l` of 20,000 names", "names-20k", lambda root, sizes: ["ls", "-l", f"{root}/names-20k"],
-        raw=(("list", "--prefix", "names-20k/", "--delimiter", "/"),), plot="names",
+        raw=raw_list("names-20k/", "--delimiter", "/"), plot="names",
         wrong=counts(lambda sizes: sizes.count(20_000) + 1), bars=(time("raw", 1.3, "time / raw serial LIST"),)),
     Row("ls-100k", "`ls -l` of 100,000 names", "names-100k", lambda root, sizes: ["ls", "-l", f"{root}/names-100k"],
-        raw=(("list", "--prefix", "names-100k/", "--delimiter", "/"),), plot="names",
+        raw=raw_list("names-100k/", "--delimiter", "/"), plot="names",
         wrong=counts(lambda sizes: sizes.count(100_000) + 1), bars=(time("raw", 0.5, "time / raw serial LIST"),)),
     Row("stat", "`stat` of 10,000 known and 10,000 absent names, warm", "names-20k", stat_names, before="warm",
         prepare=lambda root, sizes: [["ls", "-l", f"{root}/names-20k"], stat_names_at_once(root, sizes)],

@@ -41,7 +41,11 @@ impl Timer {
             let mut ready = self.0.readable().await?;
             let mut expirations = [0; 8];
             match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut expirations)?)) {
-                Ok(read) => return read.map(drop),
+                Ok(read) => {
+                    // It will not be readable again before it is set again.
+                    ready.clear_ready();
+                    return read.map(drop);
+                }
                 Err(_would_block) => {}
             }
         }
