@@ -1,6 +1,7 @@
 //! Listings of directories: what they show, and what they cost.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 
 use pailfs::s3::Listing;
 use pailfs::stats::Stats;
@@ -10,7 +11,7 @@ use proptest::prelude::*;
 
 use pailfs::error::Kind;
 
-use crate::client::{Client, kind_of};
+use crate::client::{Client, READ, kind_of};
 use crate::harness::block_on;
 
 /// Waits for something that another task does.
@@ -414,5 +415,44 @@ fn several_who_ask_for_one_name_are_one_question() {
         assert_eq!(lists(&client.stats), 1);
         assert_eq!(client.stats.requests_of("HeadObject"), 1);
         assert!(client.fs.inodes() <= 1, "every lookup was given back");
+    });
+}
+
+#[test]
+fn the_kernel_is_told_what_another_client_changed() {
+    block_on(async {
+        let client = Client::new();
+        for key in ["d/changed", "d/gone", "d/open", "d/same"] {
+            client.put_object(key, b"1").await;
+        }
+        let (sender, news) = std::sync::mpsc::sync_channel(10);
+        client.fs.tell_news_to(sender);
+        let dir = client.walk("d").await.unwrap();
+        let mut inos = Vec::new();
+        for name in ["changed", "gone", "open", "same"] {
+            inos.push(client.fs.lookup(dir.ino, OsStr::new(name)).await.unwrap().ino);
+        }
+        let open = client.fs.open(inos[2], READ).await.unwrap();
+        client.put_object("d/changed", b"22").await;
+        client.put_object("d/open", b"22").await;
+        client.delete_object("d/gone").await;
+        // What happens here is no news.
+        client.write("d/same", b"mine").await.unwrap();
+        client.pass_ttl();
+        client.list("d").await.unwrap();
+        let mut told: Vec<String> = news.try_iter().map(|news| format!("{news:?}")).collect();
+        told.sort();
+        let expected = [
+            format!("Attributes {{ ino: {:?} }}", inos[2]),
+            format!("Data {{ ino: {:?} }}", inos[0]),
+            format!("Entry {{ parent: {:?}, name: Name(\"gone\") }}", dir.ino),
+        ];
+        assert_eq!(told, expected);
+        client.list("d").await.unwrap();
+        assert!(news.try_iter().next().is_none(), "each is told once");
+        client.fs.release(open.fh);
+        for ino in inos.into_iter().chain([dir.ino]) {
+            client.fs.forget(ino, 1);
+        }
     });
 }
