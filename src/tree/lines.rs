@@ -98,8 +98,7 @@ impl Lines {
     pub fn position(&self, cookie: u64, complete: bool) -> Position {
         let Some(number) = (cookie >> HASH_BITS).checked_sub(1) else { return Position::At(0) };
         if number < self.first {
-            let mark = self.marks.iter().rev().find(|mark| mark.number <= number);
-            return Position::Before(mark.cloned().unwrap_or_default());
+            return Position::Before(self.mark_before(number));
         }
         let hash = cookie & ((1 << HASH_BITS) - 1);
         let is_it = |number: u64| self.get(number).is_some_and(|(line, _)| short_hash(&line.name) == hash);
@@ -123,6 +122,11 @@ impl Lines {
             self.lines.pop_front();
             self.first += 1;
         }
+    }
+
+    /// The last place up to a line where a listing can begin anew.
+    pub fn mark_before(&self, number: u64) -> Mark {
+        self.marks.iter().rev().find(|mark| mark.number <= number).cloned().unwrap_or_default()
     }
 
     /// The last place where a listing can begin anew.

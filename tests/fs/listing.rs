@@ -456,3 +456,47 @@ fn the_kernel_is_told_what_another_client_changed() {
         }
     });
 }
+
+#[test]
+fn a_reader_slower_than_the_ttl_costs_a_listing_and_not_a_request_for_each_name() {
+    block_on(async {
+        for is_known in [true, false] {
+            let client = Client::new();
+            let client = if is_known { client } else { client.with_order_unknown() };
+            flat(&client, 5_000).await;
+            let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));
+            let fh = client.fs.opendir(ROOT).unwrap();
+            let (mut cookie, mut names) = (0, Vec::new());
+            loop {
+                let (mut taken, mut inos) = (0, Vec::new());
+                client
+                    .fs
+                    .readdir(fh, cookie, true, &mut |entry| {
+                        if taken == 200 {
+                            return false;
+                        }
+                        taken += 1;
+                        cookie = entry.cookie;
+                        names.push(entry.name.as_str().to_owned());
+                        inos.push(entry.attr.expect("attributes come with the name").ino);
+                        true
+                    })
+                    .await
+                    .unwrap();
+                for ino in &inos {
+                    client.fs.forget(*ino, 1);
+                }
+                if taken == 0 {
+                    break;
+                }
+                client.pass_ttl();
+            }
+            client.fs.releasedir(fh);
+            assert!(names.is_sorted_by(|a, b| a < b) && names.len() == 5_000, "{}", names.len());
+            assert_eq!(client.stats.requests_of("HeadObject"), heads);
+            // Twenty-five times two hundred names: each time a page or a few are asked for again.
+            let asked = lists(&client.stats) - before;
+            assert!(asked <= 25 * 5 + client.stats.shard_probes.value(), "{asked} LISTs");
+        }
+    });
+}
