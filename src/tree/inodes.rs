@@ -671,9 +671,9 @@ impl Tree {
         self.walks.answered(ask, last.as_deref(), page.next)
     }
 
-    /// A question ahead was not answered.
-    pub fn failed_ahead(&mut self, ask: &Ask) {
-        self.walks.failed(ask);
+    /// A question ahead has ended, answered or not.
+    pub fn end_ahead(&mut self, ask: &Ask) {
+        self.walks.ended(ask);
     }
 
     fn extent(&self, volume: VolumeId, dir: &DirKey, now: Instant) -> Extent {
