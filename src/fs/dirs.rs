@@ -50,6 +50,8 @@ struct Stream {
     complete: bool,
     /// Somebody has taken a line since the beginning.
     used: bool,
+    /// It takes so long to read that it is worth dividing from the start.
+    is_large: bool,
 }
 
 /// A directory being listed.
@@ -75,6 +77,8 @@ struct Reading {
     first_dir: Option<(DirKey, usize)>,
 }
 
+/// Lines that have to be left for a LIST to be cheaper than asking for each.
+const LIST_AGAIN_MIN: u64 = 2;
 /// Names of a directory that are kept to tell which others are absent.
 const COMPLETE_NAMES_MAX: usize = 100_000;
 
@@ -108,29 +112,52 @@ impl Fs {
         if cookie == 0 && stream.used {
             self.rewind(&mut stream);
         }
-        let mut at = loop {
-            match stream.lines.position(cookie, stream.complete) {
-                Position::At(number) => break number,
-                Position::Ahead => self.within(self.next_page(handle.ino, &mut stream)).await?,
-                Position::Before(mark) => self.restart(&mut stream, mark),
-            }
-        };
-        loop {
-            let Some((line, cookie)) = stream.lines.get(at) else {
-                if stream.complete {
+        let (mut after, mut listed_again) = (cookie, false);
+        'place: loop {
+            let mut at = match stream.lines.position(after, stream.complete) {
+                Position::At(number) => number,
+                Position::Ahead => {
+                    self.within(self.next_page(handle.ino, &mut stream)).await?;
+                    continue;
+                }
+                Position::Before(mark) => {
+                    self.restart(&mut stream, mark);
+                    continue;
+                }
+            };
+            loop {
+                let Some((line, cookie)) = stream.lines.get(at) else {
+                    if stream.complete {
+                        return Ok(());
+                    }
+                    self.within(self.next_page(handle.ino, &mut stream)).await?;
+                    continue;
+                };
+                if attributes && !listed_again && self.is_worth_listing_again(&stream, line, at) {
+                    listed_again = true;
+                    let mark = stream.lines.mark_before(at);
+                    self.restart(&mut stream, mark);
+                    stream.is_large = true;
+                    continue 'place;
+                }
+                let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
+                if !self.give(handle.ino, line, cookie, ticket, attributes, take) {
                     return Ok(());
                 }
-                self.within(self.next_page(handle.ino, &mut stream)).await?;
-                continue;
-            };
-            let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
-            if !self.give(handle.ino, line, cookie, ticket, attributes, take) {
-                return Ok(());
+                after = cookie;
+                at += 1;
+                stream.used = true;
+                stream.lines.trim(at);
             }
-            at += 1;
-            stream.used = true;
-            stream.lines.trim(at);
         }
+    }
+
+    /// Whether a line and those after it are too old to be believed: then one LIST is asked again, rather than a HEAD
+    /// and a LIST for each of them.
+    fn is_worth_listing_again(&self, stream: &Stream, line: &Line, at: u64) -> bool {
+        let ttl = self.options.ttl;
+        let many = !stream.complete || stream.lines.end() - at > LIST_AGAIN_MIN;
+        many && stream.reading.is_some() && !ttl.is_zero() && self.clock.now() >= line.asked + ttl
     }
 
     pub fn releasedir(&self, fh: u64) {
@@ -223,7 +250,8 @@ impl Fs {
             let DirPlace::In { volume, dir } = place else {
                 return self.list_buckets(stream).await;
             };
-            stream.reading = Some(self.begin_reading(volume, dir, &stream.from).await?);
+            let is_large = stream.is_large && stream.lines.end() > 0;
+            stream.reading = Some(self.begin_reading(volume, dir, &stream.from, is_large).await?);
         }
         let Some(reading) = &mut stream.reading else { return Ok(()) };
         let ended = || Err(Error::new(Kind::Internal, "a listing ended without its last page"));
@@ -236,7 +264,7 @@ impl Fs {
                     if reading.listing.start_over() {
                         let asker =
                             Asker::new(&reading.volume, reading.dir.prefix(), &self.clock, &self.stats);
-                        reading.pages = Pages::start(asker, None, Sharding::Never, &self.shards_free);
+                        reading.pages = Pages::start(asker, None, Sharding::Never, false, &self.shards_free);
                         return Ok(());
                     }
                 }
@@ -259,7 +287,13 @@ impl Fs {
         Ok(())
     }
 
-    async fn begin_reading(self: &Arc<Self>, id: VolumeId, dir: DirKey, from: &Mark) -> Result<Reading> {
+    async fn begin_reading(
+        self: &Arc<Self>,
+        id: VolumeId,
+        dir: DirKey,
+        from: &Mark,
+        is_large: bool,
+    ) -> Result<Reading> {
         let volume = self.volume(id)?;
         // Whoever comes back to a mark is not walking.
         let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
@@ -275,11 +309,11 @@ impl Fs {
                 let (start_after, sharding) = match (order, tree.begins_anywhere(id)) {
                     (Order::Other, _) => (None, Sharding::Never),
                     (_, true) => (from.after.clone(), Sharding::Grouped),
+                    (_, false) if tree.begins_at_keys(id) => (from.after.clone(), Sharding::Whole),
                     // What is before the mark comes once more, and is passed over.
-                    (_, false) if tree.begins_at_keys(id) => (None, Sharding::Whole),
                     (_, false) => (None, Sharding::Never),
                 };
-                Pages::start(asker, start_after, sharding, &self.shards_free)
+                Pages::start(asker, start_after, sharding, is_large, &self.shards_free)
             }
         };
         Ok(Reading {

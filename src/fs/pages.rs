@@ -242,17 +242,20 @@ impl Asker {
 }
 
 impl Pages {
-    /// A listing from the beginning, or after a key.
+    /// A listing from the beginning, or after a key. One that is known to be large is divided soon.
     pub(super) fn start(
         asker: Asker,
         start_after: Option<String>,
         sharding: Sharding,
+        is_large: bool,
         shards_free: &Arc<Semaphore>,
     ) -> Self {
         let asker = Arc::new(asker);
-        let request = ListRequest { start_after, ..asker.request(false) };
+        let is_whole = sharding == Sharding::Whole && start_after.is_some();
+        let request = ListRequest { start_after, ..asker.request(is_whole) };
         let first = asker.list(request, None, READY_MAX);
-        Self { shards: [first].into(), ..Self::new(asker, sharding, shards_free) }
+        let search = Search::After(if is_large { 1 } else { PAGES_MIN });
+        Self { shards: [first].into(), search, ..Self::new(asker, sharding, shards_free) }
     }
 
     /// A listing that is here already.
@@ -528,7 +531,7 @@ mod tests {
                 let store = store(&keys, listing).await;
                 let sharding = if is_whole { Sharding::Whole } else { Sharding::Grouped };
                 let free = Arc::new(Semaphore::new(32));
-                let mut pages = Pages::start(asker(&store, prefix), None, sharding, &free);
+                let mut pages = Pages::start(asker(&store, prefix), None, sharding, false, &free);
                 let mut first = Vec::new();
                 for _ in 0..later {
                     let Some(page) = pages.next().await else { break };
@@ -557,7 +560,7 @@ mod tests {
             let keys: BTreeSet<String> = (0..400).map(|i| format!("{i:03}")).collect();
             let store = store(&keys, Listing { page_max: Some(2), ..Listing::default() }).await;
             let free = Arc::new(Semaphore::new(32));
-            let mut pages = Pages::start(asker(&store, ""), None, Sharding::Grouped, &free);
+            let mut pages = Pages::start(asker(&store, ""), None, Sharding::Grouped, false, &free);
             pages.next().await.unwrap().unwrap();
             pages.divide(vec!["1".into(), "2".into(), "3".into()]);
             for _ in 0..10_000 {

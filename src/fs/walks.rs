@@ -53,8 +53,9 @@ impl Fs {
         tokio::spawn(async move {
             let mut next = Some(ask);
             while let Some(ask) = next {
+                let waited_for = WaitedFor { fs: &fs, ask: &ask };
                 next = fs.take_page_ahead(&volume, &ask).await;
-                fs.ahead_answers.send_modify(|answers| *answers += 1);
+                drop(waited_for);
             }
         });
     }
@@ -71,16 +72,26 @@ impl Fs {
         };
         self.stats.listed_ahead_pages.add(1);
         let answer = volume.store.list(request).await;
-        let mut tree = self.tree();
         match answer {
-            Ok(page) => tree.take_ahead(ask, page, (asking.ticket(), asked), self.clock.now()),
+            Ok(page) => self.tree().take_ahead(ask, page, (asking.ticket(), asked), self.clock.now()),
             Err(error) => {
-                tree.failed_ahead(ask);
-                drop(tree);
                 // Whoever needs a directory asks for it, and hears why that fails.
                 tracing::debug!(error = %error.report(), "listing ahead failed");
                 None
             }
         }
+    }
+}
+
+/// A question that somebody may wait for. However it ends, they hear of it.
+struct WaitedFor<'a> {
+    fs: &'a Fs,
+    ask: &'a Ask,
+}
+
+impl Drop for WaitedFor<'_> {
+    fn drop(&mut self) {
+        self.fs.tree().end_ahead(self.ask);
+        self.fs.ahead_answers.send_modify(|answers| *answers += 1);
     }
 }

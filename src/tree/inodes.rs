@@ -616,8 +616,10 @@ impl Tree {
         let Some(node) = self.nodes.get(&dir) else { return };
         let until = asked + self.ttl;
         let vanished = |(name, ino): &(&Name, &Ino)| {
-            let looked_up = self.nodes.get(*ino).is_some_and(|node| node.lookups > 0);
-            looked_up
+            // One that has been told of has no freshness any more.
+            let believed =
+                self.nodes.get(*ino).is_some_and(|node| node.lookups > 0 && node.fresh_until.is_some());
+            believed
                 && names.binary_search(&hash_of(name)).is_err()
                 && !self.overrules(dir, name, ticket)
                 && !self.knows_newer(**ino, until)
@@ -669,9 +671,9 @@ impl Tree {
         self.walks.answered(ask, last.as_deref(), page.next)
     }
 
-    /// A question ahead was not answered.
-    pub fn failed_ahead(&mut self, ask: &Ask) {
-        self.walks.failed(ask);
+    /// A question ahead has ended, answered or not.
+    pub fn end_ahead(&mut self, ask: &Ask) {
+        self.walks.ended(ask);
     }
 
     fn extent(&self, volume: VolumeId, dir: &DirKey, now: Instant) -> Extent {
@@ -1281,6 +1283,58 @@ mod tests {
         let fresh = tree.begin();
         assert!(tree.learn(ROOT, &f, Some(file(2)), &fresh, now).is_some());
         tree.end(fresh);
+    }
+
+    #[test]
+    fn facts_are_of_a_listing_until_they_are_old_asked_for_again_or_changed_here() {
+        let mut tree = tree();
+        let now = now();
+        let f = name("f");
+        let ticket = tree.begin();
+        tree.remember(ROOT, &f, file(1), &ticket, now);
+        let Known::Is(entry) = tree.known(ROOT, &f, now) else { panic!("it was listed") };
+        tree.looked_up(entry.ino);
+        assert_eq!(tree.listed(entry.ino, now).map(|facts| facts.size), Some(1));
+        assert_eq!(tree.listed(entry.ino, now + TTL), None);
+        // A HEAD says the same, and is not a LIST.
+        tree.learn(ROOT, &f, Some(file(1)), &ticket, now);
+        assert_eq!(tree.listed(entry.ino, now), None);
+        let later = now + TTL / 2;
+        tree.remember(ROOT, &f, file(1), &ticket, later);
+        assert!(tree.listed(entry.ino, now + TTL).is_some());
+        let Found::File(facts) = file(2) else { panic!("a file") };
+        tree.committed(entry.ino, facts, later);
+        assert_eq!(tree.listed(entry.ino, later), None);
+        // What was asked for before that is no news of it.
+        tree.remember(ROOT, &f, file(1), &ticket, later);
+        assert_eq!(tree.listed(entry.ino, later), None);
+        tree.end(ticket);
+    }
+
+    #[test]
+    fn a_directory_listed_to_its_end_lacks_every_other_name_but_those_made_here() {
+        let mut tree = tree();
+        let now = now();
+        let ticket = tree.begin();
+        tree.create(ROOT, &name("mine"), file(1), false, now).unwrap();
+        let hashes = ["a", "b"].map(|text| hash_of(&name(text))).to_vec();
+        tree.complete(ROOT, hashes, &ticket, now, now);
+        tree.end(ticket);
+        assert_eq!(tree.known(ROOT, &name("c"), now), Known::Absent);
+        assert_eq!(tree.known(ROOT, &name("a"), now), Known::Unknown);
+        tree.create(ROOT, &name("later"), file(1), false, now).unwrap();
+        for made in ["mine", "later"] {
+            // Even if nothing else is remembered of it.
+            tree.forget_name(ROOT, &name(made));
+            let ino = tree.child(ROOT, &name(made));
+            if let Some(ino) = ino {
+                tree.looked_up(ino);
+                tree.forget(ino, 1);
+                tree.forget_name(ROOT, &name(made));
+            }
+            assert_eq!(tree.known(ROOT, &name(made), now), Known::Unknown, "{made}");
+        }
+        assert_eq!(tree.known(ROOT, &name("c"), now + TTL), Known::Unknown);
     }
 
     #[test]

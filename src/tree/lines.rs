@@ -98,8 +98,7 @@ impl Lines {
     pub fn position(&self, cookie: u64, complete: bool) -> Position {
         let Some(number) = (cookie >> HASH_BITS).checked_sub(1) else { return Position::At(0) };
         if number < self.first {
-            let mark = self.marks.iter().rev().find(|mark| mark.number <= number);
-            return Position::Before(mark.cloned().unwrap_or_default());
+            return Position::Before(self.mark_before(number));
         }
         let hash = cookie & ((1 << HASH_BITS) - 1);
         let is_it = |number: u64| self.get(number).is_some_and(|(line, _)| short_hash(&line.name) == hash);
@@ -123,6 +122,11 @@ impl Lines {
             self.lines.pop_front();
             self.first += 1;
         }
+    }
+
+    /// The last place up to a line where a listing can begin anew.
+    pub fn mark_before(&self, number: u64) -> Mark {
+        self.marks.iter().rev().find(|mark| mark.number <= number).cloned().unwrap_or_default()
     }
 
     /// The last place where a listing can begin anew.
@@ -149,4 +153,80 @@ impl Lines {
 
 fn short_hash(name: &Name) -> u64 {
     hash_of(name) & ((1 << HASH_BITS) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    use crate::base::{Clock, SystemClock};
+    use crate::tree::keys::DirKey;
+
+    /// The lines `from..to` of a directory of numbers, with a mark after the last.
+    fn page(from: u64, to: u64) -> Merged {
+        let dir = DirKey::root("");
+        let name = |n: u64| Name::parse(format!("{n:09}").as_ref()).unwrap();
+        let lines = (from..to).map(|n| (name(n), Found::Dir { marker: None })).collect();
+        let last = name(to - 1);
+        Merged { lines, mark: Some(((to - from) as usize, format!("{:09}", to - 1), Some(dir.place(&last)))) }
+    }
+
+    #[test]
+    fn a_million_lines_keep_a_window_and_a_few_marks() {
+        let now = SystemClock.now();
+        let mut lines = Lines::default();
+        for n in 0..1_000 {
+            lines.extend(page(n * 1_000, (n + 1) * 1_000), now);
+            for at in n * 1_000..(n + 1) * 1_000 {
+                assert!(lines.get(at).is_some());
+                lines.trim(at + 1);
+            }
+        }
+        assert!(lines.len() <= KEPT_MAX + 1_000 && lines.marks.len() <= MARKS_MAX);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
+        #[test]
+        fn a_cookie_leads_to_the_line_after_its_own(
+            cookies in proptest::collection::vec(0u64..20_000, 1..10),
+            inserted in 0u64..3,
+        ) {
+            let now = SystemClock.now();
+            let mut lines = Lines::default();
+            let mut given = Vec::new();
+            for n in 0..20 {
+                lines.extend(page(n * 1_000, (n + 1) * 1_000), now);
+                for at in n * 1_000..(n + 1) * 1_000 {
+                    given.push(lines.get(at).unwrap().1);
+                    lines.trim(at + 1);
+                }
+            }
+            prop_assert!(given.iter().all(|cookie| *cookie > 2 && *cookie < 1 << 63));
+            for of in cookies {
+                loop {
+                    match lines.position(given[of as usize], lines.end() >= 20_000) {
+                        Position::At(at) => {
+                            let next = lines.get(at).map(|(line, _)| line.name.as_str().to_owned());
+                            prop_assert_eq!(next, (of + 1 < 20_000).then(|| format!("{:09}", of + 1)));
+                            break;
+                        }
+                        Position::Before(mark) => {
+                            prop_assert!(mark.number <= of);
+                            lines.restart(&mark);
+                            // Another client has added names before the line meanwhile.
+                            if inserted > 0 && mark.number < of {
+                                let name = |n| Name::parse(format!("{:09}x{n}", mark.number).as_ref()).unwrap();
+                                let new = (0..inserted).map(|n| (name(n), Found::Dir { marker: None })).collect();
+                                lines.extend(Merged { lines: new, mark: None }, now);
+                            }
+                            lines.extend(page(mark.number, 20_000), now);
+                        }
+                        Position::Ahead => prop_assert!(false, "every line is here"),
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What exists, as far as we know: names, keys and inodes.
 //!
 //! Owns: the inode table, what S3 said of each name and until when to believe it, names known to be
-//! absent, and which names changed here while a request was on its way.
+//! absent, which names changed here while a request was on its way, and what was listed ahead of walks.
 //! Does not own: bytes (`read`, `write`), open handles (`fs`), or any request: everything here is pure,
 //! and time is an argument.
 //!

@@ -181,9 +181,9 @@ impl Walks {
         self.ask(volume, &position)
     }
 
-    /// No answer came.
-    pub fn failed(&mut self, ask: &Ask) {
-        self.walks.retain(|walk| walk.id != ask.walk);
+    /// The question has ended. If no answer came, so has the walk.
+    pub fn ended(&mut self, ask: &Ask) {
+        self.walks.retain(|walk| walk.asking != Some(ask.serial));
     }
 
     /// Walks of this volume are not to be served any more.

@@ -1,6 +1,7 @@
 //! Listings of directories: what they show, and what they cost.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 
 use pailfs::s3::Listing;
 use pailfs::stats::Stats;
@@ -10,7 +11,7 @@ use proptest::prelude::*;
 
 use pailfs::error::Kind;
 
-use crate::client::{Client, kind_of};
+use crate::client::{Client, READ, kind_of};
 use crate::harness::block_on;
 
 /// Waits for something that another task does.
@@ -414,5 +415,88 @@ fn several_who_ask_for_one_name_are_one_question() {
         assert_eq!(lists(&client.stats), 1);
         assert_eq!(client.stats.requests_of("HeadObject"), 1);
         assert!(client.fs.inodes() <= 1, "every lookup was given back");
+    });
+}
+
+#[test]
+fn the_kernel_is_told_what_another_client_changed() {
+    block_on(async {
+        let client = Client::new();
+        for key in ["d/changed", "d/gone", "d/open", "d/same"] {
+            client.put_object(key, b"1").await;
+        }
+        let (sender, news) = std::sync::mpsc::sync_channel(10);
+        client.fs.tell_news_to(sender);
+        let dir = client.walk("d").await.unwrap();
+        let mut inos = Vec::new();
+        for name in ["changed", "gone", "open", "same"] {
+            inos.push(client.fs.lookup(dir.ino, OsStr::new(name)).await.unwrap().ino);
+        }
+        let open = client.fs.open(inos[2], READ).await.unwrap();
+        client.put_object("d/changed", b"22").await;
+        client.put_object("d/open", b"22").await;
+        client.delete_object("d/gone").await;
+        // What happens here is no news.
+        client.write("d/same", b"mine").await.unwrap();
+        client.pass_ttl();
+        client.list("d").await.unwrap();
+        let mut told: Vec<String> = news.try_iter().map(|news| format!("{news:?}")).collect();
+        told.sort();
+        let expected = [
+            format!("Attributes {{ ino: {:?} }}", inos[2]),
+            format!("Data {{ ino: {:?} }}", inos[0]),
+            format!("Entry {{ parent: {:?}, name: Name(\"gone\") }}", dir.ino),
+        ];
+        assert_eq!(told, expected);
+        client.list("d").await.unwrap();
+        assert!(news.try_iter().next().is_none(), "each is told once");
+        client.fs.release(open.fh);
+        for ino in inos.into_iter().chain([dir.ino]) {
+            client.fs.forget(ino, 1);
+        }
+    });
+}
+
+#[test]
+fn a_reader_slower_than_the_ttl_costs_a_listing_and_not_a_request_for_each_name() {
+    block_on(async {
+        for is_known in [true, false] {
+            let client = Client::new();
+            let client = if is_known { client } else { client.with_order_unknown() };
+            flat(&client, 5_000).await;
+            let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));
+            let fh = client.fs.opendir(ROOT).unwrap();
+            let (mut cookie, mut names) = (0, Vec::new());
+            loop {
+                let (mut taken, mut inos) = (0, Vec::new());
+                client
+                    .fs
+                    .readdir(fh, cookie, true, &mut |entry| {
+                        if taken == 200 {
+                            return false;
+                        }
+                        taken += 1;
+                        cookie = entry.cookie;
+                        names.push(entry.name.as_str().to_owned());
+                        inos.push(entry.attr.expect("attributes come with the name").ino);
+                        true
+                    })
+                    .await
+                    .unwrap();
+                for ino in &inos {
+                    client.fs.forget(*ino, 1);
+                }
+                if taken == 0 {
+                    break;
+                }
+                client.pass_ttl();
+            }
+            client.fs.releasedir(fh);
+            assert!(names.is_sorted_by(|a, b| a < b) && names.len() == 5_000, "{}", names.len());
+            assert_eq!(client.stats.requests_of("HeadObject"), heads);
+            // Twenty-five times two hundred names: each time a page or a few are asked for again.
+            let asked = lists(&client.stats) - before;
+            assert!(asked <= 25 * 5 + client.stats.shard_probes.value(), "{asked} LISTs");
+        }
     });
 }
