@@ -425,8 +425,7 @@ fn the_kernel_is_told_what_another_client_changed() {
         for key in ["d/changed", "d/gone", "d/open", "d/same"] {
             client.put_object(key, b"1").await;
         }
-        let (sender, news) = std::sync::mpsc::sync_channel(10);
-        client.fs.tell_news_to(sender);
+        let mut news = client.fs.news().unwrap();
         let dir = client.walk("d").await.unwrap();
         let mut inos = Vec::new();
         for name in ["changed", "gone", "open", "same"] {
@@ -440,7 +439,8 @@ fn the_kernel_is_told_what_another_client_changed() {
         client.write("d/same", b"mine").await.unwrap();
         client.pass_ttl();
         client.list("d").await.unwrap();
-        let mut told: Vec<String> = news.try_iter().map(|news| format!("{news:?}")).collect();
+        let mut told: Vec<String> =
+            std::iter::from_fn(|| news.try_recv().ok()).map(|n| format!("{:?}", n.what)).collect();
         told.sort();
         let expected = [
             format!("Attributes {{ ino: {:?} }}", inos[2]),
@@ -449,7 +449,7 @@ fn the_kernel_is_told_what_another_client_changed() {
         ];
         assert_eq!(told, expected);
         client.list("d").await.unwrap();
-        assert!(news.try_iter().next().is_none(), "each is told once");
+        assert!(news.try_recv().is_err(), "each is told once");
         client.fs.release(open.fh);
         for ino in inos.into_iter().chain([dir.ino]) {
             client.fs.forget(ino, 1);
