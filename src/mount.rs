@@ -106,6 +106,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
             .await
             .map_err(Failure::at(Stage::Fuse))?;
     tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+    fs.find_orders();
 
     let mut live = Live {
         fs,
@@ -264,19 +265,33 @@ fn volume(
     // Amazon's own S3 keeps what it documents; any other server has to show it.
     let Some(endpoint) = endpoint else { return volume };
     let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
+    let (bucket_name, noting) = (bucket.to_owned(), Arc::clone(findings));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
-    volume.probe(Box::new(move || {
+    let find = Arc::new(move || {
         let (store, findings) = (Arc::clone(&store), Arc::clone(&findings));
         let (endpoint, bucket, prefix) = (endpoint.clone(), bucket.clone(), prefix.clone());
-        Box::pin(async move {
+        async move {
             let asked = probe(&*store, &bucket, &prefix, Depth::Writes);
-            let found = findings.capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
-            Ok(conditions_of(&found, &bucket, &findings))
-        })
+            findings.capabilities.get_or_probe(&endpoint, &bucket, asked).await
+        }
+    });
+    let find_order = Arc::clone(&find);
+    let volume = volume.probe(Box::new(move || {
+        let found = find();
+        let (bucket, findings) = (bucket_name.clone(), Arc::clone(&noting));
+        Box::pin(async move { Ok(conditions_of(&found.await?, &bucket, &findings)) })
+    }));
+    if read_only {
+        // Finding out means writing.
+        return volume;
+    }
+    volume.order_probe(Box::new(move || {
+        let found = find_order();
+        Box::pin(async move { found.await.ok().map(|found| order_of(Some(found))) })
     }))
 }
 
-/// How far the order of an endpoint's listings is known. What is not known shows in the listings themselves.
+/// How far the order of an endpoint's listings is known.
 fn order_of(found: Option<Capabilities>) -> Order {
     match found.map(|found| found.list_order) {
         Some(Verdict::Works) => Order::Known,

@@ -229,6 +229,32 @@ impl Fs {
         }
     }
 
+    /// Finds out how the servers list, where that is not known. Until then directories are listed one by one.
+    pub fn find_orders(self: &Arc<Self>) {
+        let volumes = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (id, volume) in (0..).zip(volumes.iter()) {
+            self.find_order(VolumeId(id), volume);
+        }
+    }
+
+    /// How far the order is known in which the first bucket's server lists.
+    pub fn order_of_root(&self) -> Order {
+        self.tree().order_of(VolumeId(0))
+    }
+
+    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>) {
+        if volume.order != Order::Unknown || volume.order_probe.is_none() {
+            return;
+        }
+        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+        tokio::spawn(async move {
+            let Some(probe) = &volume.order_probe else { return };
+            if let Some(order) = probe().await {
+                fs.tree().set_order(id, order, &volume.prefix);
+            }
+        });
+    }
+
     /// Drops every cached block and every remembered freshness that can be asked for again.
     pub fn drop_caches(&self) {
         self.reader.drop_all();

@@ -30,6 +30,7 @@ pub struct Volume {
     pub(super) namespace: RwLock<()>,
     pub(super) probed: OnceCell<Conditions>,
     probe: Option<Probe>,
+    pub(super) order_probe: Option<OrderProbe>,
 }
 
 /// Finds out which conditions the server honours; asked once, before the first write that needs to know.
@@ -48,6 +49,7 @@ impl Volume {
             namespace: RwLock::new(()),
             probed: OnceCell::new(),
             probe: None,
+            order_probe: None,
         }
     }
 
@@ -72,6 +74,13 @@ impl Volume {
     #[must_use]
     pub fn origin(mut self, origin: &str) -> Self {
         self.origin = Arc::from(origin);
+        self
+    }
+
+    /// Finds out in which order the server lists; asked once, when the mount has begun.
+    #[must_use]
+    pub fn order_probe(mut self, probe: OrderProbe) -> Self {
+        self.order_probe = Some(probe);
         self
     }
 
@@ -113,6 +122,9 @@ impl Volume {
         }
     }
 }
+
+/// Finds out in which order a server lists; `None` where that cannot be told now.
+pub type OrderProbe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Option<Order>> + Send + Sync>;
 
 /// What a mount shows at its root.
 pub enum Root {

@@ -60,7 +60,7 @@ impl std::fmt::Display for Verdict {
 /// How much to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// What the write path has to know: conditions.
+    /// What a mount has to know: conditions, and how the server lists.
     Writes,
     /// Everything in the table.
     Full,
@@ -173,21 +173,20 @@ impl Scratch<'_> {
         [found.put_if_none_match, found.put_if_match] = pair(put)?;
         [found.complete_if_none_match, found.complete_if_match] = pair(complete)?;
         [found.copy_source_if_match, found.copy_if_none_match] = pair(copy)?;
+        [found.list_order, found.start_after_with_delimiter] = pair(self.listing().await)?;
         if depth == Depth::Full {
-            let (part_copy, batch, checksums, tagging, versioning, order) = futures::join!(
+            let (part_copy, batch, checksums, tagging, versioning) = futures::join!(
                 self.part_copy(),
                 self.batch_delete(),
                 self.checksums(),
                 self.tagging(),
                 self.versioning(),
-                self.listing(),
             );
             found.upload_part_copy = verdict(part_copy)?;
             found.batch_delete = verdict(batch)?;
             found.checksums = verdict(checksums)?;
             found.tagging = verdict(tagging)?;
             found.versioning = verdict(versioning)?;
-            [found.list_order, found.start_after_with_delimiter] = pair(order)?;
         }
         Ok(found)
     }
@@ -605,7 +604,7 @@ mod tests {
         assert_eq!(found.put_if_none_match, Verdict::Ignored);
         assert_eq!(found.delete_if_match, Verdict::Ignored);
         assert_eq!(found.upload_part_copy, Verdict::Unknown, "not asked for");
-        assert_eq!(found.list_order, Verdict::Unknown, "not asked for");
+        assert_eq!(found.list_order, Verdict::Works);
         assert!(is_empty(&store).await);
     }
 

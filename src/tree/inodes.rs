@@ -526,7 +526,7 @@ impl Tree {
         let server = Server {
             order,
             begins_anywhere: order == Order::Known,
-            begins_at_keys: order != Order::Other,
+            begins_at_keys: order == Order::Known,
             prefix_len: prefix.len(),
         };
         self.orders.insert(volume, server);
@@ -570,7 +570,8 @@ impl Tree {
     /// A directory is about to be listed.
     pub fn open_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
         let plain = Opening { extent: Extent::Unknown, ask: None, coming: None };
-        if self.order_of(volume) == Order::Other || self.ttl.is_zero() {
+        // A listing that begins in the middle may leave names out without a sign of it, so the server has to be known.
+        if self.order_of(volume) != Order::Known || self.ttl.is_zero() {
             return plain;
         }
         let extent = self.extent(volume, dir, now);

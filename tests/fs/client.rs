@@ -88,6 +88,16 @@ impl Client {
         Self::of_volume(volume.order(Order::Unknown), self.store, self.clock, self.stats)
     }
 
+    /// The same, on a server whose order is found out when the mount has begun.
+    pub fn with_order_found(self, order: Order) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let probe = Box::new(move || -> futures::future::BoxFuture<'static, Option<Order>> {
+            Box::pin(async move { Some(order) })
+        });
+        let volume = volume.order(Order::Unknown).order_probe(probe);
+        Self::of_volume(volume, self.store, self.clock, self.stats)
+    }
+
     /// Lets everything remembered grow old.
     pub fn pass_ttl(&self) {
         self.clock.advance(TTL * 2);
