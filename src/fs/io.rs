@@ -180,9 +180,12 @@ impl Fs {
             let mut tree = self.tree();
             let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
             let gone = matches!(&answer, Err(error) if error.is_not_found());
-            (found.is_some() || gone)
+            let learned = (found.is_some() || gone)
                 .then(|| tree.learn(link.0, &link.1, found, asking.ticket(), self.clock.now()))
-                .flatten()
+                .flatten();
+            // What the kernel has to know of it is said below, before the answer.
+            tree.is_told(link.0, &link.1, Some(ino));
+            learned
         };
         let info = match answer {
             Err(error) if error.is_not_found() => return Err(no_such_name()),

@@ -19,6 +19,8 @@ use super::volume::Volume;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asker {
     Kernel,
+    /// The kernel, of an inode that it has.
+    Attributes,
     Operation,
 }
 
@@ -110,7 +112,7 @@ impl Fs {
             let entry = self.tree().entry(ino)?;
             return Ok(self.attr_of(&entry));
         };
-        match self.ask(parent, &name).await? {
+        match self.ask_as(parent, &name, Asker::Attributes).await? {
             Some(entry) if entry.ino == ino => Ok(self.attr_of(&entry)),
             // Another kind of thing has the name now; this inode is of something that is gone.
             Some(_) => Err(Error::new(Kind::Stale, "the name stands for something else now")),
@@ -149,6 +151,9 @@ impl Fs {
             DirPlace::Buckets => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
             DirPlace::In { .. } => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
         };
+        if asker != Asker::Operation {
+            tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));
+        }
         if let (Asker::Kernel, Some(entry)) = (asker, &entry) {
             // Under the same lock as the answer, so that nobody drops the inode in between.
             tree.looked_up(entry.ino);

@@ -513,6 +513,15 @@ impl Tree {
         std::mem::take(&mut self.news)
     }
 
+    /// The kernel hears of this name and inode by the answer that is on its way to it. News beside that would make it
+    /// take the answer for older than the news, and ignore it.
+    pub fn is_told(&mut self, parent: Ino, name: &Name, ino: Option<Ino>) {
+        self.news.retain(|news| match news {
+            Invalidation::Entry { parent: of, name: gone } => (*of, gone) != (parent, name),
+            Invalidation::Attributes { ino: of } | Invalidation::Data { ino: of } => Some(*of) != ino,
+        });
+    }
+
     fn tell(&mut self, news: Invalidation) {
         if self.news.len() < NEWS_MAX {
             self.news.push(news);
