@@ -337,3 +337,21 @@ impl Client {
 pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
     answer.map_err(|error: Error| error.kind()).expect_err("this was to fail")
 }
+
+/// Waits for something that another task does.
+pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    for _ in 0..1_000_000 {
+        if is_true() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{what} never came true");
+}
+
+/// Gives other tasks the time to get as far as they can.
+pub async fn let_others_run() {
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+}
