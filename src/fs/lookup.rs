@@ -144,10 +144,14 @@ impl Fs {
             }
             DirPlace::In { volume, dir } => find(&*self.volume(*volume)?, dir, name).await?,
         };
+        // What S3 lacks something of keeps its name, whatever another client made of it, until it is saved or copied.
+        let child = self.tree().child(parent, name);
+        let kept = child.filter(|ino| !matches!(found, Some(Found::File(_))) && self.has_dirty_within(*ino));
         let mut tree = self.tree();
-        let entry = match place {
-            DirPlace::Buckets => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
-            DirPlace::In { .. } => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
+        let entry = match (place, kept) {
+            (DirPlace::Buckets, _) => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
+            (DirPlace::In { .. }, Some(ino)) if tree.child(parent, name) == Some(ino) => tree.entry(ino).ok(),
+            (DirPlace::In { .. }, _) => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
         };
         if let (Asker::Kernel, Some(entry)) = (asker, &entry) {
             // Under the same lock as the answer, so that nobody drops the inode in between.
