@@ -68,15 +68,39 @@ impl Fs {
             if let Some(held) = &mut held {
                 held.fetch(self).await?;
             }
-            self.keep_dir(&at.volume, parent, &at.dir, |k| k == key).await?;
-            delete_object(&at.volume.store, &at.volume.bucket, &key, None, Conditions::NONE)
+            self.keep_dir_of(&at, &key).await?;
+            self.remove_object(&at, &key, None)
                 .await
-                .inspect_err(|error| failed(&mut held, error))?;
+                .inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
         }
         self.orphan(entry.ino, held);
         self.tree().remove(parent, &at.name, self.clock.now());
         lock(&self.siblings).changed(at.id, &key);
         Ok(())
+    }
+
+    /// Sees to it that a directory stays when the object of one of its files goes.
+    async fn keep_dir_of(&self, at: &At, key: &str) -> Result<()> {
+        if at.dir.marker_key() == Some(key) {
+            return Ok(());
+        }
+        self.keep_dir(&at.volume, at.parent, &at.dir, |k| k == key).await
+    }
+
+    /// Removes a file's object, where that is `etag` or where it does not matter; its directory stays.
+    async fn remove_object(&self, at: &At, key: &str, etag: Option<&ETag>) -> Result<()> {
+        let honoured = if etag.is_some() { at.volume.honoured().await } else { Conditions::NONE };
+        if at.dir.marker_key() == Some(key) {
+            // The bytes of the directory's own marker: without them it is a marker still.
+            let condition = match etag {
+                Some(etag) if honoured.put => Condition::Matches(etag.clone()),
+                _ => Condition::Any,
+            };
+            put_marker(&at.volume, &at.dir, condition).await?;
+            self.tree().mark(at.parent, self.clock.wall());
+            return Ok(());
+        }
+        delete_object(&at.volume.store, &at.volume.bucket, key, etag, honoured).await
     }
 
     /// Whether S3 has an object under the file's name. Certain only while the file is held.
@@ -239,7 +263,7 @@ impl Fs {
             replaced.fetch(self).await?;
         }
         if from.leaves_its_directory(to) {
-            self.keep_dir(&from.volume, from.parent, &from.dir, |k| k == from_key).await?;
+            self.keep_dir_of(from, &from_key).await?;
         }
         let source =
             Base { bucket: from.volume.bucket.clone(), key: from_key.clone(), etag: info.etag.clone() };
@@ -255,9 +279,7 @@ impl Fs {
                     replaced.failed(error);
                 }
             })?;
-        let honoured = from.volume.honoured().await;
-        let deleted =
-            delete_object(store, &from.volume.bucket, &from_key, Some(&source.etag), honoured).await;
+        let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
         // Gone already: an earlier attempt's answer was lost, or another client was first.
         if let Err(error) = deleted
             && !error.is_not_found()
@@ -333,13 +355,6 @@ impl Fs {
             }
         }
         self.tree().expire_below(dir);
-    }
-}
-
-/// Taking the name of a file failed.
-fn failed(held: &mut Option<Held>, error: &Error) {
-    if let Some(held) = held {
-        held.failed(error);
     }
 }
 

@@ -254,10 +254,22 @@ impl Client {
     }
 
     /// What `find` shows: every path below a directory in the order of its listings, directories with a `/`.
+    ///
+    /// The directories are held until the end, as the kernel holds those that a walk is in.
     pub async fn find(&self, path: &str) -> Result<Vec<String>> {
+        let mut held = Vec::new();
+        let found = self.find_holding(path, &mut held).await;
+        for dir in held.into_iter().filter(|dir| *dir != ROOT) {
+            self.fs.forget(dir, 1);
+        }
+        found
+    }
+
+    async fn find_holding(&self, path: &str, held: &mut Vec<Ino>) -> Result<Vec<String>> {
         let mut found = Vec::new();
         let mut todo = vec![path.to_owned()];
         while let Some(dir) = todo.pop() {
+            held.push(self.walk(&dir).await?.ino);
             let names = self.list_unsorted(&dir).await?;
             let paths: Vec<String> = names.into_iter().map(|name| format!("{dir}{name}")).collect();
             todo.extend(paths.iter().rev().filter(|path| path.ends_with('/')).cloned());

@@ -379,3 +379,19 @@ fn a_writer_open_at_a_version_that_is_gone_loses_nothing_by_the_rename_of_its_di
         assert_eq!(copies(&client).await, [b"mhei"]);
     });
 }
+
+#[test]
+fn the_bytes_of_a_directory_s_own_marker_go_where_they_are_moved_and_leave_a_marker() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("d/", b"bytes").await;
+        client.rename("d/%~0", "f").await.unwrap();
+        assert_eq!(client.objects().await, [("d/".to_owned(), 0), ("f".to_owned(), 5)]);
+        assert_eq!(client.read("f").await.unwrap(), b"bytes");
+        client.put_object("d/", b"bytes").await;
+        client.pass_ttl();
+        client.unlink("d/%~0").await.unwrap();
+        assert_eq!(client.objects().await, [("d/".to_owned(), 0), ("f".to_owned(), 5)]);
+        assert!(client.list("d").await.unwrap().is_empty());
+    });
+}
