@@ -145,8 +145,13 @@ impl Fs {
             DirPlace::In { volume, dir } => find(&*self.volume(*volume)?, dir, name).await?,
         };
         // What S3 lacks something of keeps its name, whatever another client made of it, until it is saved or copied.
-        let child = self.tree().child(parent, name);
-        let kept = child.filter(|ino| !matches!(found, Some(Found::File(_))) && self.has_dirty_within(*ino));
+        let child = {
+            let tree = self.tree();
+            let child = tree.child(parent, name).and_then(|ino| tree.entry(ino).ok());
+            let is_dir = found.as_ref().map(|found| matches!(found, Found::Dir { .. }));
+            child.filter(|child| is_dir != Some(child.is_dir()))
+        };
+        let kept = child.map(|child| child.ino).filter(|ino| self.has_dirty_within(*ino));
         let mut tree = self.tree();
         let entry = match (place, kept) {
             (DirPlace::Buckets, _) => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),

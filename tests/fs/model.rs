@@ -36,22 +36,51 @@ fn path() -> impl Strategy<Value = String> {
     proptest::collection::vec(name, 1..4).prop_map(|names| names.join("/"))
 }
 
+/// The same, or the path that is held: empty until [`Op::on`].
+fn path_or_held() -> impl Strategy<Value = String> {
+    prop_oneof![2 => path(), 1 => Just(String::new())]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (path(), any::<u8>(), 0usize..2000).prop_map(|(p, b, n)| Op::Write(p, b, n)),
-        2 => (path(), any::<u8>(), 0u64..3000).prop_map(|(p, b, at)| Op::WriteAt(p, b, at)),
-        1 => path().prop_map(Op::Read),
-        3 => path().prop_map(Op::Unlink),
+        4 => (path_or_held(), any::<u8>(), 0usize..2000).prop_map(|(p, b, n)| Op::Write(p, b, n)),
+        2 => (path_or_held(), any::<u8>(), 0u64..3000).prop_map(|(p, b, at)| Op::WriteAt(p, b, at)),
+        1 => path_or_held().prop_map(Op::Read),
+        3 => path_or_held().prop_map(Op::Unlink),
         3 => path().prop_map(Op::Mkdir),
         2 => path().prop_map(Op::Rmdir),
-        4 => (path(), path()).prop_map(|(a, b)| Op::Rename(a, b)),
-        2 => (path(), any::<u8>()).prop_map(|(p, b)| Op::TheyPut(p, b)),
-        1 => path().prop_map(Op::TheyDelete),
+        4 => (path_or_held(), path_or_held()).prop_map(|(a, b)| Op::Rename(a, b)),
+        2 => (path_or_held(), any::<u8>()).prop_map(|(p, b)| Op::TheyPut(p, b)),
+        1 => path_or_held().prop_map(Op::TheyDelete),
         1 => Just(Op::PassTtl),
-        3 => path().prop_map(Op::Hold),
+        3 => path_or_held().prop_map(Op::Hold),
         3 => (any::<u8>(), 0u64..40).prop_map(|(b, at)| Op::WriteHeld(b, at)),
         2 => Just(Op::CloseHeld),
     ]
+}
+
+impl Op {
+    /// With the path that is held, or else a file's, where none is named.
+    fn on(mut self, held: Option<&Held>, reference: &Reference) -> Self {
+        let file =
+            || reference.keys.keys().find(|key| !key.ends_with('/') && reference.is_file(key)).cloned();
+        let named = held.map(|held| held.path.clone()).or_else(file).unwrap_or_else(|| "a".to_owned());
+        let paths = match &mut self {
+            Self::Write(path, ..)
+            | Self::WriteAt(path, ..)
+            | Self::Read(path)
+            | Self::Unlink(path)
+            | Self::TheyPut(path, _)
+            | Self::TheyDelete(path)
+            | Self::Hold(path) => vec![path],
+            Self::Rename(from, to) => vec![from, to],
+            _ => vec![],
+        };
+        for path in paths.into_iter().filter(|path| path.is_empty()) {
+            path.clone_from(&named);
+        }
+        self
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -346,7 +375,11 @@ async fn apply_held(
             let hides = is_above(path) || path.starts_with(&format!("{}/", held.path));
             return Ok(hides.then_some(()));
         }
-        Op::TheyDelete(_) | Op::PassTtl => return Ok(None),
+        Op::TheyDelete(_) => {
+            let uncovers = reference.keys.keys().any(|key| is_above(key));
+            return Ok(uncovers.then_some(()));
+        }
+        Op::PassTtl => return Ok(None),
         // What lookups find and listings do not is left alone until it is closed.
         _ if held.is_undead(reference) => return Ok(Some(())),
         Op::Write(path, byte, len) if held.shares(path) => {
@@ -490,6 +523,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
         let mut reference = Reference::default();
         let mut held = None;
         for op in ops {
+            let op = &op.clone().on(held.as_ref(), &reference);
             apply(&client, &mut reference, &mut held, op).await?;
             let keys: BTreeSet<String> = client.keys().await.into_iter().collect();
             prop_assert_eq!(keys, reference.keys.keys().cloned().collect::<BTreeSet<_>>(), "after {:?}", op);
