@@ -272,6 +272,11 @@ impl Error {
         self.kind() == Kind::NotFound
     }
 
+    /// Whether what was asked for may have been done all the same, and only the answer was lost.
+    pub fn may_have_happened(&self) -> bool {
+        matches!(self.kind(), Kind::TimedOut | Kind::Unreachable | Kind::Corrupt | Kind::Server)
+    }
+
     /// The same failure for another waiter of a shared request; the source chain stays with the first.
     pub fn duplicate(&self) -> Self {
         let inner = &self.inner;

@@ -146,10 +146,19 @@ impl Fs {
             }
             DirPlace::In { volume, dir } => find(&*self.volume(*volume)?, dir, name).await?,
         };
+        // What S3 lacks something of keeps its name, whatever another client made of it, until it is saved or copied.
+        let child = {
+            let tree = self.tree();
+            let child = tree.child(parent, name).and_then(|ino| tree.entry(ino).ok());
+            let is_dir = found.as_ref().map(|found| matches!(found, Found::Dir { .. }));
+            child.filter(|child| is_dir != Some(child.is_dir()))
+        };
+        let kept = child.map(|child| child.ino).filter(|ino| self.has_dirty_within(*ino));
         let mut tree = self.tree();
-        let entry = match place {
-            DirPlace::Buckets => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
-            DirPlace::In { .. } => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
+        let entry = match (place, kept) {
+            (DirPlace::Buckets, _) => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
+            (DirPlace::In { .. }, Some(ino)) if tree.child(parent, name) == Some(ino) => tree.entry(ino).ok(),
+            (DirPlace::In { .. }, _) => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
         };
         if asker != Asker::Operation {
             tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));

@@ -210,16 +210,7 @@ async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
 /// Failures after which the object may be there all the same: the answer to an earlier attempt was lost, so
 /// its repetition finds the condition broken or the upload gone.
 fn may_be_ours(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        Kind::AlreadyExists
-            | Kind::Stale
-            | Kind::NotFound
-            | Kind::TimedOut
-            | Kind::Unreachable
-            | Kind::Corrupt
-            | Kind::Server
-    )
+    error.may_have_happened() || matches!(error.kind(), Kind::AlreadyExists | Kind::Stale | Kind::NotFound)
 }
 
 /// Tells an answer that was lost from a race that was lost: what is there now carries our ETag.

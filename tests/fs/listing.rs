@@ -12,19 +12,8 @@ use proptest::prelude::*;
 
 use pailfs::error::Kind;
 
-use crate::client::{Client, READ, kind_of};
+use crate::client::{Client, READ, kind_of, until};
 use crate::harness::block_on;
-
-/// Waits for something that another task does.
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    for _ in 0..1_000_000 {
-        if is_true() {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-    panic!("{what} never came true");
-}
 
 fn lists(stats: &Stats) -> u64 {
     stats.requests_of("ListObjectsV2")
