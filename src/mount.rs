@@ -742,6 +742,46 @@ mod tests {
         server.stop().await;
     }
 
+    /// S3 refuses a copy that is sent to the region of its source (301).
+    #[tokio::test]
+    async fn a_rename_between_regions_is_asked_of_the_region_it_goes_to() {
+        let server = server().await;
+        let mut dirs = Vec::new();
+        let mut counts = Vec::new();
+        for bucket in ["one", "two"] {
+            let stats: Arc<Stats> = Arc::default();
+            let session = Session::builder()
+                .credentials("pailfs", "pailfs-demo-secret", None)
+                .region("us-east-1")
+                .endpoint_url(&server.endpoint())
+                .stats(Arc::clone(&stats))
+                .build();
+            let store: Arc<dyn Store> = Arc::new(session.await.unwrap().client());
+            dirs.push((bucket.to_owned(), Volume::new(bucket, "", store).reach("the same session")));
+            counts.push(stats);
+        }
+        let staging = tempfile::tempdir().unwrap();
+        let options = Options { staging_dir: staging.path().to_owned(), ..Options::default() };
+        let fs = Fs::new(Root::Named(dirs), options, Arc::new(SystemClock), Arc::default()).unwrap();
+        let east = fs.lookup(ROOT, OsStr::new("one")).await.unwrap().ino;
+        let west = fs.lookup(ROOT, OsStr::new("two")).await.unwrap().ino;
+        let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true, direct: false };
+        let dir = fs.mkdir(east, OsStr::new("d"), 0o755).await.unwrap().ino;
+        for parent in [east, dir] {
+            let (_, opened) = fs.create(parent, OsStr::new("file"), flags, 0o644).await.unwrap();
+            fs.write(opened.fh, 0, b"bytes").unwrap();
+            fs.flush(opened.fh).await.unwrap();
+        }
+        for name in ["file", "d"] {
+            let name = OsStr::new(name);
+            fs.rename(east, name, west, name, false).await.unwrap();
+        }
+        let copies = |n: usize| counts[n].requests_of("CopyObject");
+        assert_eq!((copies(0), copies(1)), (0, 3), "the file, the directory's marker and the file in it");
+        assert!(counts[0].requests_of("DeleteObject") > 0 && counts[1].requests_of("DeleteObject") == 0);
+        server.stop().await;
+    }
+
     #[tokio::test]
     async fn a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_told_apart() {
         let server = server().await;

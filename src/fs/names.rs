@@ -168,7 +168,9 @@ impl Fs {
             (true, true) => Condition::Absent,
             _ => Condition::Any,
         };
-        let written = copy_object(store, &source, info.size, &to.volume.bucket, &to_key, condition).await?;
+        let written =
+            copy_object(store, &to.volume.store, &source, info.size, &to.volume.bucket, &to_key, condition)
+                .await?;
         delete_object(
             store,
             &from.volume.bucket,
@@ -332,8 +334,9 @@ async fn copy_one(
         return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
     }
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let store = &from.volume.store;
-    let written = copy_object(store, &source, object.size, &to.volume.bucket, &key, Condition::Any).await?;
+    let (store, target) = (&from.volume.store, &to.volume.store);
+    let bucket = &to.volume.bucket;
+    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
     Ok((key, written.etag))
 }
 
