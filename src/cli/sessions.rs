@@ -16,6 +16,8 @@ use crate::s3::{Caller, Capabilities, Depth, Session, SessionConfig, SessionDesc
 
 /// Sessions whose credentials are looked for at once.
 const SESSIONS_AT_ONCE: usize = 8;
+/// How a profile of the AWS files is named.
+const BY_PROFILE: &str = "--profile";
 
 /// A session that can be named, and how.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ fn known(file: &ConfigFile, aws_files: &[String]) -> Vec<Known> {
     });
     let profiles: BTreeSet<String> = aws_files.iter().flat_map(|text| profiles(text)).collect();
     let profiles = profiles.into_iter().map(|name| Known {
-        flag: "--profile",
+        flag: BY_PROFILE,
         settings: SessionConfig { profile: Some(name.clone()), ..SessionConfig::default() },
         name,
     });
@@ -81,10 +83,13 @@ fn profiles(text: &str) -> Vec<String> {
 
 async fn describe(known: Known) -> Listed {
     let built = Session::builder().name(&known.name).settings(known.settings.clone()).build().await;
-    let session = match built {
+    let mut session = match built {
         Ok(session) => session.describe().await,
         Err(error) => not_built(&known, &error),
     };
+    if let Some(profile) = session.profile.as_mut().filter(|_| known.flag == BY_PROFILE) {
+        profile.source = "AWS files".to_owned();
+    }
     Listed { flag: known.flag, session }
 }
 

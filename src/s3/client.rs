@@ -148,15 +148,18 @@ impl Client {
     {
         let mut refreshed = false;
         loop {
+            let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
             let answer =
                 send(self.sdk()).await.map_err(|error| error_of(error, condition).on(operation, bucket, key));
             self.count(operation, answer.as_ref().err());
-            match (answer, &self.inner.credentials) {
-                (Err(error), Some(credentials)) if wants_new_credentials(&error) && !refreshed => {
+            match (answer, &self.inner.credentials, sent) {
+                (Err(error), Some(credentials), Some(sent))
+                    if wants_new_credentials(&error) && !refreshed =>
+                {
                     refreshed = true;
-                    credentials.invalidate().await;
+                    credentials.invalidate(sent);
                 }
-                (answer, _) => return answer,
+                (answer, ..) => return answer,
             }
         }
     }

@@ -16,6 +16,7 @@ mod failure;
 pub mod limits;
 mod mem;
 pub mod model;
+mod profile;
 pub mod resource;
 mod session;
 mod settings;

@@ -23,19 +23,24 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use futures::FutureExt;
 use serde::Serialize;
 
 use super::client::{Client, ClientSettings};
-use super::credentials::{HttpSettings, Refreshing, Shared, env, load};
+use super::credentials::{HttpSettings, Provider, Refreshing, env, load};
 use super::failure::region_hint;
+use super::profile::Profile;
 use super::resource::Bucket;
 use super::settings::{PathStyle, Secret, SessionConfig};
 use super::store::Store;
+use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
 /// Signed for where nothing names a region; S3-compatible servers mostly take any.
 const DEFAULT_REGION: &str = "us-east-1";
+/// Where the settings given to a session come from.
+const CONFIGURATION: &str = "configuration";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// First try and four more, with backoff and the SDK's token bucket over all of a client's requests.
@@ -51,6 +56,11 @@ pub struct Session {
 struct Inner {
     name: String,
     config: SessionConfig,
+    profile: Arc<Profile>,
+    /// `None` is AWS itself.
+    endpoint: Option<Described>,
+    /// `None` where nothing names one.
+    region: Option<Described>,
     sdk: SdkConfig,
     credentials: Option<Arc<Refreshing>>,
     http: Arc<HttpSettings>,
@@ -72,7 +82,7 @@ pub struct Caller {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Described {
     pub value: String,
-    /// `configuration`, `environment AWS_REGION`, `profile`, `default`, ...
+    /// `configuration`, `environment AWS_REGION`, `profile work`, `default`, ...
     pub source: String,
 }
 
@@ -172,15 +182,39 @@ impl SessionBuilder {
         let invalid = |text: String| Error::new(Kind::InvalidArgument, text);
         self.config.check().map_err(invalid)?;
         let http = Arc::new(HttpSettings::new(self.config.ca_bundle.as_deref())?);
-        let sdk = load(&self.config, &http).await;
+        let profile = Arc::new(Profile::read(&self.config).await?);
+        let sdk = load(&self.config, &profile, &http).await;
         let credentials = match self.config.no_sign_request {
             Some(true) => None,
-            _ => Some(Arc::new(Refreshing::new(self.config.clone(), Arc::clone(&http), &sdk))),
+            _ => {
+                let again = {
+                    let (config, profile, http) =
+                        (self.config.clone(), Arc::clone(&profile), Arc::clone(&http));
+                    move || {
+                        let (config, profile, http) =
+                            (config.clone(), Arc::clone(&profile), Arc::clone(&http));
+                        async move { load(&config, &profile, &http).await.credentials_provider() }.boxed()
+                    }
+                };
+                let provider = sdk.credentials_provider();
+                Some(Refreshing::new(provider, Box::new(again), Arc::new(SystemClock)))
+            }
         };
+        let configured = |value: &Option<String>| value.as_deref().map(|v| described(v, CONFIGURATION));
+        let endpoint = match configured(&self.config.endpoint_url) {
+            None => profile.endpoint()?,
+            configured => configured,
+        };
+        let region = configured(&self.config.region)
+            .or_else(|| profile.region())
+            .or_else(|| sdk.region().map(|region| described(region.as_ref(), "instance metadata")));
         Ok(Session {
             inner: Arc::new(Inner {
                 name: self.name.unwrap_or_else(|| "default".to_owned()),
                 config: self.config,
+                profile,
+                endpoint,
+                region,
                 sdk,
                 credentials,
                 http,
@@ -215,17 +249,12 @@ impl Session {
 
     /// The region that clients are made for where a bucket does not say otherwise.
     pub fn region(&self) -> String {
-        self.inner.sdk.region().map_or_else(|| DEFAULT_REGION.to_owned(), |r| r.as_ref().to_owned())
+        self.inner.region.as_ref().map_or_else(|| DEFAULT_REGION.to_owned(), |region| region.value.clone())
     }
 
     /// The endpoint set for this session; `None` is AWS itself.
     pub fn endpoint_url(&self) -> Option<String> {
-        match &self.inner.config.endpoint_url {
-            Some(url) => Some(url.clone()),
-            None => {
-                s3_endpoint_from_environment().or_else(|| self.inner.sdk.endpoint_url().map(str::to_owned))
-            }
-        }
+        self.inner.endpoint.as_ref().map(|endpoint| endpoint.value.clone())
     }
 
     /// Session and endpoint in one word: server-side copies work where two buckets agree on it.
@@ -294,7 +323,7 @@ impl Session {
         }
         let config = aws_sdk_sts::config::Builder::from(&self.inner.sdk)
             .region(Region::new(self.region()))
-            .credentials_provider(SharedCredentialsProvider::new(Shared(Arc::clone(credentials))))
+            .credentials_provider(SharedCredentialsProvider::new(Provider(Arc::clone(credentials))))
             .build();
         let answer = aws_sdk_sts::Client::from_conf(config).get_caller_identity().send().await;
         let answer = answer.map_err(|error| {
@@ -319,12 +348,12 @@ impl Session {
     pub async fn describe(&self) -> SessionDescription {
         let config = &self.inner.config;
         let (credentials, expires, problem) = match &self.inner.credentials {
-            None => (described("none: requests are not signed", "configuration"), None, None),
+            None => (described("none: requests are not signed", CONFIGURATION), None, None),
             Some(refreshing) => match refreshing.current().await {
                 Ok(found) => {
                     let provider = match config.access_key_id {
-                        Some(_) => "configuration".to_owned(),
-                        None => provider_name(&found),
+                        Some(_) => CONFIGURATION.to_owned(),
+                        None => self.provider_name(&found),
                     };
                     let expires = found.expiry().and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok());
                     (described(&masked(found.access_key_id()), &provider), expires.map(|d| d.as_secs()), None)
@@ -337,34 +366,34 @@ impl Session {
         };
         SessionDescription {
             name: self.inner.name.clone(),
-            profile: config
-                .profile
-                .as_deref()
-                .map(|p| described(p, "configuration"))
-                .or_else(|| env("AWS_PROFILE").map(|p| described(&p, "environment AWS_PROFILE"))),
-            region: match &config.region {
-                Some(region) => described(region, "configuration"),
-                None => {
-                    from_environment(&["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| {
-                        match self.inner.sdk.region() {
-                            Some(region) => described(region.as_ref(), "profile"),
-                            None => described(DEFAULT_REGION, "default"),
-                        }
-                    })
-                }
-            },
-            endpoint: match &config.endpoint_url {
-                Some(url) => described(url, "configuration"),
-                None => from_environment(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).unwrap_or_else(|| {
-                    match self.inner.sdk.endpoint_url() {
-                        Some(url) => described(url, "profile"),
-                        None => described("AWS", "default"),
-                    }
-                }),
-            },
+            profile: self.profile(),
+            region: self.inner.region.clone().unwrap_or_else(|| described(DEFAULT_REGION, "default")),
+            endpoint: self.inner.endpoint.clone().unwrap_or_else(|| described("AWS", "default")),
             credentials,
             expires,
             problem,
+        }
+    }
+
+    /// The profile that the identity comes from, if it is one.
+    fn profile(&self) -> Option<Described> {
+        let config = &self.inner.config;
+        if let Some(name) = self.inner.profile.named() {
+            return Some(described(name, CONFIGURATION));
+        }
+        let own_identity = config.access_key_id.is_some() || config.no_sign_request == Some(true);
+        let name = env("AWS_PROFILE").filter(|_| !own_identity)?;
+        Some(described(&name, "environment AWS_PROFILE"))
+    }
+
+    /// Where the SDK found credentials, in our words.
+    fn provider_name(&self, credentials: &Credentials) -> String {
+        let debug = format!("{credentials:?}");
+        let name = debug.split("provider_name: \"").nth(1).and_then(|rest| rest.split('"').next());
+        match name.unwrap_or("default chain") {
+            "EnvironmentVariable" => "environment AWS_ACCESS_KEY_ID".to_owned(),
+            "ProfileFile" => format!("profile {}", self.inner.profile.selected()),
+            name => name.to_owned(),
         }
     }
 
@@ -399,7 +428,7 @@ impl Session {
         config.set_endpoint_url(endpoint);
         config = match &inner.credentials {
             Some(credentials) => {
-                config.credentials_provider(SharedCredentialsProvider::new(Shared(Arc::clone(credentials))))
+                config.credentials_provider(SharedCredentialsProvider::new(Provider(Arc::clone(credentials))))
             }
             None => config.allow_no_auth(),
         };
@@ -441,15 +470,6 @@ impl Intercept for Throttling {
     }
 }
 
-fn provider_name(credentials: &Credentials) -> String {
-    let debug = format!("{credentials:?}");
-    let name = debug.split("provider_name: \"").nth(1).and_then(|rest| rest.split('"').next());
-    match name.unwrap_or("default chain") {
-        "EnvironmentVariable" => "environment AWS_ACCESS_KEY_ID".to_owned(),
-        name => name.to_owned(),
-    }
-}
-
 /// First and last four characters: enough to recognise a key, too little to use it.
 fn masked(access_key_id: &str) -> String {
     let chars: Vec<char> = access_key_id.chars().collect();
@@ -463,14 +483,6 @@ fn masked(access_key_id: &str) -> String {
 
 fn described(value: &str, source: &str) -> Described {
     Described { value: value.to_owned(), source: source.to_owned() }
-}
-
-fn from_environment(names: &[&str]) -> Option<Described> {
-    names.iter().find_map(|name| env(name).map(|value| described(&value, &format!("environment {name}"))))
-}
-
-fn s3_endpoint_from_environment() -> Option<String> {
-    env("AWS_ENDPOINT_URL_S3")
 }
 
 #[cfg(test)]

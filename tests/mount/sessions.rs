@@ -1,0 +1,163 @@
+//! Whose keys, which region, which endpoint: what a session is made of, and what `pailfs sessions` says of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::mount::{endpoint, fresh_place, pailfs};
+use crate::harness::{Server, block_on};
+
+/// Files of the AWS tools, and a state directory, for one test.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config"), config).unwrap();
+        Self(dir)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The binary with these files, and nothing of AWS in its environment.
+    fn pailfs(&self) -> Command {
+        let mut command = pailfs(&endpoint(Server::Demo));
+        for variable in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+            command.env_remove(variable);
+        }
+        for variable in ["AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+            command.env_remove(variable);
+        }
+        command
+            .env("AWS_CONFIG_FILE", self.at("config"))
+            .env("AWS_SHARED_CREDENTIALS_FILE", self.at("credentials"))
+            .env("XDG_CONFIG_HOME", self.at("xdg"))
+            .env("XDG_STATE_HOME", self.at("state"))
+            .env("HOME", self.0.path());
+        command
+    }
+}
+
+/// What a command said, and the number it ended with.
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn json(command: &mut Command) -> Value {
+    let output = command.arg("--json").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// As with boto3 and the AWS CLI, the keys of the environment are for whoever names no profile.
+#[test]
+fn a_profile_that_is_named_wins_over_the_environment() {
+    let Some(place) = fresh_place(Server::Demo, "a_profile_that_is_named_wins") else { return };
+    let at = endpoint(Server::Demo);
+    let (url, access, secret) = (&at.url, &at.access, &at.secret);
+    let home = Home::new(&format!(
+        "[profile work]\nregion = eu-west-3\nendpoint_url = {url}\naws_access_key_id = {access}\n\
+         aws_secret_access_key = {secret}\n[profile bare]\nendpoint_url = {url}\n"
+    ));
+    let bucket = format!("s3://{}", place.bucket);
+    let environment = |command: &mut Command| {
+        command
+            .env("AWS_ACCESS_KEY_ID", "AKIASOMEBODYELSE0000")
+            .env("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+            .env("AWS_REGION", "us-west-2")
+            .env("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
+    };
+    let check = |args: &[&str]| {
+        let mut command = home.pailfs();
+        environment(&mut command);
+        command.args(["sessions", "check"]).args(args);
+        command
+    };
+    let report = json(check(&["--profile", "work"]).arg(&bucket));
+    let session = &report["session"];
+    assert_eq!(session["region"]["value"], "eu-west-3", "{report:#}");
+    assert_eq!(session["region"]["source"], "profile work");
+    assert_eq!(session["endpoint"]["value"], url.as_str());
+    assert_eq!(session["profile"]["source"], "command line");
+    assert!(session["credentials"]["source"].as_str().unwrap().contains("rofile"), "{report:#}");
+
+    // A profile without keys does not borrow those of the environment.
+    let (code, said) = run(check(&["--profile", "bare"]).arg(&bucket));
+    assert_eq!(code, Some(4), "{said}");
+
+    // Nor does one that is not there.
+    fs::create_dir_all(home.at("xdg/pailfs")).unwrap();
+    fs::write(home.at("xdg/pailfs/config.toml"), "[session.bad]\nprofile = 'nope'\n").unwrap();
+    for args in [&["--profile", "nope"][..], &["bad"]] {
+        let (code, said) = run(&mut check(args));
+        assert!(code == Some(3) && said.contains("\"nope\" does not exist"), "{code:?} {said}");
+    }
+    let mut mount = home.pailfs();
+    environment(&mut mount);
+    fs::create_dir(home.at("mnt")).unwrap();
+    let (code, said) = run(mount.args(["mount", &bucket, "--profile", "nope"]).arg(home.at("mnt")));
+    assert!(code == Some(3) && said.contains("\"nope\" does not exist"), "{code:?} {said}");
+}
+
+/// An endpoint can be said in five places, and S3's own comes before the one of all services.
+#[test]
+fn the_endpoint_is_the_one_that_the_aws_files_and_the_environment_name_for_s3() {
+    let at = endpoint(Server::Demo);
+    let home = Home::new(&format!(
+        "[profile svc]\nregion = us-east-1\nservices = mine\nendpoint_url = http://127.0.0.1:1\n\
+         aws_access_key_id = {}\naws_secret_access_key = {}\n[services mine]\ns3 =\n  endpoint_url = {}\n\
+         [profile off]\nignore_configured_endpoint_urls = true\nendpoint_url = http://127.0.0.1:1\n",
+        at.access, at.secret, at.url
+    ));
+    let endpoint_of = |variables: &[(&str, &str)], args: &[&str]| {
+        let mut command = home.pailfs();
+        let listed = json(command.envs(variables.iter().copied()).arg("sessions").args(args));
+        let default = listed.as_array().unwrap()[0]["endpoint"].clone();
+        (default["value"].as_str().unwrap().to_owned(), default["source"].as_str().unwrap().to_owned())
+    };
+    let said = |value: &str, source: &str| (value.to_owned(), source.to_owned());
+    let (svc, url) = (("AWS_PROFILE", "svc"), ("AWS_ENDPOINT_URL", "http://all:1"));
+    assert_eq!(endpoint_of(&[svc], &[]), said(&at.url, "services mine of profile svc"));
+    assert_eq!(endpoint_of(&[svc, url], &[]), said("http://all:1", "environment AWS_ENDPOINT_URL"));
+    let s3 = ("AWS_ENDPOINT_URL_S3", "http://s3:1");
+    assert_eq!(endpoint_of(&[svc, url, s3], &[]), said("http://s3:1", "environment AWS_ENDPOINT_URL_S3"));
+    assert_eq!(endpoint_of(&[("AWS_PROFILE", "off")], &[]), said("AWS", "default"));
+    let ignored = ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true");
+    assert_eq!(endpoint_of(&[svc, ignored, s3], &[]), said("AWS", "default"));
+
+    // And that is where the requests go.
+    let Some(place) = fresh_place(Server::Demo, "the_endpoint_of_services") else { return };
+    let bucket = format!("s3://{}", place.bucket);
+    let (code, said) = run(home.pailfs().args(["sessions", "check", "--profile", "svc", &bucket]));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(block_on(place.keys()).unwrap().is_empty() && Path::new(&home.at("config")).exists());
+}
+
+/// `pailfs sessions` names the place where a value was really found.
+#[test]
+fn the_listing_of_sessions_shows_true_sources() {
+    let home = Home::new(
+        "[profile work]\nregion = eu-west-3\naws_access_key_id = AKIAWORKWORKWORKWORK\naws_secret_access_key = s\n",
+    );
+    fs::create_dir_all(home.at("xdg/pailfs")).unwrap();
+    let config = "[session.lab]\naccess_key_id = 'GKLABLABLABLAB'\nsecret_access_key = 'hush'\n";
+    fs::write(home.at("xdg/pailfs/config.toml"), config).unwrap();
+    let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(home.at("xdg/pailfs/config.toml"), own).unwrap();
+    let listed = json(home.pailfs().env("AWS_PROFILE", "work").arg("sessions"));
+    let of = |name: &str| {
+        listed.as_array().unwrap().iter().find(|session| session["name"] == name).expect(name).clone()
+    };
+    assert_eq!(of("lab")["profile"], Value::Null, "explicit keys come from no profile");
+    assert_eq!(of("lab")["credentials"]["source"], "configuration");
+    assert_eq!(of("default")["profile"]["source"], "environment AWS_PROFILE");
+    assert_eq!(of("default")["credentials"]["source"], "profile work");
+    assert_eq!(of("work")["profile"]["source"], "AWS files");
+    assert_eq!(of("work")["region"]["source"], "profile work");
+}
