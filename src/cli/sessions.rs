@@ -196,7 +196,8 @@ fn with_typed(mut described: SessionDescription, typed: &SessionConfig) -> Sessi
 
 async fn check_bucket(session: &Session, name: String, prefix: &str) -> Result<CheckedBucket, Failure> {
     let (store, region) = session.store_for(&name).await?;
-    store.head_bucket(&name).await?;
+    // What the endpoint says of itself is the truth, if it says something.
+    let region = store.head_bucket(&name).await?.region.or(session.region_of(&name).await?).or(region);
     let capabilities = probe(&*store, &name, prefix, Depth::Full).await?;
     Ok(CheckedBucket { name, region, capabilities })
 }

@@ -207,7 +207,11 @@ impl SessionBuilder {
         };
         let region = configured(&self.config.region)
             .or_else(|| profile.region())
-            .or_else(|| sdk.region().map(|region| described(region.as_ref(), "instance metadata")));
+            // The SDK takes an empty variable for a region.
+            .or_else(|| {
+                let found = sdk.region().map(Region::as_ref).filter(|region| !region.is_empty());
+                found.map(|region| described(region, "instance metadata"))
+            });
         Ok(Session {
             inner: Arc::new(Inner {
                 name: self.name.unwrap_or_else(|| "default".to_owned()),
@@ -252,6 +256,16 @@ impl Session {
         self.inner.region.as_ref().map_or_else(|| DEFAULT_REGION.to_owned(), |region| region.value.clone())
     }
 
+    /// The region, and who named it: an endpoint of one's own has the last word.
+    fn described_region(&self) -> Described {
+        let named = self.inner.region.clone().unwrap_or_else(|| described(DEFAULT_REGION, "default"));
+        let clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        match clients.get(&named.value).map(Client::region) {
+            Some(learned) if learned != named.value => described(&learned, "the endpoint"),
+            _ => named,
+        }
+    }
+
     /// The endpoint set for this session; `None` is AWS itself.
     pub fn endpoint_url(&self) -> Option<String> {
         self.inner.endpoint.as_ref().map(|endpoint| endpoint.value.clone())
@@ -293,9 +307,9 @@ impl Session {
         if let Some(region) = self.inner.regions.lock().unwrap_or_else(PoisonError::into_inner).get(bucket) {
             return Ok(Some(region.clone()));
         }
-        // An endpoint of one's own has the region that was set for it, whatever it says of itself.
+        // An endpoint of one's own has one region: the one that was set, unless it insists on another.
         if self.endpoint_url().is_some() {
-            return Ok(Some(self.region()));
+            return Ok(Some(self.described_region().value));
         }
         let region = match self.client().head_bucket(bucket).await {
             Ok(info) => info.region,
@@ -367,7 +381,7 @@ impl Session {
         SessionDescription {
             name: self.inner.name.clone(),
             profile: self.profile(),
-            region: self.inner.region.clone().unwrap_or_else(|| described(DEFAULT_REGION, "default")),
+            region: self.described_region(),
             endpoint: self.inner.endpoint.clone().unwrap_or_else(|| described("AWS", "default")),
             credentials,
             expires,
@@ -437,7 +451,7 @@ impl Session {
             config.build(),
             Box::new(move || http.client()),
             ClientSettings {
-                region: region.to_owned(),
+                own_endpoint: inner.endpoint.is_some(),
                 requester_pays: inner.config.requester_pays.unwrap_or(false),
                 timeout: inner.timeout,
             },

@@ -161,3 +161,37 @@ fn the_listing_of_sessions_shows_true_sources() {
     assert_eq!(of("work")["profile"]["source"], "AWS files");
     assert_eq!(of("work")["region"]["source"], "profile work");
 }
+
+/// Garage signs for a region of its own name and refuses any other; its answer names it, so nobody has to.
+#[test]
+fn the_region_of_an_own_endpoint_is_found_out() {
+    let Some(place) = fresh_place(Server::Garage, "the_region_of_an_own_endpoint") else { return };
+    let at = endpoint(Server::Garage);
+    let home = Home::new("");
+    let bucket = format!("s3://{}", place.bucket);
+    let session = |region: &str| {
+        let mut command = home.pailfs();
+        command
+            .env("AWS_ACCESS_KEY_ID", &at.access)
+            .env("AWS_SECRET_ACCESS_KEY", &at.secret)
+            .env("AWS_ENDPOINT_URL", &at.url)
+            .env("AWS_REGION", region);
+        command
+    };
+    for region in ["", "eu-west-3"] {
+        let report = json(session(region).args(["sessions", "check", &bucket]));
+        assert_eq!(report["session"]["region"]["value"], at.region.as_str(), "{report:#}");
+        assert_eq!(report["session"]["region"]["source"], "the endpoint");
+        assert_eq!(report["bucket"]["region"], at.region.as_str());
+    }
+    let dir = home.at("mnt");
+    fs::create_dir(&dir).unwrap();
+    for source in [&bucket, "s3://"] {
+        let (code, said) = run(session("").args(["mount", source]).arg(&dir));
+        assert_eq!(code, Some(0), "{said}");
+        let seen = fs::read_dir(&dir).unwrap().count();
+        let (code, said) = run(session("").arg("umount").arg(&dir));
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(seen > 0, source == "s3://");
+    }
+}
