@@ -26,7 +26,7 @@ use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, U
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
-use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Session, Store, Verdict, probe};
+use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::Conditions;
 
@@ -192,10 +192,27 @@ impl Findings {
         Self { capabilities, notes: Mutex::default() }
     }
 
-    fn note(&self, bucket: &str, text: &str) {
+    /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
+    fn note(&self, bucket: &str, text: &str) -> bool {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        if notes.len() < NOTES_MAX {
-            notes.insert(bucket.to_owned(), format!("{bucket}: {text}"));
+        let note = format!("{bucket}: {text}");
+        if notes.get(bucket) == Some(&note) || (notes.len() >= NOTES_MAX && !notes.contains_key(bucket)) {
+            return false;
+        }
+        notes.insert(bucket.to_owned(), note);
+        true
+    }
+
+    /// What people should know of a probe: what it could not ask, and what it could not take away.
+    fn hear(&self, bucket: &str, probed: &Probed) {
+        if let Some(why) = &probed.stopped {
+            tracing::warn!(
+                bucket,
+                "the endpoint was not probed, because its answers would stay as objects: {why}"
+            );
+        }
+        if !probed.left.is_empty() {
+            self.note(&format!("{bucket} "), &format!("a probe left behind {}", probed.left.join(", ")));
         }
     }
 
@@ -269,7 +286,11 @@ fn volume(
         let (store, findings) = (Arc::clone(&store), Arc::clone(&findings));
         let (endpoint, bucket, prefix) = (endpoint.clone(), bucket.clone(), prefix.clone());
         Box::pin(async move {
-            let asked = probe(&*store, &bucket, &prefix, Depth::Writes);
+            let asked = async {
+                let probed = probe(&*store, &bucket, &prefix, Depth::Writes).await?;
+                findings.hear(&bucket, &probed);
+                Ok(probed.capabilities)
+            };
             let found = findings.capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
             Ok(conditions_of(&found, &bucket, &findings))
         })
@@ -278,9 +299,10 @@ fn volume(
 
 /// How far the order of an endpoint's listings is known. What is not known shows in the listings themselves.
 fn order_of(found: Option<Capabilities>) -> Order {
-    match found.map(|found| found.list_order) {
-        Some(Verdict::Works) => Order::Known,
-        Some(Verdict::Ignored) => Order::Other,
+    match found.map(|found| (found.list_order, found.start_after_with_delimiter)) {
+        Some((Verdict::Works, Verdict::Works)) => Order::Known,
+        Some((Verdict::Ignored, _)) => Order::Other,
+        // A listing that begins in the middle may leave names out, so it has to show like any other.
         _ => Order::Unknown,
     }
 }
@@ -301,8 +323,9 @@ fn conditions_of(found: &Capabilities, bucket: &str, findings: &Findings) -> Con
              short window in which another client's change can be lost",
             missing.join(", ")
         );
-        tracing::warn!(bucket, "{note}");
-        findings.note(bucket, &note);
+        if findings.note(bucket, &note) {
+            tracing::warn!(bucket, "{note}");
+        }
     }
     conditions
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use serde::Serialize;
@@ -10,9 +11,12 @@ use serde::Serialize;
 use super::args::{CheckArgs, SessionsArgs};
 use super::exit::{Code, Failure};
 use super::{machine, mount};
+use crate::base::SystemClock;
 use crate::config::{ConfigFile, DEFAULT_SESSION, S3Url};
 use crate::error::{Error, Kind};
-use crate::s3::{Caller, Capabilities, Depth, Session, SessionConfig, SessionDescription, probe};
+use crate::s3::{
+    Caller, Capabilities, CapabilityCache, Depth, Probed, Session, SessionConfig, SessionDescription, probe,
+};
 
 /// Sessions whose credentials are looked for at once.
 const SESSIONS_AT_ONCE: usize = 8;
@@ -152,6 +156,10 @@ struct CheckedBucket {
     name: String,
     region: Option<String>,
     capabilities: Capabilities,
+    /// Why not everything was asked.
+    stopped: Option<String>,
+    /// What the check could not take away again.
+    left: Vec<String>,
 }
 
 pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
@@ -198,8 +206,12 @@ async fn check_bucket(session: &Session, name: String, prefix: &str) -> Result<C
     let (store, region) = session.store_for(&name).await?;
     // What the endpoint says of itself is the truth, if it says something.
     let region = store.head_bucket(&name).await?.region.or(session.region_of(&name).await?).or(region);
-    let capabilities = probe(&*store, &name, prefix, Depth::Full).await?;
-    Ok(CheckedBucket { name, region, capabilities })
+    let Probed { capabilities, stopped, left } = probe(&*store, &name, prefix, Depth::Full).await?;
+    // What was found out serves the mounts to come. Without a state directory each asks for itself.
+    if let (Some(endpoint), Ok(dir)) = (session.endpoint_url(), machine::default_state_dir()) {
+        CapabilityCache::new(Some(&dir), Arc::new(SystemClock)).learn(&endpoint, &name, &capabilities);
+    }
+    Ok(CheckedBucket { name, region, capabilities, stopped, left })
 }
 
 fn show_checked(checked: &Checked) -> String {
@@ -218,6 +230,13 @@ fn show_checked(checked: &Checked) -> String {
         let _ = writeln!(text, "s3://{}\n  {:<34} {region}", bucket.name, "region");
         for (name, verdict, meaning) in bucket.capabilities.table() {
             let _ = writeln!(text, "  {name:<34} {verdict:<8} {meaning}");
+        }
+        if let Some(why) = &bucket.stopped {
+            let _ = writeln!(text, "  nothing was written to find out more, because it would stay: {why}");
+        }
+        for left in &bucket.left {
+            let _ =
+                writeln!(text, "  left behind, because it could not be deleted: s3://{}/{left}", bucket.name);
         }
     }
     text

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use pailfs::s3::ListVersionsRequest;
 use serde_json::Value;
 
 use crate::harness::mount::{endpoint, fresh_place, pailfs};
@@ -194,4 +195,46 @@ fn the_region_of_an_own_endpoint_is_found_out() {
         assert_eq!(code, Some(0), "{said}");
         assert_eq!(seen > 0, source == "s3://");
     }
+}
+
+/// A check takes away what it wrote, versions too; where it could not, it writes nothing and says so.
+#[test]
+fn a_check_leaves_nothing_behind_or_says_what() {
+    let Some(place) = fresh_place(Server::Demo, "a_check_leaves_nothing_behind") else { return };
+    let at = endpoint(Server::Demo);
+    let home = Home::new("");
+    let bucket = format!("s3://{}", place.bucket);
+    let check = || {
+        let mut command = home.pailfs();
+        command.env("AWS_ACCESS_KEY_ID", &at.access).env("AWS_SECRET_ACCESS_KEY", &at.secret).args([
+            "sessions",
+            "check",
+            &bucket,
+            "--endpoint-url",
+            &at.url,
+        ]);
+        command
+    };
+    let versions = || {
+        let request = ListVersionsRequest { bucket: place.bucket.clone(), ..ListVersionsRequest::default() };
+        block_on(place.store.list_versions(request)).unwrap().versions
+    };
+    for versioned in [false, true] {
+        if versioned {
+            block_on(place.store.set_versioning(&place.bucket, true)).unwrap();
+        }
+        let report = json(&mut check());
+        assert_eq!(report["bucket"]["capabilities"]["copy_if_match"], "works");
+        assert_eq!(report["bucket"]["left"], serde_json::json!([]));
+        assert!(versions().is_empty(), "{:?}", versions());
+    }
+    // A mount finds the verdicts and does not probe again.
+    let kept = fs::read_to_string(home.at("state/pailfs/capabilities.json")).unwrap();
+    assert!(kept.contains(&format!("{} {}", at.url, place.bucket)), "{kept}");
+
+    let rule = format!("bucket={},op=DeleteObject,fault=denied", place.bucket);
+    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    let (code, said) = run(&mut check());
+    assert!(code == Some(0) && said.contains("may not delete"), "{said}");
+    assert!(versions().is_empty(), "{:?}", versions());
 }
