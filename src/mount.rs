@@ -26,6 +26,7 @@ use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, U
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
+use crate::s3::unreachable_because;
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::Conditions;
@@ -165,8 +166,11 @@ async fn connect(
             .map_err(Failure::at(Stage::Session))?;
         sessions.insert(name.to_owned(), Arc::new(session));
     }
-    let late = || Error::new(Kind::TimedOut, "S3 did not answer in time");
     let endpoints = Endpoints { sessions, findings: Arc::clone(findings) };
+    let late = || match endpoints.sessions.values().find_map(|session| session.trouble()) {
+        Some(why) => unreachable_because(&why),
+        None => Error::new(Kind::TimedOut, "S3 did not answer in time"),
+    };
     tokio::time::timeout(config.timeout, open_root(config, &endpoints))
         .await
         .unwrap_or_else(|_| Err(late()))
@@ -279,7 +283,7 @@ fn volume(
         .reach(session.reach())
         .origin(endpoint.as_deref().unwrap_or("aws"));
     // Amazon's own S3 keeps what it documents; any other server has to show it.
-    let Some(endpoint) = endpoint else { return volume };
+    let Some(endpoint) = endpoint.filter(|_| !session.is_aws()) else { return volume };
     let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
     volume.probe(Box::new(move || {

@@ -173,7 +173,7 @@ pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
     })?;
     let (caller, caller_unknown) = match session.caller().await {
         Ok(caller) => (Some(caller), None),
-        // Only AWS has an STS to ask; the requests that follow tell whether the identity is good.
+        // Not every server has an STS to ask; the requests that follow tell whether the identity is good.
         Err(error) if error.kind() == Kind::Unsupported => (None, Some(error.message().to_owned())),
         Err(error) => return Err(error.into()),
     };

@@ -28,6 +28,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use super::checksum::checksum_of;
 use super::credentials::Refreshing;
 use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
+use super::session::Trouble;
 use super::store::Store;
 use super::types::*;
 use crate::base::{ByteRange, ETag, hex};
@@ -80,6 +81,7 @@ pub(super) struct ClientSettings {
     pub(super) requester_pays: bool,
     /// How long a small request may take with all its retries.
     pub(super) timeout: Duration,
+    pub(super) trouble: Arc<Trouble>,
 }
 
 impl std::fmt::Debug for Client {
@@ -183,17 +185,25 @@ impl Client {
         let (mut refreshed, mut resigned) = (false, false);
         loop {
             let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
-            let answer =
-                send(self.sdk()).await.map_err(|error| error_of(error, condition).on(operation, bucket, key));
+            let answer = send(self.sdk()).await.map_err(|error| {
+                let error = error_of(error, condition);
+                let trouble = self.inner.settings.trouble.why().filter(|_| error.kind() == Kind::TimedOut);
+                match trouble {
+                    // Time was up between two tries.
+                    Some(why) => unreachable_because(&why),
+                    None => error,
+                }
+                .on(operation, bucket, key)
+            });
             self.count(operation, answer.as_ref().err());
             match (answer, &self.inner.credentials, sent) {
+                (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
                 (Err(error), Some(credentials), Some(sent))
                     if wants_new_credentials(&error) && !refreshed =>
                 {
                     refreshed = true;
                     credentials.invalidate(sent);
                 }
-                (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
                 (answer, ..) => return answer,
             }
         }
@@ -253,6 +263,11 @@ impl Client {
             }
         }
     }
+}
+
+/// What to say of an endpoint that takes no connections.
+pub fn unreachable_because(why: &str) -> Error {
+    Error::new(Kind::Unreachable, format!("the endpoint cannot be reached: {why}"))
 }
 
 /// The ETag S3 gives an object that one Put made: the MD5 of its bytes.

@@ -269,7 +269,9 @@ fn reason(error: &CredentialsError) -> String {
         causes.push(error.to_string());
         cause = error.source();
     }
-    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
+    let text = if causes.is_empty() { error.to_string() } else { causes.join(": ") };
+    // The chain tells on lines of their own what it tried; a message has one.
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// The SDK's handle on shared credentials.

@@ -39,8 +39,12 @@ where
                 raw.headers().get("x-amz-request-id"),
                 raw.headers().get("x-amz-id-2"),
             );
-            // Without a code the SDK's own chain is all there is to tell.
-            if code.is_empty() { answer.with_source(error) } else { answer.with_code(&code) }
+            match (code.is_empty(), kind) {
+                // How it could not be read is all there is to tell. Otherwise the SDK has but its own insides to show.
+                (true, Kind::Corrupt) => answer.with_source(error),
+                (true, _) => answer,
+                (false, _) => answer.with_code(&code),
+            }
         }
         SdkError::TimeoutError(_) => {
             Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
@@ -188,7 +192,7 @@ pub(super) fn region_hint(error: &Error) -> Option<String> {
     Some(region.to_owned())
 }
 
-fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
+pub(super) fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
     let mut text = String::new();
     while let Some(cause) = error {
         text.push_str(&cause.to_string());
@@ -200,10 +204,13 @@ fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
 
 /// Whether a fresh set of credentials may help.
 pub(super) fn wants_new_credentials(error: &Error) -> bool {
-    matches!(
-        error.code(),
-        Some("ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired")
-    )
+    match error.code() {
+        Some(code) => {
+            matches!(code, "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired")
+        }
+        // An answer to HEAD has no code. S3 says 400 to one that was signed with an expired token.
+        None => error.status() == Some(400) && region_hint(error).is_none(),
+    }
 }
 
 /// Whether the server refused the checksum rather than the request.

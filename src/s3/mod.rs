@@ -25,7 +25,7 @@ mod types;
 
 pub use capability::{Capabilities, CapabilityCache, Depth, Probed, Verdict, probe};
 pub use checksum::{checksum_of, is_of_body, verify};
-pub use client::{Client, content_etag, multipart_etag};
+pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use mem::{Listing, MemStore, When};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};

@@ -77,7 +77,8 @@ impl Profile {
         if self.ignores_endpoints() {
             return Ok(None);
         }
-        let own = self.endpoint_of_services().or_else(|| Some(self.says(self.sections.get("endpoint_url")?)));
+        let own =
+            self.endpoint_of_services("s3").or_else(|| Some(self.says(self.sections.get("endpoint_url")?)));
         let found = self.first_of(own, ENDPOINTS);
         if let Some(Described { value, source }) = &found {
             check_endpoint(value).map_err(|wrong| {
@@ -94,13 +95,19 @@ impl Profile {
         if self.named { own.or(around) } else { around.or(own) }
     }
 
+    /// An endpoint for STS alone.
+    pub(super) fn endpoint_of_sts(&self) -> Option<Described> {
+        let own = self.endpoint_of_services("sts");
+        self.first_of(own, &["AWS_ENDPOINT_URL_STS"]).filter(|_| !self.ignores_endpoints())
+    }
+
     /// `services = NAME`, and in `[services NAME]` an `endpoint_url` below `s3 =`.
-    fn endpoint_of_services(&self) -> Option<Described> {
+    fn endpoint_of_services(&self, service: &str) -> Option<Described> {
         let services = self.sections.get("services")?;
         let key = PropertiesKey::builder()
             .section_key("services")
             .section_name(services)
-            .property_name("s3")
+            .property_name(service)
             .sub_property_name("endpoint_url")
             .build()
             .ok()?;

@@ -238,3 +238,106 @@ fn a_check_leaves_nothing_behind_or_says_what() {
     assert!(code == Some(0) && said.contains("may not delete"), "{said}");
     assert!(versions().is_empty(), "{:?}", versions());
 }
+
+/// STS is asked wherever it may be: moto answers it beside S3, other servers do not offer it.
+#[test]
+fn the_caller_is_asked_for_at_own_endpoints_too() {
+    for server in [Server::Demo, Server::Moto, Server::Garage, Server::SeaweedFs] {
+        let Some(_place) = fresh_place(server, "the_caller_is_asked_for") else { continue };
+        let at = endpoint(server);
+        let home = Home::new("");
+        let mut check = home.pailfs();
+        check.env("AWS_ACCESS_KEY_ID", &at.access).env("AWS_SECRET_ACCESS_KEY", &at.secret);
+        let report = json(check.args(["sessions", "check", "--endpoint-url", &at.url]));
+        if server == Server::Moto {
+            assert!(report["caller"]["arn"].as_str().unwrap().starts_with("arn:aws:"), "{report:#}");
+        } else {
+            assert_eq!(report["caller_unknown"], "not offered by this endpoint", "{server:?}");
+        }
+    }
+}
+
+/// Credentials that expire in the middle are fetched anew, once and unnoticed: the server takes only the fresh ones,
+/// so a request that is merely repeated fails.
+#[test]
+fn an_expired_token_is_replaced_by_a_fresh_one() {
+    let Some(place) = fresh_place(Server::Demo, "an_expired_token_is_replaced") else { return };
+    let at = endpoint(Server::Demo);
+    let home = Home::new("");
+    let (script, calls, dir) = (home.at("provider"), home.at("calls"), home.at("mnt"));
+    let text = format!(
+        "#!/bin/sh\necho call >> {calls}\n[ $(wc -l < {calls}) = 1 ] && token=old || token=fresh\n\
+         printf '{{\"Version\":1,\"AccessKeyId\":\"{}\",\"SecretAccessKey\":\"{}\",\"SessionToken\":\"%s\"}}' $token\n",
+        at.access,
+        at.secret,
+        calls = calls.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let config = format!("[profile p]\nregion = us-east-1\ncredential_process = {}\n", script.display());
+    fs::write(home.at("config"), config).unwrap();
+    fs::create_dir(&dir).unwrap();
+    let bucket = format!("s3://{}", place.bucket);
+    let mut mount = home.pailfs();
+    let (code, said) =
+        run(mount.args(["mount", &bucket, "--profile", "p", "--endpoint-url", &at.url]).arg(&dir));
+    assert_eq!(code, Some(0), "{said}");
+    let _unmounted = Unmount(dir.clone());
+    let asked = || fs::read_to_string(&calls).unwrap().lines().count();
+    assert_eq!(asked(), 1);
+
+    let rule = format!("bucket={},fault=expired-token:old", place.bucket);
+    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    fs::write(dir.join("f"), b"x").unwrap();
+    assert_eq!(block_on(place.get("f")).unwrap(), "x");
+    for n in 0..10 {
+        fs::write(dir.join(format!("more-{n}")), b"y").unwrap();
+    }
+    assert_eq!(asked(), 2, "fetched once more, for all requests");
+}
+
+/// A closed port and a name that nobody knows are heard of by their names, also where time is short.
+#[test]
+fn an_endpoint_that_cannot_be_reached_says_why() {
+    let home = Home::new("");
+    fs::create_dir(home.at("mnt")).unwrap();
+    for (url, why) in [("http://127.0.0.1:1", "refused"), ("http://no.such.host.invalid", "lookup")] {
+        let mut mount = home.pailfs();
+        mount.env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b").env("NO_PROXY", "*");
+        mount.args(["mount", "s3://bucket", "--timeout", "2s", "--endpoint-url", url]);
+        let (code, said) = run(mount.arg(home.at("mnt")));
+        assert!(code == Some(7) && said.contains(why), "{code:?} {said}");
+        assert!(!said.contains("--timeout") && !said.contains("in time"), "{said}");
+    }
+}
+
+/// What is refused with a HEAD has no words; nor has the message anything of the program's insides.
+#[test]
+fn a_refused_head_is_told_in_words() {
+    let Some(place) = fresh_place(Server::Demo, "a_refused_head") else { return };
+    let at = endpoint(Server::Demo);
+    let rule = format!("bucket={},op=HeadBucket,fault=denied", place.bucket);
+    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    let home = Home::new("");
+    let bucket = format!("s3://{}", place.bucket);
+    let check = ["sessions", "check", &bucket, "--no-sign-request", "--endpoint-url", &at.url];
+    let (code, said) = run(home.pailfs().args(check));
+    assert!(code == Some(5) && said.contains("access denied"), "{code:?} {said}");
+    assert!(!said.contains("unhandled") && !said.contains('{'), "{said}");
+
+    // A key that nobody was given is another matter than a permission.
+    let mut stranger = home.pailfs();
+    stranger.env("AWS_ACCESS_KEY_ID", "AKIANOBODYNOBODYNOBO").env("AWS_SECRET_ACCESS_KEY", "s");
+    fs::create_dir(home.at("mnt")).unwrap();
+    let (code, said) = run(stranger.args(["mount", &bucket, "--endpoint-url", &at.url]).arg(home.at("mnt")));
+    assert!(code == Some(4) && said.contains("InvalidAccessKeyId"), "{code:?} {said}");
+}
+
+/// Unmounts whatever became of the test.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new(env!("CARGO_BIN_EXE_pailfs")).arg("umount").arg(&self.0).output();
+    }
+}
