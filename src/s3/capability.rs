@@ -562,14 +562,20 @@ impl Scratch<'_> {
         let keeps_versions = self.keeps_versions.load(Ordering::Relaxed);
         let mut left = Vec::new();
         for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
-            if self.store.abort_upload(&upload).await.is_err() {
-                left.push(format!("{} (an upload)", upload.key));
+            match self.store.abort_upload(&upload).await {
+                Err(error) if !error.is_not_found() => left.push(format!("{} (an upload)", upload.key)),
+                _ => {}
             }
         }
         // What is there is known from the answers; a listing knows of those that were lost too.
-        let listed = self.listed().await.unwrap_or_default();
-        let mut made: BTreeSet<(String, Option<String>)> = self.lock().clone();
-        made.extend(listed);
+        let listed = self.listed(keeps_versions).await;
+        let mut made = self.lock().clone();
+        if keeps_versions && listed.is_err() {
+            // The answer to a batch does not name the delete markers it made.
+            let batch = made.iter().filter(|(key, _)| key.contains(".batch-"));
+            left.extend(batch.map(|(key, _)| format!("{key} (its delete marker)")));
+        }
+        made.extend(listed.unwrap_or_default());
         if keeps_versions {
             // A key without its version would get one more delete marker.
             made.retain(|(_, version)| version.is_some());
@@ -578,6 +584,21 @@ impl Scratch<'_> {
         }
         // SeaweedFS keeps the directories of keys that are gone, until their markers are deleted too.
         let nested = made.iter().any(|(key, _)| key[self.root.len()..].contains('/'));
+        left.extend(self.remove(made).await);
+        for dir in ["order/a/", "order/"].iter().filter(|_| nested && !keeps_versions) {
+            let _ = self.delete_version(&self.key(dir), None).await;
+        }
+        if !keeps_versions {
+            // Where versioning is suspended a delete may leave a marker without a word (SeaweedFS).
+            let markers = self.listed(true).await.unwrap_or_default();
+            left.extend(self.remove(markers.into_iter().collect()).await);
+        }
+        left
+    }
+
+    /// Deletes these keys and versions; returns what stays.
+    async fn remove(&self, made: BTreeSet<(String, Option<String>)>) -> Vec<String> {
+        let mut left = Vec::new();
         let mut deletes = futures::stream::iter(made)
             .map(async |(key, version)| {
                 let answer = self.delete_version(&key, version.clone()).await;
@@ -590,15 +611,12 @@ impl Scratch<'_> {
                 left.push(version.map_or(key.clone(), |version| format!("{key} (version {version})")));
             }
         }
-        for dir in ["order/a/", "order/"].iter().filter(|_| nested && !keeps_versions) {
-            let _ = self.delete_version(&self.key(dir), None).await;
-        }
         left
     }
 
-    async fn listed(&self) -> Result<Vec<(String, Option<String>)>> {
+    async fn listed(&self, versions: bool) -> Result<Vec<(String, Option<String>)>> {
         let (bucket, prefix) = (self.bucket.to_owned(), self.root.clone());
-        if !self.keeps_versions.load(Ordering::Relaxed) {
+        if !versions {
             let request = ListRequest { bucket, prefix, ..ListRequest::default() };
             let page = self.store.list(request).await?;
             return Ok(page.objects.into_iter().map(|object| (object.key, None)).collect());

@@ -228,6 +228,9 @@ fn a_check_leaves_nothing_behind_or_says_what() {
         assert_eq!(report["bucket"]["left"], serde_json::json!([]));
         assert!(versions().is_empty(), "{:?}", versions());
     }
+    block_on(place.store.set_versioning(&place.bucket, false)).unwrap();
+    json(&mut check());
+    assert!(versions().is_empty(), "suspended: {:?}", versions());
     // A mount finds the verdicts and does not probe again.
     let kept = fs::read_to_string(home.at("state/pailfs/capabilities.json")).unwrap();
     assert!(kept.contains(&format!("{} {}", at.url, place.bucket)), "{kept}");
