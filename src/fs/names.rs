@@ -272,13 +272,14 @@ impl Fs {
             (true, true) => Condition::Absent,
             _ => Condition::Any,
         };
-        let written = copy_object(store, &source, info.size, &to.volume.bucket, &to_key, condition)
-            .await
-            .inspect_err(|error| {
-                if let Some(replaced) = &mut replaced {
-                    replaced.failed(error);
-                }
-            })?;
+        let written =
+            copy_object(store, &to.volume.store, &source, info.size, &to.volume.bucket, &to_key, condition)
+                .await
+                .inspect_err(|error| {
+                    if let Some(replaced) = &mut replaced {
+                        replaced.failed(error);
+                    }
+                })?;
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
         // Gone already: an earlier attempt's answer was lost, or another client was first.
         if let Err(error) = deleted
@@ -439,8 +440,9 @@ async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: Listed
         return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
     }
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let store = &from.volume.store;
-    let written = copy_object(store, &source, object.size, &to.volume.bucket, &key, Condition::Any).await?;
+    let (store, target) = (&from.volume.store, &to.volume.store);
+    let bucket = &to.volume.bucket;
+    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
     Ok(Copied { from: source.etag, key, etag: written.etag })
 }
 

@@ -16,15 +16,16 @@ mod failure;
 pub mod limits;
 mod mem;
 pub mod model;
+mod profile;
 pub mod resource;
 mod session;
 mod settings;
 mod store;
 mod types;
 
-pub use capability::{Capabilities, CapabilityCache, Depth, Verdict, probe};
+pub use capability::{Capabilities, CapabilityCache, Depth, Probed, Verdict, probe};
 pub use checksum::{checksum_of, is_of_body, verify};
-pub use client::{Client, content_etag, multipart_etag};
+pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use mem::{Listing, MemStore, When};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};

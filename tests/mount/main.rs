@@ -14,3 +14,4 @@ mod cache;
 mod cli;
 mod semantics;
 mod servers;
+mod sessions;
