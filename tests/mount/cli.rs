@@ -71,6 +71,8 @@ fn mount_goes_to_the_background_and_umount_waits_for_the_end() {
     assert_eq!(block_on(place.get("f")).unwrap(), "x");
     let output = run(Server::Demo, &["umount", &dir]);
     assert_eq!(output.status.code(), Some(12), "not mounted: {}", text(&output));
+    let output = run(Server::Demo, &["umount", "/nonexistent/dir"]);
+    assert_eq!(output.status.code(), Some(12), "{}", text(&output));
 }
 
 #[test]
@@ -148,6 +150,80 @@ fn mounting_over_a_dead_mount_of_ours_works() {
     fs::write(m.at("alive"), b"yes").unwrap();
     assert!(run(Server::Demo, &["umount", dir.to_str().unwrap()]).status.success());
     assert_eq!(block_on(m.place.get("alive")).unwrap(), "yes");
+}
+
+/// A process that is stopped, and goes on when this goes out of scope.
+struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    fn stop(pid: u32) -> Self {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+    }
+}
+
+#[test]
+fn every_command_ends_where_the_mount_s_process_is_stuck() {
+    // They hung for ever: each asked the mount for its root before its process was asked with a deadline.
+    let Some(m) = Mounted::fresh(Server::Demo, "every_command_ends_where_the_process_is_stuck") else {
+        return;
+    };
+    let at = endpoint(Server::Demo);
+    let (dir, source) = (m.path().to_str().unwrap().to_owned(), format!("s3://{}", m.place.bucket));
+    let link = m.path().with_file_name("link");
+    std::os::unix::fs::symlink(m.path(), &link).unwrap();
+    assert!(run(Server::Demo, &["status", &dir]).status.success());
+    let stopped = Stopped::stop(m.pid());
+    let commands: [&[&str]; 4] = [
+        &["status", link.to_str().unwrap()],
+        &["flush", &dir],
+        &["umount", &dir],
+        &["mount", &source, &dir, "--endpoint-url", &at.url, "--region", &at.region],
+    ];
+    let mut running: Vec<_> = commands
+        .iter()
+        .map(|command| {
+            let mut child = pailfs(&at);
+            child.args(*command).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+            child.spawn().unwrap()
+        })
+        .collect();
+    // 20 seconds of silence are what the socket gives a process.
+    let all_ended = wait_for(Duration::from_secs(40), || {
+        running.iter_mut().all(|child| matches!(child.try_wait(), Ok(Some(_))))
+    });
+    for child in &mut running {
+        let _ = child.kill();
+    }
+    drop(stopped);
+    assert!(all_ended, "a command hangs");
+    for (command, child) in commands.iter().zip(running) {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(13), "{command:?}: {}", text(&output));
+        assert!(text(&output).contains("does not answer"), "{command:?}: {}", text(&output));
+    }
+    // What was asked of it is heard once it goes on.
+    assert!(wait_for(Duration::from_secs(30), || !is_mounted(&m.path())));
+}
+
+#[test]
+fn a_dead_mount_is_told_of_and_taken_away() {
+    let Some(mut m) = Mounted::fresh(Server::Demo, "a_dead_mount_is_told_of_and_taken_away") else { return };
+    m.kill();
+    let dir = m.path().to_str().unwrap().to_owned();
+    let output = run(Server::Demo, &["status", &dir]);
+    assert_eq!(output.status.code(), Some(13), "{}", text(&output));
+    assert!(text(&output).contains("is gone"), "{}", text(&output));
+    let output = run(Server::Demo, &["umount", &dir]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!is_mounted(&m.path()));
 }
 
 #[test]
