@@ -134,9 +134,9 @@ fn mount_table() -> Result<Vec<u8>, Failure> {
 fn resolve(dir: &Path, table: &[u8]) -> io::Result<PathBuf> {
     let mounts: Vec<Mount> = mountinfo::parse(table).collect();
     let needs_no_question = |path: &Path| {
-        mounts.iter().any(|mount| {
-            path == mount.mountpoint || mount.is_ours() && path.starts_with(&mount.mountpoint)
-        })
+        mounts
+            .iter()
+            .any(|mount| path == mount.mountpoint || mount.is_ours() && path.starts_with(&mount.mountpoint))
     };
     let absolute = std::path::absolute(dir)?;
     let mut ahead: VecDeque<OsString> = VecDeque::new();

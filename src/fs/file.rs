@@ -14,7 +14,7 @@ use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
-use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo};
+use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
 
@@ -43,12 +43,17 @@ const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
 const MATERIALISE_STEP: u64 = 8 << 20;
 
+/// After a request that failed for want of an answer, S3 may still say whether it was done.
+const TIDY_WAIT: Duration = Duration::from_secs(3);
+
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) ino: Ino,
     state: Mutex<State>,
     /// Held by the one commit under way.
     commit: tokio::sync::Mutex<()>,
+    /// Of that commit: who waits for it waits as long as it moves.
+    progress: Arc<Progress>,
 }
 
 #[derive(Debug)]
@@ -193,6 +198,7 @@ impl File {
                 last_error: None,
             }),
             commit: tokio::sync::Mutex::new(()),
+            progress: Arc::default(),
         }
     }
 
@@ -475,6 +481,16 @@ impl Fs {
         };
         let volume = self.volume(id)?;
         let _shared = volume.namespace.read().await;
+        let silence = self.options.timeout + TIDY_WAIT;
+        let committing = self.commit_in_turn(file, &volume);
+        watch(&file.progress, silence, committing).await.unwrap_or_else(|| {
+            let seconds = self.options.timeout.as_secs_f32();
+            Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
+        })
+    }
+
+    /// Under the namespace lock.
+    async fn commit_in_turn(&self, file: &Arc<File>, volume: &Volume) -> Result<()> {
         let _turn = file.commit.lock().await;
         if !file.is_dirty() {
             return Ok(());
@@ -484,16 +500,16 @@ impl Fs {
         let honoured = volume.honoured().await;
         let (job, stamp) = {
             let state = lock(&file.state);
-            (self.job(&state, &volume, &key, state.expects.clone(), honoured), state.stamp)
+            (self.job(&state, volume, &key, state.expects.clone(), honoured), state.stamp)
         };
         let len = job.len;
         match upload(job).await {
             Ok(written) => {
-                self.committed(file, id, &volume, &key, len, stamp, &written.etag);
+                self.committed(file, id, volume, &key, len, stamp, &written.etag);
                 Ok(())
             }
             Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale) => {
-                Err(self.keep_as_conflict_copy(file, &volume, &key, error).await)
+                Err(self.keep_as_conflict_copy(file, volume, &key, error).await)
             }
             Err(error) => Err(error),
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::harness::mount::{Mounted, endpoint, fresh_place, is_mounted, pailfs, wait_for};
 use crate::harness::{Server, block_on};
+use crate::stuck::Stopped;
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -150,23 +151,6 @@ fn mounting_over_a_dead_mount_of_ours_works() {
     fs::write(m.at("alive"), b"yes").unwrap();
     assert!(run(Server::Demo, &["umount", dir.to_str().unwrap()]).status.success());
     assert_eq!(block_on(m.place.get("alive")).unwrap(), "yes");
-}
-
-/// A process that is stopped, and goes on when this goes out of scope.
-struct Stopped(rustix::process::Pid);
-
-impl Stopped {
-    fn stop(pid: u32) -> Self {
-        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        Self(pid)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
-    }
 }
 
 #[test]
