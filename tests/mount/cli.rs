@@ -263,6 +263,32 @@ fn every_bucket_of_a_session_is_a_directory() {
 }
 
 #[test]
+fn a_bucket_that_another_client_removed_is_gone() {
+    // It stayed listed until the unmount, and was ENXIO inside.
+    let Some(one) = fresh_place(Server::Demo, "a_bucket_that_another_client_removed_is_gone") else { return };
+    let two = block_on(one.beside()).unwrap();
+    let m = Mounted::mount(one.clone(), "s3://", &[]);
+    fs::write(m.at(&two.bucket).join("f"), b"x").unwrap();
+    let has_two = || {
+        fs::read_dir(m.path()).unwrap().any(|entry| entry.unwrap().file_name().to_str() == Some(&two.bucket))
+    };
+    assert!(has_two());
+    block_on(two.delete("f")).unwrap();
+    block_on(two.store.delete_bucket(&two.bucket)).unwrap();
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let soon = Duration::from_secs(20);
+    assert!(wait_for(soon, || fs::metadata(m.at(&two.bucket)).is_err_and(|error| gone(&error))));
+    assert!(wait_for(soon, || !has_two()));
+    let error = fs::write(m.at(&two.bucket).join("g"), b"x").unwrap_err();
+    assert!(gone(&error), "{error}");
+    // The other bucket, and one that takes the name again.
+    fs::write(m.at(&one.bucket).join("f"), b"x").unwrap();
+    block_on(two.store.create_bucket(&two.bucket, None)).unwrap();
+    block_on(two.put("again", "y")).unwrap();
+    assert!(wait_for(soon, || fs::read(m.at(&two.bucket).join("again")).is_ok_and(|read| read == b"y")));
+}
+
+#[test]
 fn buckets_of_several_sessions_stand_side_by_side() {
     let Some(one) = fresh_place(Server::Demo, "buckets_of_several_sessions") else { return };
     let Some(two) = fresh_place(Server::Moto, "buckets_of_several_sessions") else { return };
