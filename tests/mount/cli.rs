@@ -240,6 +240,7 @@ fn a_prefix_is_mounted_alone() {
     assert_eq!(block_on(place.get("in/new")).unwrap(), "3");
 }
 
+/// "rename between buckets | of one session: yes, on the server; of two sessions: EXDEV, so mv copies" (and the next)
 #[test]
 fn every_bucket_of_a_session_is_a_directory() {
     let Some(one) = fresh_place(Server::Demo, "every_bucket_of_a_session_is_a_directory") else { return };
