@@ -124,10 +124,13 @@ impl Client {
         sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     ) -> Result<T, SdkError<E, HttpResponse>> {
         let timeout = self.inner.settings.timeout;
-        super::patience::watch_part(timeout, sent).await.unwrap_or_else(|| {
-            let seconds = timeout.as_secs_f32();
-            Err(SdkError::timeout_error(format!("no byte was taken for {seconds} s")))
-        })
+        match super::patience::watch_part(timeout, sent).await {
+            Some(answer) => answer,
+            None => {
+                let seconds = timeout.as_secs_f32();
+                Err(SdkError::timeout_error(format!("no byte was taken for {seconds} s")))
+            }
+        }
     }
 
     /// For [`patiently`](Self::patiently), which watches attempts and the whole.
