@@ -35,23 +35,23 @@ counters! {
     bytes_read => "fs_bytes_read";
     /// Bytes taken from write(2).
     bytes_written => "fs_bytes_written";
-    /// Reads answered from memory.
+    /// Reads answered from memory, beside those that the kernel answered by itself.
     read_hits => "read_hits";
     /// Reads that had to wait for bytes.
     read_waits => "read_waits";
     /// Small files fetched ahead of their opening.
     files_ahead => "files_fetched_ahead";
-    /// Opens that took a listing's word instead of asking.
+    /// Opens for reading that believed a fresh listing instead of asking S3.
     opens_listed => "opens_by_listing";
-    /// Runs of bytes found whole in the cache directory.
+    /// Pieces of files that were read from the cache directory.
     disk_hits => "disk_hits";
-    /// Runs of bytes looked for in the cache directory and not found whole.
+    /// Pieces of files that were looked for in the cache directory and had to come from S3.
     disk_misses => "disk_misses";
     /// Bytes read from the cache directory.
     disk_bytes_read => "disk_bytes_read";
     /// Bytes written to the cache directory.
     disk_bytes_written => "disk_bytes_written";
-    /// Runs of bytes not kept because the cache directory could not be written fast enough.
+    /// Pieces of files that were not kept because the cache directory could not be written fast enough.
     disk_dropped => "disk_dropped";
     /// Object versions evicted from the cache directory by this mount.
     disk_evictions => "disk_evictions";
@@ -61,15 +61,15 @@ counters! {
     disk_errors => "disk_errors";
     /// Names answered from memory, positive or negative.
     name_hits => "name_hits";
-    /// Names that had to be looked up.
+    /// Names that S3 had to be asked for.
     name_misses => "name_misses";
-    /// Directories answered from what was listed ahead of a walk.
+    /// Directories whose listing was there before it was asked for, because a walk was recognised.
     listed_ahead_hits => "listed_ahead_hits";
-    /// Pages listed ahead of walks.
+    /// Pages of listings that were fetched ahead of walks.
     listed_ahead_pages => "listed_ahead_pages";
-    /// Shards that large directories were listed in.
+    /// Parts that large directories were divided into, to be listed side by side.
     shards => "listing_shards";
-    /// Questions asked to divide large directories.
+    /// Requests spent on finding where to divide large directories.
     shard_probes => "listing_shard_probes";
     /// Objects committed by close, fsync or unmount.
     commits => "commits";

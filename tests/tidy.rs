@@ -133,3 +133,26 @@ fn links_between_documents_lead_somewhere() {
         }
     }
 }
+
+#[test]
+fn every_row_of_the_semantics_is_quoted_by_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/SEMANTICS.md")).unwrap();
+    let quotes: Vec<String> = sources(&root.join("tests"))
+        .iter()
+        .flat_map(|(_, text)| text.lines())
+        .filter_map(|line| line.trim_start().strip_prefix("/// ").map(str::to_owned))
+        .collect();
+    let mut rows = 0;
+    for row in page.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let first = row.split(" |").next().unwrap();
+        if ["promise", "operation"].contains(&first) {
+            continue;
+        }
+        rows += 1;
+        let is_promise = first.len() == 2 && first.ends_with(|c: char| c.is_ascii_digit());
+        let quote = if is_promise { format!("{first}: \"") } else { format!("\"{first} |") };
+        assert!(quotes.iter().any(|line| line.contains(&quote)), "no test quotes the row {first:?}");
+    }
+    assert!(rows > 20, "{rows} rows only");
+}

@@ -56,7 +56,8 @@ pub struct MountArgs {
     pub read_only: bool,
     #[command(flatten)]
     pub look: LookArgs,
-    /// How long any operation may take before it fails
+    /// How long any operation may go without progress before it fails: an answer of S3, or bytes taken by
+    /// the network
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Memory for blocks, read-ahead and uploads [default: a quarter of what this machine or its

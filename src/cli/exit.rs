@@ -44,10 +44,10 @@ codes! {
     NoSuchBucket = 6, "no-such-bucket", "The bucket does not exist.";
     Unreachable = 7, "unreachable", "The endpoint cannot be reached or did not answer in time.";
     Server = 8, "server", "The endpoint failed, asked to slow down, or broke the protocol.";
-    Mountpoint = 9, "mountpoint", "The mount point is missing, not a directory, or already in use.";
+    Mountpoint = 9, "mountpoint", "What is to be mounted on is missing, not a directory, or in use; or a mount is in use and stays.";
     Fuse = 10, "fuse", "FUSE is missing, or may not be used.";
     UnsavedData = 11, "unsaved-data", "Some bytes could not be saved to S3; the message names the files.";
-    NotMounted = 12, "not-mounted", "No pailfs mount is there.";
+    NotMounted = 12, "not-mounted", "No pailfs mount is there, or no such directory.";
     NoAnswer = 13, "no-answer", "The mount is there, but its process does not answer.";
     Local = 14, "local", "This machine failed: disk full, file not writable, and the like.";
     Internal = 70, "internal", "A defect of pailfs.";

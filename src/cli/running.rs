@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -10,7 +11,7 @@ use super::args::{FlushArgs, StatusArgs, UmountArgs};
 use super::exit::{Code, Failure};
 use super::mountpoint::{self, Place};
 use crate::base::format_bytes;
-use crate::control::{Cause, Reply, Request, Status, Unsaved};
+use crate::control::{Cause, Client, Reply, Request, Status, Unsaved};
 
 /// The first progress line comes after a second: what is done by then needs no words. Progress comes twice a second.
 const QUIET_PROGRESS: usize = 2;
@@ -18,7 +19,7 @@ const QUIET_PROGRESS: usize = 2;
 const END_WAIT_SECONDS: i64 = 60;
 
 pub async fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let client = live(Place::find(&args.dir)?)?.connect().await?;
+    let client = live(&args.dir).await?;
     match client.ask(Request::Status, |_| {}).await.map_err(no_answer)? {
         Reply::Status(status) => {
             let text = if args.json { json(&status)? } else { describe(&status) };
@@ -31,7 +32,7 @@ pub async fn status(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 pub async fn flush(args: &FlushArgs) -> Result<(), Failure> {
-    let client = live(Place::find(&args.dir)?)?.connect().await?;
+    let client = live(&args.dir).await?;
     match client.ask(Request::Flush, progress()).await.map_err(no_answer)? {
         Reply::Done => Ok(()),
         other => Err(refused(other)),
@@ -40,12 +41,11 @@ pub async fn flush(args: &FlushArgs) -> Result<(), Failure> {
 
 pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
     let place = Place::find(&args.dir)?;
-    if place.dead {
+    let Some(client) = place.connect().await? else {
         mountpoint::clear_dead(&place.path)?;
         eprintln!("pailfs: the process of this mount was gone already; what it had not saved to S3 is lost");
         return Ok(());
-    }
-    let client = place.connect().await?;
+    };
     let process = client.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
     match client.ask(Request::Unmount, progress()).await.map_err(no_answer)? {
         Reply::Done => {}
@@ -68,17 +68,17 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
     }
 }
 
-fn live(place: Place) -> Result<Place, Failure> {
-    if place.dead {
-        return Err(Failure::new(
+async fn live(dir: &Path) -> Result<Client, Failure> {
+    let place = Place::find(dir)?;
+    place.connect().await?.ok_or_else(|| {
+        Failure::new(
             Code::NoAnswer,
             format!(
                 "the process that mounted {0} is gone; `pailfs umount {0}` clears it away",
                 place.path.display()
             ),
-        ));
-    }
-    Ok(place)
+        )
+    })
 }
 
 fn no_answer(error: crate::error::Error) -> Failure {

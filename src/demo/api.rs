@@ -273,6 +273,7 @@ impl S3 for Api {
             source_key: source.key,
             source_version_id: source.version_id,
             source_if_match: pinned.map(|_| found.etag.clone()),
+            size: 0,
             bucket: input.bucket,
             key: input.key,
             condition,

@@ -390,6 +390,19 @@ impl Fs {
         if let Some(buckets) = &self.buckets {
             let listed = buckets.store.list_buckets().await?;
             names.extend(listed.iter().filter_map(|bucket| Name::parse(bucket.name.as_ref()).ok()));
+            let opened = self.tree().buckets();
+            for (name, ino) in opened {
+                if names.contains(&name) {
+                    self.tree().bucket_is_there(ino, asked);
+                    continue;
+                }
+                // Removed by another client; or another account's, which was opened by its name.
+                self.ask_bucket(&name).await?;
+                if self.tree().child(ROOT, &name) == Some(ino) {
+                    names.push(name);
+                }
+            }
+            self.pass_news();
         }
         names.sort();
         names.dedup();

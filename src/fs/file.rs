@@ -14,7 +14,7 @@ use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
-use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo};
+use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
 
@@ -43,12 +43,17 @@ const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
 const MATERIALISE_STEP: u64 = 8 << 20;
 
+/// After a request that failed for want of an answer, S3 may still say whether it was done.
+const TIDY_WAIT: Duration = Duration::from_secs(3);
+
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) ino: Ino,
     state: Mutex<State>,
     /// Held by the one commit under way, and by whoever takes the file's name or gives it another.
     commit: Arc<tokio::sync::Mutex<()>>,
+    /// Of that commit: who waits for it waits as long as it moves.
+    progress: Arc<Progress>,
 }
 
 #[derive(Debug)]
@@ -211,6 +216,7 @@ impl File {
                 last_error: None,
             }),
             commit: Arc::default(),
+            progress: Arc::default(),
         }
     }
 
@@ -527,6 +533,16 @@ impl Fs {
         };
         let volume = self.volume(id)?;
         let _shared = volume.namespace.read().await;
+        let silence = self.options.timeout + TIDY_WAIT;
+        let committing = self.commit_in_turn(file, &volume);
+        watch(&file.progress, silence, committing).await.unwrap_or_else(|| {
+            let seconds = self.options.timeout.as_secs_f32();
+            Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
+        })
+    }
+
+    /// Under the namespace lock.
+    async fn commit_in_turn(&self, file: &Arc<File>, volume: &Volume) -> Result<()> {
         let _turn = file.commit.lock().await;
         if !file.is_dirty() {
             return Ok(());
@@ -537,16 +553,16 @@ impl Fs {
         let (job, expects, stamp) = {
             let state = lock(&file.state);
             let expects = state.expects.clone();
-            (self.job(&state, &volume, &key, expects.clone(), honoured), expects, state.stamp)
+            (self.job(&state, volume, &key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
         match upload(job).await {
             Ok(written) => {
-                self.committed(file, id, &volume, &key, len, stamp, &written.etag);
+                self.committed(file, id, volume, &key, len, stamp, &written.etag);
                 Ok(())
             }
-            Err(error) if lost_race(&volume, &key, &expects, &error).await => {
-                Err(self.keep_as_conflict_copy(file, &volume, &key, error).await)
+            Err(error) if lost_race(volume, &key, &expects, &error).await => {
+                Err(self.keep_as_conflict_copy(file, volume, &key, error).await)
             }
             Err(error) => Err(error),
         }

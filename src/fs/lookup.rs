@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use futures::future::{Either, select};
 use tokio::sync::watch;
@@ -172,20 +173,41 @@ impl Fs {
         Ok(entry)
     }
 
-    /// Opens a bucket as a directory of the root, if there is such a bucket.
+    /// Opens a bucket as a directory of the root, if there is such a bucket; one that is open is asked for again
+    /// after the TTL, because another client may have removed it.
     pub(super) async fn ask_bucket(&self, name: &Name) -> Result<()> {
         let Some(buckets) = &self.buckets else { return Ok(()) };
-        if self.tree().child(ROOT, name).is_some() || !is_bucket_name(name.as_str()) {
+        if !is_bucket_name(name.as_str()) {
+            return Ok(());
+        }
+        let asked = self.clock.now();
+        let opened = {
+            let tree = self.tree();
+            let ino = tree.child(ROOT, name);
+            if ino.is_some_and(|ino| tree.is_fresh(ino, asked)) {
+                return Ok(());
+            }
+            ino.map(|ino| Ok::<_, Error>((ino, tree.dir_place(ino)?))).transpose()?
+        };
+        if let Some((ino, DirPlace::In { volume, .. })) = opened {
+            let volume = self.volume(volume)?;
+            match volume.store.head_bucket(&volume.bucket).await {
+                // Who may not ask is no less served than before.
+                Ok(_) => self.tree().bucket_is_there(ino, asked),
+                Err(error) if error.kind() == Kind::AccessDenied => self.tree().bucket_is_there(ino, asked),
+                Err(error) if is_no_bucket(&error) => self.tree().bucket_is_gone(ino),
+                Err(error) => return Err(error),
+            }
             return Ok(());
         }
         match buckets.open(name.as_str()).await {
-            Ok(volume) => self.add_bucket(name, volume),
-            Err(error) if matches!(error.kind(), Kind::NoSuchBucket | Kind::NotFound) => Ok(()),
+            Ok(volume) => self.add_bucket(name, volume, asked),
+            Err(error) if is_no_bucket(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    fn add_bucket(&self, name: &Name, volume: Volume) -> Result<()> {
+    fn add_bucket(&self, name: &Name, volume: Volume, asked: Instant) -> Result<()> {
         let dir = volume.dir_key();
         let (order, prefix) = (volume.order, volume.prefix.clone());
         let id = {
@@ -196,7 +218,8 @@ impl Fs {
         };
         let mut tree = self.tree();
         tree.set_order(id, order, &prefix);
-        tree.add_volume(name, id, dir, self.mounted_at);
+        let ino = tree.add_volume(name, id, dir, self.mounted_at);
+        tree.bucket_is_there(ino, asked);
         Ok(())
     }
 
@@ -330,6 +353,10 @@ fn unknown_name(error: Error) -> Error {
 
 pub(super) fn no_such_name() -> Error {
     Error::new(Kind::NotFound, "no such file or directory")
+}
+
+fn is_no_bucket(error: &Error) -> bool {
+    matches!(error.kind(), Kind::NoSuchBucket | Kind::NotFound)
 }
 
 /// S3's rule for bucket names, so that no request is spent on `.Trash` and its like.

@@ -137,11 +137,22 @@ fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Err(cannot_unmount(mountpoint, std::io::Error::other(said)))
 }
 
+/// What fusermount3 says has lines, and an error is one.
+fn on_one_line(error: std::io::Error) -> std::io::Error {
+    let text = error.to_string();
+    if !text.contains('\n') {
+        return error;
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    std::io::Error::new(error.kind(), lines.join("; "))
+}
+
 fn cannot_unmount(mountpoint: &Path, error: std::io::Error) -> Error {
+    let error = on_one_line(error);
     let kind = match error.raw_os_error() {
         Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => Kind::Conflict,
         _ => Kind::Local,
@@ -150,6 +161,7 @@ fn cannot_unmount(mountpoint: &Path, error: std::io::Error) -> Error {
 }
 
 fn cannot_mount(mountpoint: &Path, error: std::io::Error) -> Error {
+    let error = on_one_line(error);
     let hint = match error.kind() {
         std::io::ErrorKind::NotFound => "; is fuse3 installed, and does /dev/fuse exist?",
         std::io::ErrorKind::PermissionDenied => {
@@ -204,6 +216,16 @@ fn raise_read_ahead(mountpoint: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fusermount3_says_is_one_line_of_an_error() {
+        let said = "fusermount3: option allow_other only allowed if 'user_allow_other' is set\n\n  see /etc/fuse.conf\n";
+        let said = || std::io::Error::new(std::io::ErrorKind::PermissionDenied, said);
+        for error in [cannot_mount(Path::new("/mnt"), said()), cannot_unmount(Path::new("/mnt"), said())] {
+            let report = error.report();
+            assert!(!report.contains('\n') && report.contains("is set; see /etc/fuse.conf"), "{report}");
+        }
+    }
 
     #[test]
     fn a_bucket_name_never_becomes_a_mount_option() {

@@ -35,16 +35,13 @@ use crate::base::{ByteRange, ETag, hex};
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
-/// One attempt of a small request. S3 answers in tens of milliseconds; a slow small store in seconds.
-const ATTEMPT: Duration = Duration::from_secs(20);
-/// The slowest transfer that still counts as one: an attempt may take this much longer for its bytes.
-const SLOWEST_BYTES_PER_SECOND: u64 = 256 << 10;
-/// Bodies below this need no deadline of their own.
-const SCALED_FROM_BYTES: u64 = 1 << 20;
+/// Bodies below this are small requests: the network takes them at once.
+const WATCHED_FROM_BYTES: u64 = 1 << 20;
 /// A body that sends nothing for this long, while somebody waits for it, has stalled.
 const BODY_STALL: Duration = Duration::from_secs(20);
-/// A copy moves bytes inside the server and says nothing meanwhile.
-const COPY_ATTEMPT: Duration = Duration::from_secs(300);
+/// A copy moves bytes inside the server and says nothing meanwhile, so it is given time by its size.
+const COPY_BYTES_PER_SECOND: u64 = 32 << 20;
+const COPY_EXTRA_MAX: Duration = Duration::from_secs(300);
 /// Single deletes under way at once where a server refuses DeleteObjects.
 const SINGLE_DELETES_IN_FLIGHT: usize = 16;
 /// After so many failures to connect in a row the HTTP client is made anew: some never recover by themselves.
@@ -79,7 +76,7 @@ pub(super) struct ClientSettings {
     /// Whether an endpoint was given. It has one region, whatever was guessed.
     pub(super) own_endpoint: bool,
     pub(super) requester_pays: bool,
-    /// How long a small request may take with all its retries.
+    /// How long a request with all its retries may go without progress: the whole of a small one.
     pub(super) timeout: Duration,
     pub(super) trouble: Arc<Trouble>,
 }
@@ -157,15 +154,36 @@ impl Client {
         self.inner.settings.requester_pays.then_some(RequestPayer::Requester)
     }
 
-    /// Deadlines for a request whose body or answer takes its time.
-    fn deadlines(&self, bytes: u64, attempt: Duration) -> aws_sdk_s3::config::Builder {
-        let transfer = Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
-        let attempt = attempt.min(self.inner.settings.timeout.max(ATTEMPT).max(attempt)) + transfer;
-        let timeouts = TimeoutConfig::builder()
-            .read_timeout(attempt)
-            .operation_attempt_timeout(attempt)
-            .operation_timeout(self.inner.settings.timeout + attempt * 2)
-            .build();
+    /// Sends a request whose body takes its time: it goes on for as long as the network takes bytes.
+    async fn patiently<T, E>(
+        &self,
+        sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, SdkError<E, HttpResponse>> {
+        let timeout = self.inner.settings.timeout;
+        match super::patience::watch_part(timeout, sent).await {
+            Some(answer) => answer,
+            None => {
+                let seconds = timeout.as_secs_f32();
+                Err(SdkError::timeout_error(format!("no byte was taken for {seconds} s")))
+            }
+        }
+    }
+
+    /// For [`patiently`](Self::patiently), which watches attempts and the whole.
+    fn no_deadlines() -> aws_sdk_s3::config::Builder {
+        let timeouts =
+            TimeoutConfig::builder().disable_operation_attempt_timeout().disable_operation_timeout().build();
+        aws_sdk_s3::Config::builder().timeout_config(timeouts)
+    }
+
+    /// Deadlines for a request by which the server copies so many bytes. A second attempt beside a first that is
+    /// still at work would help nobody.
+    fn copy_deadlines(&self, bytes: u64) -> aws_sdk_s3::config::Builder {
+        let extra = Duration::from_secs(bytes / COPY_BYTES_PER_SECOND).min(COPY_EXTRA_MAX);
+        super::patience::give(extra);
+        let whole = self.inner.settings.timeout + extra;
+        let timeouts =
+            TimeoutConfig::builder().operation_attempt_timeout(whole).operation_timeout(whole).build();
         aws_sdk_s3::Config::builder().timeout_config(timeouts)
     }
 
@@ -196,6 +214,9 @@ impl Client {
                 .on(operation, bucket, key)
             });
             self.count(operation, answer.as_ref().err());
+            if !matches!(&answer, Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::TimedOut)) {
+                super::patience::moved();
+            }
             match (answer, &self.inner.credentials, sent) {
                 (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
                 (Err(error), Some(credentials), Some(sent))
@@ -519,6 +540,7 @@ impl Store for Client {
                     Ok(None) => None,
                     Ok(Some(Ok(chunk))) => {
                         stats.bytes_received.add(chunk.len() as u64);
+                        super::patience::moved();
                         Some((Ok(chunk), Some(body)))
                     }
                     Ok(Some(Err(error))) => {
@@ -553,12 +575,11 @@ impl Store for Client {
                         .body(ByteStream::from(request.body.clone()));
                     let put = add_attributes!(put, &request.attributes);
                     let put = add_checksum!(put, checksum.clone());
-                    let deadlines = (size >= SCALED_FROM_BYTES).then(|| self.deadlines(size, ATTEMPT));
                     async move {
-                        match deadlines {
-                            Some(deadlines) => put.customize().config_override(deadlines).send().await,
-                            None => put.send().await,
+                        if size < WATCHED_FROM_BYTES {
+                            return put.send().await;
                         }
+                        self.patiently(put.customize().config_override(Self::no_deadlines()).send()).await
                     }
                 })
                 .await
@@ -667,7 +688,7 @@ impl Store for Client {
                         .metadata_directive(MetadataDirective::Replace)
                         .tagging_directive(TaggingDirective::Replace),
                 };
-                copy.customize().config_override(self.deadlines(0, COPY_ATTEMPT)).send()
+                copy.customize().config_override(self.copy_deadlines(request.size)).send()
             })
             .await?;
         let result = answer.copy_object_result();
@@ -859,7 +880,7 @@ impl Store for Client {
                                 .set_request_payer(self.payer())
                                 .body(ByteStream::from(body.clone()));
                             let part = add_checksum!(part, checksum.clone());
-                            part.customize().config_override(self.deadlines(size, ATTEMPT)).send()
+                            self.patiently(part.customize().config_override(Self::no_deadlines()).send())
                         })
                         .await?;
                     Ok((answer, checksum.clone()))
@@ -888,7 +909,7 @@ impl Store for Client {
                     .set_copy_source_if_match(source.if_match.as_ref().map(ETag::quoted))
                     .set_request_payer(self.payer())
                     .customize()
-                    .config_override(self.deadlines(0, COPY_ATTEMPT))
+                    .config_override(self.copy_deadlines(source.range.len()))
                     .send()
             })
             .await?;
@@ -921,6 +942,7 @@ impl Store for Client {
                 _ => done.build(),
             }
         });
+        let whole = parts.iter().map(|part| part.size).sum();
         let list = CompletedMultipartUpload::builder().set_parts(Some(listed.collect())).build();
         let answer = self
             .call("CompleteMultipartUpload", &upload.bucket, &upload.key, &condition, |s3| {
@@ -933,7 +955,7 @@ impl Store for Client {
                     .set_if_match(if_match(&condition))
                     .set_request_payer(self.payer())
                     .customize()
-                    .config_override(self.deadlines(0, COPY_ATTEMPT))
+                    .config_override(self.copy_deadlines(whole))
                     .send()
             })
             .await;

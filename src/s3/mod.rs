@@ -16,6 +16,7 @@ mod failure;
 pub mod limits;
 mod mem;
 pub mod model;
+mod patience;
 mod profile;
 pub mod resource;
 mod session;
@@ -27,6 +28,7 @@ pub use capability::{Capabilities, CapabilityCache, Depth, Probed, Verdict, prob
 pub use checksum::{checksum_of, is_of_body, verify};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use mem::{Listing, MemStore, When};
+pub use patience::{Progress, watch};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};

@@ -298,6 +298,8 @@ impl Object {
             source_bucket: self.bucket.name.to_string(),
             source_key: self.key.to_string(),
             source_version_id: self.version_id.as_deref().map(str::to_owned),
+            // It is not asked for, and may be this much.
+            size: super::limits::SINGLE_MAX,
             bucket: target.bucket.name.to_string(),
             key: target.key.to_string(),
             ..CopyRequest::default()

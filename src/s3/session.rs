@@ -18,6 +18,7 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_sts::error::SdkError;
 use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::interceptors::context::{
     BeforeDeserializationInterceptorContextRef, FinalizerInterceptorContextRef,
 };
@@ -32,6 +33,7 @@ use serde::Serialize;
 use super::client::{Client, ClientSettings};
 use super::credentials::{HttpSettings, Provider, Refreshing, env, load};
 use super::failure::region_hint;
+use super::patience::WatchedClient;
 use super::profile::Profile;
 use super::resource::Bucket;
 use super::settings::{PathStyle, Secret, SessionConfig};
@@ -458,15 +460,16 @@ impl Session {
         };
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(ATTEMPT_TIMEOUT)
             .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .operation_timeout(inner.timeout)
             .build();
+        let (http, silence) = (Arc::clone(&inner.http), ATTEMPT_TIMEOUT.min(inner.timeout));
+        let make_http = move || SharedHttpClient::new(WatchedClient { inner: http.client(), silence });
         let mut config = aws_sdk_s3::config::Builder::from(&inner.sdk)
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(region.to_owned()))
             .force_path_style(path_style)
-            .http_client(inner.http.client())
+            .http_client(make_http())
             .timeout_config(timeouts)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
             // It misfires on slow readers and silent copies; our own deadlines stand in for it.
@@ -483,10 +486,9 @@ impl Session {
             }
             None => config.allow_no_auth(),
         };
-        let http = Arc::clone(&inner.http);
         Client::new(
             config.build(),
-            Box::new(move || http.client()),
+            Box::new(make_http),
             ClientSettings {
                 own_endpoint: !self.is_aws(),
                 requester_pays: inner.config.requester_pays.unwrap_or(false),

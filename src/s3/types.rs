@@ -206,6 +206,8 @@ pub struct CopyRequest {
     pub source_if_match: Option<ETag>,
     pub bucket: String,
     pub key: String,
+    /// As far as it is known: a copy inside the server is given time by its size.
+    pub size: u64,
     /// At the target.
     pub condition: Condition,
     /// `None` keeps the source's attributes; `Some` replaces all of them.

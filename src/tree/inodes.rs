@@ -781,11 +781,40 @@ impl Tree {
         let ino = self.add(ROOT, name.clone(), Found::Dir { marker: Some(created) }, None);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.volume = Some((volume, dir));
-            // A bucket of the mount stays as long as the mount.
+            // Nobody else knows which volume the name stands for.
             node.pins = 1;
         }
         self.set_local(ino, true);
         ino
+    }
+
+    /// The bucket is there, as S3 said at `asked`: it is believed for the TTL, and no longer by the mount's own word.
+    pub fn bucket_is_there(&mut self, ino: Ino, asked: Instant) {
+        let until = asked + self.ttl;
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.fresh_until = Some(node.fresh_until.map_or(until, |now| now.max(until)));
+        }
+        self.set_local(ino, false);
+    }
+
+    /// The bucket is gone. What is open in it lives on without a name.
+    pub fn bucket_is_gone(&mut self, ino: Ino) {
+        let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.volume.is_some()) else { return };
+        node.pins = node.pins.saturating_sub(1);
+        if let (true, Some((parent, name))) = (node.lookups > 0, node.link.clone()) {
+            self.tell(Invalidation::Entry { parent, name });
+        }
+        // A name that is believed would come back without its volume.
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.fresh_until = None;
+        }
+        self.detach(ino);
+    }
+
+    /// The directories at the top.
+    pub fn buckets(&self) -> Vec<(Name, Ino)> {
+        let children = self.nodes.get(&ROOT).map(|root| &root.children);
+        children.into_iter().flatten().map(|(name, ino)| (name.clone(), *ino)).collect()
     }
 
     /// The file's bytes are in S3 as this now.

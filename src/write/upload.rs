@@ -241,6 +241,7 @@ pub async fn copy_object(
             source_bucket: source.bucket.clone(),
             source_key: source.key.clone(),
             source_if_match: Some(source.etag.clone()),
+            size,
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             condition: condition.clone(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::harness::mount::{Mounted, endpoint, fresh_place, is_mounted, pailfs, wait_for};
 use crate::harness::{Server, block_on};
+use crate::stuck::Stopped;
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -71,6 +72,8 @@ fn mount_goes_to_the_background_and_umount_waits_for_the_end() {
     assert_eq!(block_on(place.get("f")).unwrap(), "x");
     let output = run(Server::Demo, &["umount", &dir]);
     assert_eq!(output.status.code(), Some(12), "not mounted: {}", text(&output));
+    let output = run(Server::Demo, &["umount", "/nonexistent/dir"]);
+    assert_eq!(output.status.code(), Some(12), "{}", text(&output));
 }
 
 #[test]
@@ -151,6 +154,63 @@ fn mounting_over_a_dead_mount_of_ours_works() {
 }
 
 #[test]
+fn every_command_ends_where_the_mount_s_process_is_stuck() {
+    // They hung for ever: each asked the mount for its root before its process was asked with a deadline.
+    let Some(m) = Mounted::fresh(Server::Demo, "every_command_ends_where_the_process_is_stuck") else {
+        return;
+    };
+    let at = endpoint(Server::Demo);
+    let (dir, source) = (m.path().to_str().unwrap().to_owned(), format!("s3://{}", m.place.bucket));
+    let link = m.path().with_file_name("link");
+    std::os::unix::fs::symlink(m.path(), &link).unwrap();
+    assert!(run(Server::Demo, &["status", &dir]).status.success());
+    let stopped = Stopped::stop(m.pid());
+    let commands: [&[&str]; 4] = [
+        &["status", link.to_str().unwrap()],
+        &["flush", &dir],
+        &["umount", &dir],
+        &["mount", &source, &dir, "--endpoint-url", &at.url, "--region", &at.region],
+    ];
+    let mut running: Vec<_> = commands
+        .iter()
+        .map(|command| {
+            let mut child = pailfs(&at);
+            child.args(*command).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+            child.spawn().unwrap()
+        })
+        .collect();
+    // 20 seconds of silence are what the socket gives a process.
+    let all_ended = wait_for(Duration::from_secs(40), || {
+        running.iter_mut().all(|child| matches!(child.try_wait(), Ok(Some(_))))
+    });
+    for child in &mut running {
+        let _ = child.kill();
+    }
+    drop(stopped);
+    assert!(all_ended, "a command hangs");
+    for (command, child) in commands.iter().zip(running) {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(13), "{command:?}: {}", text(&output));
+        assert!(text(&output).contains("does not answer"), "{command:?}: {}", text(&output));
+    }
+    // What was asked of it is heard once it goes on.
+    assert!(wait_for(Duration::from_secs(30), || !is_mounted(&m.path())));
+}
+
+#[test]
+fn a_dead_mount_is_told_of_and_taken_away() {
+    let Some(mut m) = Mounted::fresh(Server::Demo, "a_dead_mount_is_told_of_and_taken_away") else { return };
+    m.kill();
+    let dir = m.path().to_str().unwrap().to_owned();
+    let output = run(Server::Demo, &["status", &dir]);
+    assert_eq!(output.status.code(), Some(13), "{}", text(&output));
+    assert!(text(&output).contains("is gone"), "{}", text(&output));
+    let output = run(Server::Demo, &["umount", &dir]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!is_mounted(&m.path()));
+}
+
+#[test]
 fn a_read_only_mount_refuses_every_change_and_writes_nothing() {
     let Some(m) = Mounted::with(Server::Demo, "a_read_only_mount", &["--read-only"]) else { return };
     block_on(m.place.put("f", "x")).unwrap();
@@ -180,6 +240,7 @@ fn a_prefix_is_mounted_alone() {
     assert_eq!(block_on(place.get("in/new")).unwrap(), "3");
 }
 
+/// "rename between buckets | of one session: yes, on the server; of two sessions: EXDEV, so mv copies" (and the next)
 #[test]
 fn every_bucket_of_a_session_is_a_directory() {
     let Some(one) = fresh_place(Server::Demo, "every_bucket_of_a_session_is_a_directory") else { return };
@@ -200,6 +261,32 @@ fn every_bucket_of_a_session_is_a_directory() {
     fs::create_dir(m.at(&fresh)).unwrap();
     fs::write(m.at(&fresh).join("x"), b"y").unwrap();
     assert!(fs::metadata(m.at("not-there")).is_err());
+}
+
+#[test]
+fn a_bucket_that_another_client_removed_is_gone() {
+    // It stayed listed until the unmount, and was ENXIO inside.
+    let Some(one) = fresh_place(Server::Demo, "a_bucket_that_another_client_removed_is_gone") else { return };
+    let two = block_on(one.beside()).unwrap();
+    let m = Mounted::mount(one.clone(), "s3://", &[]);
+    fs::write(m.at(&two.bucket).join("f"), b"x").unwrap();
+    let has_two = || {
+        fs::read_dir(m.path()).unwrap().any(|entry| entry.unwrap().file_name().to_str() == Some(&two.bucket))
+    };
+    assert!(has_two());
+    block_on(two.delete("f")).unwrap();
+    block_on(two.store.delete_bucket(&two.bucket)).unwrap();
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let soon = Duration::from_secs(20);
+    assert!(wait_for(soon, || fs::metadata(m.at(&two.bucket)).is_err_and(|error| gone(&error))));
+    assert!(wait_for(soon, || !has_two()));
+    let error = fs::write(m.at(&two.bucket).join("g"), b"x").unwrap_err();
+    assert!(gone(&error), "{error}");
+    // The other bucket, and one that takes the name again.
+    fs::write(m.at(&one.bucket).join("f"), b"x").unwrap();
+    block_on(two.store.create_bucket(&two.bucket, None)).unwrap();
+    block_on(two.put("again", "y")).unwrap();
+    assert!(wait_for(soon, || fs::read(m.at(&two.bucket).join("again")).is_ok_and(|read| read == b"y")));
 }
 
 #[test]

@@ -1,0 +1,272 @@
+//! How long to wait: as long as something moves.
+//!
+//! A deadline that is short enough for a dead network is too short for a large body, and one that fits the body is
+//! too long for a dead network. So what is bounded is silence: the time since the last answer, or since the network
+//! took bytes that it had not taken before. Bytes that are sent once more, by another attempt, are no progress.
+//!
+//! A wait is a task-local value, because the SDK is between who waits and the connection that moves.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use futures::FutureExt;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+
+/// Bodies go to the connection in steps of this size, so that what it took can be told.
+const STEP_BYTES: usize = 64 << 10;
+
+tokio::task_local! {
+    static WAIT: Arc<Progress>;
+}
+
+/// When something moved last. Waits that share one share their progress.
+#[derive(Debug)]
+pub struct Progress {
+    last: Mutex<Instant>,
+    /// The furthest byte of a body that any attempt got rid of.
+    furthest: AtomicU64,
+    /// The wait that this one is a part of.
+    above: Option<Arc<Self>>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { last: Mutex::new(Instant::now()), furthest: AtomicU64::new(0), above: None }
+    }
+}
+
+impl Progress {
+    fn moved(&self) {
+        self.moves_until(Instant::now());
+    }
+
+    fn moves_until(&self, then: Instant) {
+        let mut wait = Some(self);
+        while let Some(progress) = wait {
+            let mut last = progress.last.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = then.max(*last);
+            drop(last);
+            wait = progress.above.as_deref();
+        }
+    }
+
+    /// An attempt has got rid of so many bytes of its body.
+    fn sent(&self, bytes: u64) {
+        if self.furthest.fetch_max(bytes, Ordering::Relaxed) < bytes {
+            self.moved();
+        }
+    }
+
+    fn last(&self) -> Instant {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does some work for as long as something moves; `None` after `silence` in which nothing did. What moves for others
+/// who wait for the same `progress` counts.
+pub async fn watch<T>(
+    progress: &Arc<Progress>,
+    silence: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let begun = Instant::now();
+    let mut work = std::pin::pin!(WAIT.scope(Arc::clone(progress), work));
+    loop {
+        let end = progress.last().max(begun) + silence;
+        match tokio::time::timeout_at(end, &mut work).await {
+            Ok(done) => return Some(done),
+            Err(_) if progress.last().max(begun) + silence <= end => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+/// A wait of its own within the one that is under way.
+pub(super) async fn watch_part<T>(silence: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let progress = Progress { above: WAIT.try_with(Arc::clone).ok(), ..Progress::default() };
+    watch(&Arc::new(progress), silence, work).await
+}
+
+/// S3 said something to who waits here.
+pub(super) fn moved() {
+    // Outside of a wait nobody is told.
+    let _ = WAIT.try_with(|progress| progress.moved());
+}
+
+/// Who waits here is about to ask for something that takes so long by itself, without a sign.
+pub(super) fn give(time: Duration) {
+    let _ = WAIT.try_with(|progress| progress.moves_until(Instant::now() + time));
+}
+
+/// Connections that tell [`watch`] of the bytes they took, and give up an attempt whose body does not move.
+#[derive(Debug)]
+pub(super) struct WatchedClient {
+    pub(super) inner: SharedHttpClient,
+    /// How long one attempt to send a body may stand still.
+    pub(super) silence: Duration,
+}
+
+impl HttpClient for WatchedClient {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let inner = self.inner.http_connector(settings, components);
+        SharedHttpConnector::new(WatchedConnector { inner, silence: self.silence })
+    }
+}
+
+#[derive(Debug)]
+struct WatchedConnector {
+    inner: SharedHttpConnector,
+    silence: Duration,
+}
+
+impl HttpConnector for WatchedConnector {
+    fn call(&self, mut request: HttpRequest) -> HttpConnectorFuture {
+        let watched = WAIT.try_with(Arc::clone).ok();
+        let in_memory = request.body().bytes().is_some_and(|body| body.len() > STEP_BYTES);
+        let Some(of_operation) = watched.filter(|_| in_memory) else { return self.inner.call(request) };
+        let Some(Some(Ok(whole))) = request.take_body().frame().now_or_never() else {
+            return HttpConnectorFuture::ready(Err(ConnectorError::user(
+                "a body in memory is one piece".into(),
+            )));
+        };
+        let rest = whole.into_data().unwrap_or_default();
+        let attempt = Arc::new(Progress { above: None, ..Progress::default() });
+        let body = Steps { rest, sent: 0, attempt: Arc::clone(&attempt), of_operation };
+        *request.body_mut() = SdkBody::from_body_1_x(body);
+        let (answer, silence) = (self.inner.call(request), self.silence);
+        HttpConnectorFuture::new(async move {
+            let mut answer = std::pin::pin!(answer);
+            loop {
+                let end = attempt.last() + silence;
+                match tokio::time::timeout_at(end, &mut answer).await {
+                    Ok(answer) => return answer,
+                    Err(_) if attempt.last() + silence <= end => {
+                        let still = format!("the body did not move for {} s", silence.as_secs_f32());
+                        return Err(ConnectorError::timeout(still.into()));
+                    }
+                    Err(_) => {}
+                }
+            }
+        })
+    }
+}
+
+/// A body in memory that is handed over step by step.
+struct Steps {
+    rest: Bytes,
+    sent: u64,
+    attempt: Arc<Progress>,
+    of_operation: Arc<Progress>,
+}
+
+impl http_body::Body for Steps {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    /// Asked for the next step, because the connection has room for it again.
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let sent = self.sent;
+        self.attempt.sent(sent);
+        self.of_operation.sent(sent);
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let step = self.rest.len().min(STEP_BYTES);
+        let step = self.rest.split_to(step);
+        self.sent += step.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(step))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten times the step, so that a busy machine does not look like silence.
+    const SILENCE: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_wait_goes_on_while_something_moves_and_ends_when_nothing_does() {
+        let progress = Arc::new(Progress::default());
+        let mut moves = 0;
+        let work = async {
+            while moves < 15 {
+                tokio::time::sleep(STEP).await;
+                moves += 1;
+                watch_part(SILENCE, async { WAIT.with(|part| part.sent(1)) }).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(watch(&progress, SILENCE, work).await, None);
+        assert_eq!(moves, 15, "which is longer than the silence");
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_sent_once_more_are_no_progress() {
+        let attempts = async {
+            loop {
+                WAIT.with(|operation| operation.sent(1000));
+                tokio::time::sleep(STEP).await;
+            }
+        };
+        assert_eq!(watch_part::<()>(SILENCE, attempts).await, None);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_another_has_that_one_s_progress_and_a_copy_has_its_time() {
+        let progress = Arc::new(Progress::default());
+        let copying = async {
+            give(SILENCE * 5);
+            tokio::time::sleep(SILENCE * 2).await;
+        };
+        let waiting = tokio::time::sleep(SILENCE * 2);
+        let (copied, waited) =
+            tokio::join!(watch(&progress, SILENCE, copying), watch(&progress, SILENCE, waiting));
+        assert!(copied.is_some() && waited.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_body_in_steps_is_the_same_body() {
+        let bytes = Bytes::from((0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+        let of_operation = Arc::new(Progress::default());
+        let body = Steps {
+            rest: bytes.clone(),
+            sent: 0,
+            attempt: Arc::default(),
+            of_operation: Arc::clone(&of_operation),
+        };
+        assert_eq!(http_body::Body::size_hint(&body).exact(), Some(800_000));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
+        assert!(of_operation.furthest.load(Ordering::Relaxed) >= 800_000 - STEP_BYTES as u64);
+    }
+}

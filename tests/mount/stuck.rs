@@ -1,0 +1,194 @@
+//! What happens when nobody answers: a server that is stopped takes connections and bytes, as far as the kernel's
+//! buffers reach, and says nothing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::mount::{Mounted, fresh_place, is_mounted, pailfs, wait_for};
+use crate::harness::server::faults;
+use crate::harness::{Endpoint, Place, Server, block_on};
+
+const TIMEOUT: Duration = Duration::from_secs(4);
+/// What a call may take beyond the timeout on a busy machine.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A process that is stopped, and goes on when this goes out of scope.
+pub struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    pub fn stop(pid: u32) -> Self {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+    }
+}
+
+/// A server that no other test uses, and a mount of a bucket on it.
+struct Alone {
+    server: Child,
+    endpoint: Endpoint,
+    place: Place,
+    dir: tempfile::TempDir,
+}
+
+impl Alone {
+    fn mount(flags: &[&str]) -> Self {
+        let mut server = Command::new(env!("CARGO_BIN_EXE_pailfs"))
+            .args(["demo", "--listen", "127.0.0.1:0", "--until-stdin-closes"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+        let [_, url, access, secret, region] = <[String; 5]>::try_from(words).unwrap();
+        let endpoint = Endpoint { url, access, secret, region };
+        let store = block_on(endpoint.client());
+        let place = block_on(Place::make(Server::Demo, store)).unwrap();
+        let alone = Self { server, endpoint, place, dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(alone.path()).unwrap();
+        let status = pailfs(&alone.endpoint)
+            .args(["mount", &format!("s3://{}", alone.place.bucket)])
+            .arg(alone.path())
+            .args(["--endpoint-url", &alone.endpoint.url, "--region", &alone.endpoint.region, "--state-dir"])
+            .arg(alone.dir.path().join("state"))
+            .args(flags)
+            .status();
+        assert!(status.unwrap().success());
+        alone
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn run(&self, command: &str) -> bool {
+        pailfs(&self.endpoint).arg(command).arg(self.path()).status().unwrap().success()
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if is_mounted(&self.path()) {
+            self.run("umount");
+        }
+        if is_mounted(&self.path()) {
+            let _ = rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::DETACH);
+        }
+        drop(self.server.stdin.take());
+        let _ = self.server.wait();
+    }
+}
+
+type Call = fn(&Path, &File) -> std::io::Result<()>;
+
+/// `--timeout` bounds every call, whatever it has to send: DESIGN's promise 10.
+///
+/// The close of a new file of 3 MB took 72 s with a timeout of 5 s: each attempt had the time that its bytes would
+/// take on the slowest line, and there were several.
+#[test]
+fn every_call_ends_in_time_where_the_server_says_nothing() {
+    if fresh_place(Server::Demo, "every_call_ends_in_time").is_none() {
+        return;
+    }
+    let alone = Alone::mount(&["--timeout", "4s", "--metadata-ttl", "60s", "--negative-ttl", "60s"]);
+    let calls: [(&str, Call); 12] = [
+        ("open and read", |d, _| fs::read(d.join("f")).map(drop)),
+        ("close of a small file", |d, _| write_and_close(&d.join("new"), 10)),
+        ("close of 3 MB", |d, _| write_and_close(&d.join("new"), 3_000_000)),
+        ("close of 30 MB", |d, _| write_and_close(&d.join("new"), 30_000_000)),
+        ("fsync of a changed byte of 30 MB", |_, f| write_and_sync(f, 15 << 20)),
+        ("fsync of a small file", |_, f| write_and_sync(f, 0)),
+        ("truncate", |d, _| OpenOptions::new().write(true).open(d.join("f"))?.set_len(0)),
+        ("unlink", |d, _| fs::remove_file(d.join("f"))),
+        ("rename", |d, _| fs::rename(d.join("f"), d.join("g"))),
+        ("rename of a directory", |d, _| fs::rename(d.join("sub"), d.join("other"))),
+        ("mkdir", |d, _| fs::create_dir(d.join("made"))),
+        ("rmdir", |d, _| fs::remove_dir(d.join("empty"))),
+    ];
+    // A directory each: the kernel lets one change of a directory wait for the other.
+    let dirs: Vec<PathBuf> = (0..calls.len()).map(|n| alone.path().join(n.to_string())).collect();
+    for dir in &dirs {
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        fs::create_dir(dir.join("empty")).unwrap();
+        fs::write(dir.join("f"), b"before").unwrap();
+        fs::write(dir.join("held"), b"before").unwrap();
+        fs::write(dir.join("sub/f"), b"before").unwrap();
+    }
+    fs::write(dirs[4].join("held"), vec![1; 30 << 20]).unwrap();
+    let held = dirs.iter().map(|dir| {
+        // Known to be absent, so that making it does not fail already.
+        assert!(fs::metadata(dir.join("new")).is_err());
+        OpenOptions::new().write(true).open(dir.join("held")).unwrap()
+    });
+    let held: Vec<File> = held.collect();
+    let stopped = Stopped::stop(alone.server.id());
+    let threads: Vec<_> = calls
+        .into_iter()
+        .zip(dirs)
+        .zip(held)
+        .map(|(((name, call), dir), held)| {
+            std::thread::spawn(move || {
+                #[allow(clippy::disallowed_methods)] // the time is what is tested
+                let begun = Instant::now();
+                let answer = call(&dir, &held);
+                (name, answer, begun.elapsed())
+            })
+        })
+        .collect();
+    let answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    drop(stopped);
+    for (name, answer, took) in &answers {
+        assert!(*took < TIMEOUT + GRACE, "{name} took {took:?} ({answer:?})");
+    }
+    for (name, answer, _) in &answers {
+        // Dropping a file does not tell what its close failed of.
+        assert!(answer.is_err() || name.starts_with("close"), "{name} cannot have been done");
+    }
+    // The mount recovers by itself, and nothing that was written is lost.
+    assert!(wait_for(Duration::from_secs(60), || alone.run("flush")));
+    let len = |key| block_on(alone.place.get(key)).unwrap().len();
+    assert_eq!((len("2/new"), len("3/new")), (3_000_000, 30_000_000));
+    assert_eq!(block_on(alone.place.get("4/held")).unwrap()[15 << 20], b'!');
+    assert_eq!(block_on(alone.place.get("5/held")).unwrap(), "!efore");
+    assert!(alone.run("umount"));
+}
+
+fn write_and_sync(file: &File, at: u64) -> std::io::Result<()> {
+    file.write_all_at(b"!", at)?;
+    file.sync_all()
+}
+
+fn write_and_close(path: &Path, len: usize) -> std::io::Result<()> {
+    fs::write(path, vec![7; len])
+}
+
+/// The deadline is one of silence: a body that moves is waited for, however long it takes.
+#[test]
+fn a_slow_upload_that_moves_is_no_timeout() {
+    let Some(m) = Mounted::with(Server::Demo, "a_slow_upload_that_moves_is_no_timeout", &["--timeout", "7s"])
+    else {
+        return;
+    };
+    let rule = format!("bucket={},op=UploadPart,fault=bandwidth:1MB", m.place.bucket);
+    let _faults = faults(Server::Demo, &rule);
+    #[allow(clippy::disallowed_methods)] // the time is what is tested
+    let begun = Instant::now();
+    let mut file = File::create(m.at("f")).unwrap();
+    file.write_all(&vec![3; 20 << 20]).unwrap();
+    file.sync_all().unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(7), "it was not slow: {:?}", begun.elapsed());
+    assert_eq!(block_on(m.place.get("f")).unwrap().len(), 20 << 20);
+}
