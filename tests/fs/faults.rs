@@ -1,5 +1,7 @@
 //! Fail the n-th request, for every n: no acknowledged byte is lost, and no object is wrong.
 
+use std::sync::Arc;
+
 use pailfs::error::Kind;
 use pailfs::s3::When;
 
@@ -159,4 +161,53 @@ fn a_removal_while_open() {
             (client, Vec::new())
         }
     });
+}
+
+/// Whatever request of `act` fails, and however: unless it succeeded, what a writer of `f` had not saved is under its
+/// name or in a conflict copy when the writer has closed it.
+fn unsaved_bytes_outlive<F>(act: impl Fn(Arc<Client>) -> F)
+where
+    F: Future<Output = bool>,
+{
+    block_on(async {
+        let old = pattern(300_000, 7);
+        let mut new = old.clone();
+        new[1000..1010].fill(0);
+        for when in [When::Before, When::After] {
+            for n in 1.. {
+                let client = Arc::new(Client::new());
+                client.put_object("d/f", &old).await;
+                client.put_object("d/source", b"source").await;
+                let file = client.open("d/f", WRITE).await.unwrap();
+                client.stat("d/source").await.unwrap();
+                client.fs.write(file.1, 1000, &[0; 10]).unwrap();
+                client.store.clear_calls();
+                client.store.fail_nth(n, Kind::Server, when);
+                let done = act(Arc::clone(&client)).await;
+                let asked = client.store.calls().len() as u64;
+                fail_no_more(&client);
+                assert_eq!(client.read_all(file.1).await.unwrap(), new, "request {n} failing {when:?}");
+                let _ = client.close(file).await;
+                assert!(client.fs.pending().is_empty());
+                let mut kept = done;
+                for key in client.keys().await {
+                    kept |= client.object(&key).await.as_deref() == Some(&new);
+                }
+                assert!(kept, "request {n} failing {when:?}: {:?}", client.keys().await);
+                if asked < n {
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_removal_beside_an_unsaved_writer() {
+    unsaved_bytes_outlive(|client| async move { client.unlink("d/f").await.is_ok() });
+}
+
+#[test]
+fn a_rename_over_a_file_with_an_unsaved_writer() {
+    unsaved_bytes_outlive(|client| async move { client.rename("d/source", "d/f").await.is_ok() });
 }
