@@ -587,10 +587,15 @@ impl Scratch<'_> {
         for dir in ["order/a/", "order/"].iter().filter(|_| nested && !keeps_versions) {
             let _ = self.delete_version(&self.key(dir), None).await;
         }
-        if !keeps_versions {
-            // Where versioning is suspended a delete may leave a marker without a word (SeaweedFS).
-            let markers = self.listed(true).await.unwrap_or_default();
-            left.extend(self.remove(markers.into_iter().collect()).await);
+        // A delete may leave a marker without a word where versioning is suspended, and SeaweedFS then says that it
+        // deleted the marker and keeps it.
+        let rest = self.listed(true).await.unwrap_or_default();
+        if !rest.is_empty() {
+            self.remove(rest.into_iter().collect()).await;
+            let still = self.listed(true).await.unwrap_or_default();
+            left.extend(still.into_iter().map(|(key, version)| what_stays(key, version)));
+            left.sort();
+            left.dedup();
         }
         left
     }
@@ -607,7 +612,7 @@ impl Scratch<'_> {
         while let Some((key, version, answer)) = deletes.next().await {
             if let Err(error) = answer {
                 tracing::debug!(key, error = %error.report(), "a probe's object stays");
-                left.push(version.map_or(key.clone(), |version| format!("{key} (version {version})")));
+                left.push(what_stays(key, version));
             }
         }
         left
@@ -623,6 +628,13 @@ impl Scratch<'_> {
         let request = ListVersionsRequest { bucket, prefix, ..ListVersionsRequest::default() };
         let page = self.store.list_versions(request).await?;
         Ok(page.versions.into_iter().map(|version| (version.key, Some(version.version_id))).collect())
+    }
+}
+
+fn what_stays(key: String, version: Option<String>) -> String {
+    match version {
+        Some(version) => format!("{key} (version {version})"),
+        None => key,
     }
 }
 
