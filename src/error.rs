@@ -140,7 +140,7 @@ impl Kind {
             Self::Archived => "restore the object first (S3 RestoreObject), then read it",
             Self::Stale => "another client changed the object; open it again",
             Self::Throttled => "the endpoint asked to slow down; use fewer parallel programs or try later",
-            Self::TimedOut => "the endpoint did not answer in time; check the network or raise --timeout",
+            Self::TimedOut => "check the network or raise --timeout",
             Self::Unreachable => "check the endpoint's address, the network and the proxy settings",
             Self::Corrupt => "the endpoint's answer was damaged or breaks the protocol",
             Self::Server => "the endpoint failed; its request id helps its operator",
@@ -270,6 +270,11 @@ impl Error {
     }
     pub fn is_not_found(&self) -> bool {
         self.kind() == Kind::NotFound
+    }
+
+    /// Whether what was asked for may have been done all the same, and only the answer was lost.
+    pub fn may_have_happened(&self) -> bool {
+        matches!(self.kind(), Kind::TimedOut | Kind::Unreachable | Kind::Corrupt | Kind::Server)
     }
 
     /// The same failure for another waiter of a shared request; the source chain stays with the first.

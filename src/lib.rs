@@ -29,7 +29,7 @@
 //! 1. name locks (async), in ascending order of their slot;
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
-//! 3. a file's commit lock (async);
+//! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. plain mutexes, short: the table of open files, then a file's state; the tree alone;
 //! 5. leaves: blocks, kernel pages known, counters.
 //!

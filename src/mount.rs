@@ -26,7 +26,8 @@ use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, U
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
-use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Session, Store, Verdict, probe};
+use crate::s3::unreachable_because;
+use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::Conditions;
 
@@ -106,6 +107,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
             .await
             .map_err(Failure::at(Stage::Fuse))?;
     tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+    fs.find_orders();
 
     let mut live = Live {
         fs,
@@ -165,8 +167,11 @@ async fn connect(
             .map_err(Failure::at(Stage::Session))?;
         sessions.insert(name.to_owned(), Arc::new(session));
     }
-    let late = || Error::new(Kind::TimedOut, "S3 did not answer in time");
     let endpoints = Endpoints { sessions, findings: Arc::clone(findings) };
+    let late = || match endpoints.sessions.values().find_map(|session| session.trouble()) {
+        Some(why) => unreachable_because(&why),
+        None => Error::new(Kind::TimedOut, "S3 did not answer in time"),
+    };
     tokio::time::timeout(config.timeout, open_root(config, &endpoints))
         .await
         .unwrap_or_else(|_| Err(late()))
@@ -192,10 +197,27 @@ impl Findings {
         Self { capabilities, notes: Mutex::default() }
     }
 
-    fn note(&self, bucket: &str, text: &str) {
+    /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
+    fn note(&self, bucket: &str, text: &str) -> bool {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        if notes.len() < NOTES_MAX {
-            notes.insert(bucket.to_owned(), format!("{bucket}: {text}"));
+        let note = format!("{bucket}: {text}");
+        if notes.get(bucket) == Some(&note) || (notes.len() >= NOTES_MAX && !notes.contains_key(bucket)) {
+            return false;
+        }
+        notes.insert(bucket.to_owned(), note);
+        true
+    }
+
+    /// What people should know of a probe: what it could not ask, and what it could not take away.
+    fn hear(&self, bucket: &str, probed: &Probed) {
+        if let Some(why) = &probed.stopped {
+            tracing::warn!(
+                bucket,
+                "the endpoint was not probed, because its answers would stay as objects: {why}"
+            );
+        }
+        if !probed.left.is_empty() {
+            self.note(&format!("{bucket} "), &format!("a probe left behind {}", probed.left.join(", ")));
         }
     }
 
@@ -262,25 +284,44 @@ fn volume(
         .reach(session.reach())
         .origin(endpoint.as_deref().unwrap_or("aws"));
     // Amazon's own S3 keeps what it documents; any other server has to show it.
-    let Some(endpoint) = endpoint else { return volume };
+    let Some(endpoint) = endpoint.filter(|_| !session.is_aws()) else { return volume };
     let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
+    let (bucket_name, noting) = (bucket.to_owned(), Arc::clone(findings));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
-    volume.probe(Box::new(move || {
+    let find = Arc::new(move || {
         let (store, findings) = (Arc::clone(&store), Arc::clone(&findings));
         let (endpoint, bucket, prefix) = (endpoint.clone(), bucket.clone(), prefix.clone());
-        Box::pin(async move {
-            let asked = probe(&*store, &bucket, &prefix, Depth::Writes);
-            let found = findings.capabilities.get_or_probe(&endpoint, &bucket, asked).await?;
-            Ok(conditions_of(&found, &bucket, &findings))
-        })
+        async move {
+            let asked = async {
+                let probed = probe(&*store, &bucket, &prefix, Depth::Writes).await?;
+                findings.hear(&bucket, &probed);
+                Ok(probed.capabilities)
+            };
+            findings.capabilities.get_or_probe(&endpoint, &bucket, asked).await
+        }
+    });
+    let find_order = Arc::clone(&find);
+    let volume = volume.probe(Box::new(move || {
+        let found = find();
+        let (bucket, findings) = (bucket_name.clone(), Arc::clone(&noting));
+        Box::pin(async move { Ok(conditions_of(&found.await?, &bucket, &findings)) })
+    }));
+    if read_only {
+        // Finding out means writing.
+        return volume;
+    }
+    volume.order_probe(Box::new(move || {
+        let found = find_order();
+        Box::pin(async move { found.await.ok().map(|found| order_of(Some(found))) })
     }))
 }
 
-/// How far the order of an endpoint's listings is known. What is not known shows in the listings themselves.
+/// How far the order of an endpoint's listings is known.
 fn order_of(found: Option<Capabilities>) -> Order {
-    match found.map(|found| found.list_order) {
-        Some(Verdict::Works) => Order::Known,
-        Some(Verdict::Ignored) => Order::Other,
+    match found.map(|found| (found.list_order, found.start_after_with_delimiter)) {
+        Some((Verdict::Works, Verdict::Works)) => Order::Known,
+        Some((Verdict::Ignored, _)) => Order::Other,
+        // A listing that begins in the middle may leave names out, so it has to show like any other.
         _ => Order::Unknown,
     }
 }
@@ -301,8 +342,9 @@ fn conditions_of(found: &Capabilities, bucket: &str, findings: &Findings) -> Con
              short window in which another client's change can be lost",
             missing.join(", ")
         );
-        tracing::warn!(bucket, "{note}");
-        findings.note(bucket, &note);
+        if findings.note(bucket, &note) {
+            tracing::warn!(bucket, "{note}");
+        }
     }
     conditions
 }
@@ -739,6 +781,46 @@ mod tests {
         assert_eq!(seen, [("a", false), ("b", true)]);
         assert_ne!(volumes[0].1.reach, volumes[1].1.reach, "two sessions are two places");
         assert_eq!(stats.requests_of("ListObjectsV2"), 2);
+        server.stop().await;
+    }
+
+    /// S3 refuses a copy that is sent to the region of its source (301).
+    #[tokio::test]
+    async fn a_rename_between_regions_is_asked_of_the_region_it_goes_to() {
+        let server = server().await;
+        let mut dirs = Vec::new();
+        let mut counts = Vec::new();
+        for bucket in ["one", "two"] {
+            let stats: Arc<Stats> = Arc::default();
+            let session = Session::builder()
+                .credentials("pailfs", "pailfs-demo-secret", None)
+                .region("us-east-1")
+                .endpoint_url(&server.endpoint())
+                .stats(Arc::clone(&stats))
+                .build();
+            let store: Arc<dyn Store> = Arc::new(session.await.unwrap().client());
+            dirs.push((bucket.to_owned(), Volume::new(bucket, "", store).reach("the same session")));
+            counts.push(stats);
+        }
+        let staging = tempfile::tempdir().unwrap();
+        let options = Options { staging_dir: staging.path().to_owned(), ..Options::default() };
+        let fs = Fs::new(Root::Named(dirs), options, Arc::new(SystemClock), Arc::default()).unwrap();
+        let east = fs.lookup(ROOT, OsStr::new("one")).await.unwrap().ino;
+        let west = fs.lookup(ROOT, OsStr::new("two")).await.unwrap().ino;
+        let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true, direct: false };
+        let dir = fs.mkdir(east, OsStr::new("d"), 0o755).await.unwrap().ino;
+        for parent in [east, dir] {
+            let (_, opened) = fs.create(parent, OsStr::new("file"), flags, 0o644).await.unwrap();
+            fs.write(opened.fh, 0, b"bytes").unwrap();
+            fs.flush(opened.fh).await.unwrap();
+        }
+        for name in ["file", "d"] {
+            let name = OsStr::new(name);
+            fs.rename(east, name, west, name, false).await.unwrap();
+        }
+        let copies = |n: usize| counts[n].requests_of("CopyObject");
+        assert_eq!((copies(0), copies(1)), (0, 3), "the file, the directory's marker and the file in it");
+        assert!(counts[0].requests_of("DeleteObject") > 0 && counts[1].requests_of("DeleteObject") == 0);
         server.stop().await;
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use serde::Serialize;
@@ -10,12 +11,17 @@ use serde::Serialize;
 use super::args::{CheckArgs, SessionsArgs};
 use super::exit::{Code, Failure};
 use super::{machine, mount};
+use crate::base::SystemClock;
 use crate::config::{ConfigFile, DEFAULT_SESSION, S3Url};
 use crate::error::{Error, Kind};
-use crate::s3::{Caller, Capabilities, Depth, Session, SessionConfig, SessionDescription, probe};
+use crate::s3::{
+    Caller, Capabilities, CapabilityCache, Depth, Probed, Session, SessionConfig, SessionDescription, probe,
+};
 
 /// Sessions whose credentials are looked for at once.
 const SESSIONS_AT_ONCE: usize = 8;
+/// How a profile of the AWS files is named.
+const BY_PROFILE: &str = "--profile";
 
 /// A session that can be named, and how.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,7 +64,7 @@ fn known(file: &ConfigFile, aws_files: &[String]) -> Vec<Known> {
     });
     let profiles: BTreeSet<String> = aws_files.iter().flat_map(|text| profiles(text)).collect();
     let profiles = profiles.into_iter().map(|name| Known {
-        flag: "--profile",
+        flag: BY_PROFILE,
         settings: SessionConfig { profile: Some(name.clone()), ..SessionConfig::default() },
         name,
     });
@@ -81,10 +87,13 @@ fn profiles(text: &str) -> Vec<String> {
 
 async fn describe(known: Known) -> Listed {
     let built = Session::builder().name(&known.name).settings(known.settings.clone()).build().await;
-    let session = match built {
+    let mut session = match built {
         Ok(session) => session.describe().await,
         Err(error) => not_built(&known, &error),
     };
+    if let Some(profile) = session.profile.as_mut().filter(|_| known.flag == BY_PROFILE) {
+        profile.source = "AWS files".to_owned();
+    }
     Listed { flag: known.flag, session }
 }
 
@@ -147,6 +156,10 @@ struct CheckedBucket {
     name: String,
     region: Option<String>,
     capabilities: Capabilities,
+    /// Why not everything was asked.
+    stopped: Option<String>,
+    /// What the check could not take away again.
+    left: Vec<String>,
 }
 
 pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
@@ -160,7 +173,7 @@ pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
     })?;
     let (caller, caller_unknown) = match session.caller().await {
         Ok(caller) => (Some(caller), None),
-        // Only AWS has an STS to ask; the requests that follow tell whether the identity is good.
+        // Not every server has an STS to ask; the requests that follow tell whether the identity is good.
         Err(error) if error.kind() == Kind::Unsupported => (None, Some(error.message().to_owned())),
         Err(error) => return Err(error.into()),
     };
@@ -191,9 +204,14 @@ fn with_typed(mut described: SessionDescription, typed: &SessionConfig) -> Sessi
 
 async fn check_bucket(session: &Session, name: String, prefix: &str) -> Result<CheckedBucket, Failure> {
     let (store, region) = session.store_for(&name).await?;
-    store.head_bucket(&name).await?;
-    let capabilities = probe(&*store, &name, prefix, Depth::Full).await?;
-    Ok(CheckedBucket { name, region, capabilities })
+    // What the endpoint says of itself is the truth, if it says something.
+    let region = store.head_bucket(&name).await?.region.or(session.region_of(&name).await?).or(region);
+    let Probed { capabilities, stopped, left } = probe(&*store, &name, prefix, Depth::Full).await?;
+    // What was found out serves the mounts to come. Without a state directory each asks for itself.
+    if let (Some(endpoint), Ok(dir)) = (session.endpoint_url(), machine::default_state_dir()) {
+        CapabilityCache::new(Some(&dir), Arc::new(SystemClock)).learn(&endpoint, &name, &capabilities);
+    }
+    Ok(CheckedBucket { name, region, capabilities, stopped, left })
 }
 
 fn show_checked(checked: &Checked) -> String {
@@ -212,6 +230,13 @@ fn show_checked(checked: &Checked) -> String {
         let _ = writeln!(text, "s3://{}\n  {:<34} {region}", bucket.name, "region");
         for (name, verdict, meaning) in bucket.capabilities.table() {
             let _ = writeln!(text, "  {name:<34} {verdict:<8} {meaning}");
+        }
+        if let Some(why) = &bucket.stopped {
+            let _ = writeln!(text, "  nothing was written to find out more, because it would stay: {why}");
+        }
+        for left in &bucket.left {
+            let _ =
+                writeln!(text, "  left behind, because it could not be deleted: s3://{}/{left}", bucket.name);
         }
     }
     text

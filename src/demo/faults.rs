@@ -35,8 +35,8 @@ pub enum Fault {
     /// `stall`: half of the answer's body is sent, then nothing, and the connection stays. An answer without
     /// a body never comes.
     Stall,
-    /// `expired-token`: 400 `ExpiredToken`.
-    ExpiredToken,
+    /// `expired-token`, or `expired-token:TOKEN` of requests with this session token alone: 400 `ExpiredToken`.
+    ExpiredToken(Option<String>),
     /// `denied`: 403 `AccessDenied`.
     Denied,
     /// `ignore-conditions`: handled as if it had no `If-Match`, `If-None-Match` or copy-source conditions.
@@ -159,11 +159,11 @@ impl FromStr for Fault {
             "error" => Self::Error(status(needed()?, 400)?),
             "status" => Self::Status(status(needed()?, 200)?),
             "truncate" => Self::Truncate(parse_bytes(needed()?)?),
+            "expired-token" => Self::ExpiredToken(value.map(str::to_owned)),
             _ if value.is_some() => return Err(unknown(text)),
             "slowdown" => Self::SlowDown,
             "reset" => Self::Reset,
             "stall" => Self::Stall,
-            "expired-token" => Self::ExpiredToken,
             "denied" => Self::Denied,
             "ignore-conditions" => Self::IgnoreConditions,
             "refuse-checksums" => Self::RefuseChecksums,
@@ -210,7 +210,8 @@ impl fmt::Display for Fault {
             Self::Truncate(bytes) => write!(f, "truncate:{bytes}"),
             Self::Status(status) => write!(f, "status:{status}"),
             Self::Stall => f.write_str("stall"),
-            Self::ExpiredToken => f.write_str("expired-token"),
+            Self::ExpiredToken(None) => f.write_str("expired-token"),
+            Self::ExpiredToken(Some(token)) => write!(f, "expired-token:{token}"),
             Self::Denied => f.write_str("denied"),
             Self::IgnoreConditions => f.write_str("ignore-conditions"),
             Self::RefuseChecksums => f.write_str("refuse-checksums"),
@@ -315,6 +316,7 @@ mod tests {
             "fault=reset",
             "fault=stall",
             "fault=expired-token",
+            "fault=expired-token:old",
             "fault=denied",
             "fault=ignore-conditions",
             "fault=refuse-checksums",

@@ -13,8 +13,9 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{S3Result, s3_error};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -29,6 +30,25 @@ use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{MemStore, Store};
 use crate::stats::Stats;
+
+/// Lets one identity in, and says of any other what S3 says.
+struct OneIdentity {
+    access_key: String,
+    secret_key: SecretKey,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for OneIdentity {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if access_key == self.access_key {
+            return Ok(self.secret_key.clone());
+        }
+        Err(s3_error!(
+            InvalidAccessKeyId,
+            "The AWS Access Key Id you provided does not exist in our records."
+        ))
+    }
+}
 
 /// An access key and its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +137,7 @@ impl Builder {
         let api = Api { store, region: self.region, clock: Arc::new(SystemClock) };
         let mut service = S3ServiceBuilder::new(api);
         let Credentials { access_key, secret_key } = self.credentials.clone();
-        service.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        service.set_auth(OneIdentity { access_key, secret_key: secret_key.into() });
         let front = Arc::new(Front {
             service: service.build(),
             tally: Arc::new(Tally::default()),
@@ -446,8 +466,10 @@ impl Plan {
                 Fault::SlowDown => Some(Instead::new(503, "SlowDown", "Please reduce your request rate.")),
                 Fault::Error(status) => Some(Instead::error(status)),
                 Fault::Status(status) => Some(Instead { status, error: None }),
-                Fault::ExpiredToken => {
-                    Some(Instead::new(400, "ExpiredToken", "The provided token has expired."))
+                Fault::ExpiredToken(token) => {
+                    let sent = headers.get("x-amz-security-token").map(HeaderValue::as_bytes);
+                    let is_meant = token.is_none_or(|token| sent == Some(token.as_bytes()));
+                    is_meant.then(|| Instead::new(400, "ExpiredToken", "The provided token has expired."))
                 }
                 Fault::Denied => Some(Instead::new(403, "AccessDenied", "Access Denied")),
                 Fault::RefuseChecksums => checksum_header(headers).map(|name| {

@@ -49,7 +49,7 @@ impl Fs {
         let (is_dir, size, mtime) = match &entry.found {
             Found::Dir { marker } => (true, DIR_SIZE, marker.unwrap_or(self.mounted_at)),
             Found::File(facts) => {
-                let open = lock(&self.files).get(&entry.ino).cloned();
+                let open = lock(&self.files).get(entry.ino).cloned();
                 match open.and_then(|file| file.unsaved()) {
                     Some((len, written_at)) => (false, len, written_at),
                     None => (false, facts.size, facts.mtime),

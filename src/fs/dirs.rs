@@ -495,7 +495,7 @@ impl Fs {
 
     /// Fails `NotEmpty` unless the directory holds nothing but its marker; tells whether it has one.
     pub(super) async fn require_empty(&self, volume: &Volume, ino: Ino, dir: &DirKey) -> Result<bool> {
-        let unsaved_inside = {
+        let unsaved_inside = self.has_dirty_within(ino) || {
             let mut tree = self.tree();
             let ticket = tree.begin();
             let inside = !tree.children_newer_than(ino, &ticket).is_empty();

@@ -50,8 +50,8 @@ const TIDY_WAIT: Duration = Duration::from_secs(3);
 pub(super) struct File {
     pub(super) ino: Ino,
     state: Mutex<State>,
-    /// Held by the one commit under way.
-    commit: tokio::sync::Mutex<()>,
+    /// Held by the one commit under way, and by whoever takes the file's name or gives it another.
+    commit: Arc<tokio::sync::Mutex<()>>,
     /// Of that commit: who waits for it waits as long as it moves.
     progress: Arc<Progress>,
 }
@@ -73,6 +73,8 @@ struct State {
     /// Open handles, and those of them that may write.
     handles: u32,
     writers: u32,
+    /// Staging has the bytes of the object too, because its name is about to go: nothing is read from S3.
+    fetched: bool,
     /// The name is gone: nothing of this file goes to S3 any more.
     orphan: bool,
     /// Another client won: the version these handles read is gone.
@@ -93,7 +95,22 @@ impl State {
 
     fn may_be_renewed(&self, asked: &ObjectId) -> bool {
         let same = self.object.as_ref().is_some_and(|object| object.id == *asked);
-        same && !self.described && !self.answered && self.is_saved() && !self.orphan
+        same && !self.described && !self.answered && !self.fetched && self.is_saved() && !self.orphan
+    }
+
+    /// Where the bytes of a range come from.
+    fn segments(&self, range: ByteRange) -> Vec<Segment> {
+        let mut segments = self.extents.segments(range);
+        if self.fetched {
+            for segment in segments.iter_mut().filter(|segment| segment.what == What::Base) {
+                segment.what = What::Staged(self.saved_stamp);
+            }
+        }
+        segments
+    }
+
+    fn all_segments(&self) -> Vec<Segment> {
+        ByteRange::new(0, self.extents.len()).map_or_else(Vec::new, |whole| self.segments(whole))
     }
 }
 
@@ -190,6 +207,7 @@ impl File {
                 written_at: now,
                 handles: 0,
                 writers: 0,
+                fetched: false,
                 orphan: false,
                 lost: false,
                 described: true,
@@ -197,7 +215,7 @@ impl File {
                 retrying: false,
                 last_error: None,
             }),
-            commit: tokio::sync::Mutex::new(()),
+            commit: Arc::default(),
             progress: Arc::default(),
         }
     }
@@ -265,12 +283,15 @@ impl File {
         let end = offset.saturating_add(len).min(state.extents.len());
         let Some(range) = ByteRange::new(offset, end) else { return Ok(None) };
         let source = match &state.object {
-            Some(object) if state.is_saved() && !state.orphan => Source::Object(object.clone()),
-            object => Source::Mixed {
-                segments: state.extents.segments(range),
-                object: object.clone(),
-                staging: state.staging.clone(),
-            },
+            Some(object) if state.is_saved() && !state.orphan && !state.fetched => {
+                Source::Object(object.clone())
+            }
+            object => {
+                let segments = state.segments(range);
+                let of_object = segments.iter().any(|segment| segment.what == What::Base);
+                let object = object.clone().filter(|_| of_object);
+                Source::Mixed { segments, object, staging: state.staging.clone() }
+            }
         };
         Ok(Some((range, source)))
     }
@@ -330,13 +351,34 @@ impl File {
     }
 
     /// The object has another key and ETag now: a rename on this mount.
-    pub(super) fn moved(&self, volume: u32, store: &Volume, key: &str, etag: Option<&ETag>) {
+    pub(super) fn moved(&self, volume: u32, store: &Volume, key: &str, etag: &ETag) {
         let mut state = lock(&self.state);
         if let Some(object) = &mut state.object {
-            let etag = etag.unwrap_or(&object.id.etag).clone();
             *object = store.object(volume, key, etag.clone(), object.size);
-            state.expects = Condition::Matches(etag);
+            state.expects = Condition::Matches(etag.clone());
         }
+    }
+
+    /// The name stays after all: everything is as it was.
+    fn stays(&self) {
+        let mut state = lock(&self.state);
+        state.fetched = false;
+        if state.is_saved() {
+            // Nothing points into it.
+            state.staging = None;
+        }
+    }
+
+    /// The name is gone.
+    fn orphaned(&self) {
+        let mut state = lock(&self.state);
+        if std::mem::take(&mut state.fetched)
+            && let Some(whole) = ByteRange::new(0, state.extents.len())
+        {
+            let stamp = state.stamp;
+            state.extents.materialise(whole, stamp);
+        }
+        state.orphan = true;
     }
 
     /// The next commit replaces this version: the file took the name of an object that is still there.
@@ -351,11 +393,18 @@ const FILE_MAX: u64 = 5 << 40;
 impl Fs {
     /// Whether the inode has bytes or a length that S3 does not have.
     pub(super) fn has_unsaved(&self, ino: Ino) -> bool {
-        lock(&self.files).get(&ino).is_some_and(|file| file.unsaved().is_some())
+        lock(&self.files).get(ino).is_some_and(|file| file.unsaved().is_some())
     }
 
     pub(super) fn open_file(&self, ino: Ino) -> Option<Arc<File>> {
-        lock(&self.files).get(&ino).cloned()
+        lock(&self.files).get(ino).cloned()
+    }
+
+    /// Whether a file that S3 lacks something of is this inode or below it.
+    pub(super) fn has_dirty_within(&self, ino: Ino) -> bool {
+        let dirty: Vec<Ino> = lock(&self.files).all().filter(|f| f.is_dirty()).map(|f| f.ino).collect();
+        let tree = self.tree();
+        dirty.into_iter().any(|file| tree.is_within(file, ino))
     }
 
     /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
@@ -473,10 +522,13 @@ impl Fs {
         if !file.is_dirty() {
             return Ok(());
         }
-        let place = self.tree().object_place(file.ino);
+        let place = self.tree().saving_place(file.ino);
         let (id, _) = match place {
-            // Removed between the check and now: there is nothing to save.
-            Err(error) if error.is_not_found() => return Ok(()),
+            // Its name is being removed here.
+            Err(error) if error.is_not_found() => {
+                let _turn = file.commit.lock().await;
+                return if file.is_dirty() { Err(error) } else { Ok(()) };
+            }
             place => place?,
         };
         let volume = self.volume(id)?;
@@ -496,11 +548,12 @@ impl Fs {
             return Ok(());
         }
         // Under the namespace lock no directory above moves.
-        let (id, key) = self.tree().object_place(file.ino)?;
+        let (id, key) = self.tree().saving_place(file.ino)?;
         let honoured = volume.honoured().await;
-        let (job, stamp) = {
+        let (job, expects, stamp) = {
             let state = lock(&file.state);
-            (self.job(&state, volume, &key, state.expects.clone(), honoured), state.stamp)
+            let expects = state.expects.clone();
+            (self.job(&state, volume, &key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
         match upload(job).await {
@@ -508,7 +561,7 @@ impl Fs {
                 self.committed(file, id, volume, &key, len, stamp, &written.etag);
                 Ok(())
             }
-            Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale) => {
+            Err(error) if lost_race(volume, &key, &expects, &error).await => {
                 Err(self.keep_as_conflict_copy(file, volume, &key, error).await)
             }
             Err(error) => Err(error),
@@ -535,6 +588,7 @@ impl Fs {
             state.extents.clear(stamp, len);
             state.object = Some(object);
             state.saved_stamp = stamp;
+            state.fetched = false;
             state.expects = Condition::Matches(etag.clone());
             let clean = state.is_saved();
             if clean {
@@ -570,20 +624,29 @@ impl Fs {
     ) -> Error {
         self.stats.conflicts.add(1);
         let copy = conflict_key(key, &self.options.host, self.clock.wall());
+        let mut copied = false;
         for _ in 0..COPY_ROUNDS_MAX {
             let stamp = match self.write_conflict_copy(file, volume, key, &copy).await {
                 Ok(stamp) => stamp,
                 Err(error) => {
                     tracing::error!(key, error = %error.report(), "a conflict copy could not be written yet");
-                    return cause;
+                    break;
                 }
             };
             let mut state = lock(&file.state);
             // What was written meanwhile belongs into the copy too.
-            if state.stamp == stamp {
-                state.lost = true;
+            copied = state.stamp == stamp;
+            state.lost = copied;
+            if copied {
                 break;
             }
+        }
+        if !copied {
+            let told = format!(
+                "another client changed s3://{}/{key} first; the bytes written here are kept and tried again",
+                volume.bucket
+            );
+            return Error::new(Kind::Stale, told).with_source(cause);
         }
         self.let_go(file);
         tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
@@ -613,9 +676,10 @@ impl Fs {
             if current.as_ref().is_none_or(|info| info.etag != base.etag) {
                 let size = current.as_ref().map_or(0, |info| info.size);
                 job.segments = over_another_base(&job.segments, size);
-                if let Some(info) = current {
-                    base.etag = info.etag;
-                }
+            }
+            if let Some(info) = current {
+                // Not where the base was, if a directory above was renamed since it was replaced.
+                *base = Base { bucket: volume.bucket.clone(), key: key.to_owned(), etag: info.etag };
             }
         }
         upload(job).await?;
@@ -625,13 +689,16 @@ impl Fs {
     /// Nobody gets at this content any more but through handles it is open on.
     pub(super) fn let_go(&self, file: &Arc<File>) {
         lock(&self.pages).pop(&file.ino);
-        {
+        let current = {
             let mut files = lock(&self.files);
-            if files.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file)) {
-                files.remove(&file.ino);
-            }
+            let current = files.is_current(file);
+            files.take_place(file);
+            current
+        };
+        // Another version that was opened since has the name.
+        if current {
+            self.unlink_inode(file.ino);
         }
-        self.unlink_inode(file.ino);
     }
 
     /// Takes an inode from its name here; S3 still has what the name stands for.
@@ -660,7 +727,7 @@ impl Fs {
             condition,
             honoured,
             len: state.extents.len(),
-            segments: state.extents.all(),
+            segments: state.all_segments(),
             base: state.object.as_ref().map(|object| Base {
                 bucket: object.bucket.to_string(),
                 key: object.id.key.to_string(),
@@ -708,33 +775,41 @@ impl Fs {
 
     /// Forgets a file that is closed and saved.
     pub(super) fn drop_if_unused(&self, file: &Arc<File>) {
-        let mut files = lock(&self.files);
-        let unused = !file.is_open() && !file.is_dirty();
-        if unused && files.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file)) {
-            files.remove(&file.ino);
+        lock(&self.files).drop_unused(file);
+    }
+
+    /// Waits until no commit of an open file is under way, and keeps others from beginning: whether S3 has an object
+    /// of it is certain from then on.
+    pub(super) async fn hold(&self, ino: Ino) -> Option<Held> {
+        loop {
+            let file = self.open_file(ino)?;
+            let turn = Arc::clone(&file.commit).lock_owned().await;
+            // Another version may have been opened while this waited.
+            if lock(&self.files).is_current(&file) {
+                return Some(Held { file, _turn: turn, undone: false });
+            }
         }
     }
 
-    /// The file's name goes away while it may be open: fetches what only S3 has, so that handles read on.
-    pub(super) async fn orphan(&self, ino: Ino) -> Result<()> {
-        let Some(file) = self.open_file(ino) else { return Ok(()) };
-        let _turn = file.commit.lock().await;
-        if file.is_open() {
-            self.materialise(&file).await?;
+    /// The name of an inode is gone: what is written to it is for its handles alone.
+    pub(super) fn orphan(&self, ino: Ino, held: Option<Held>) {
+        let files = lock(&self.files).take_all(ino);
+        for file in files {
+            file.orphaned();
         }
-        lock(&file.state).orphan = true;
-        lock(&self.files).remove(&ino);
-        Ok(())
+        if let Some(mut held) = held {
+            held.undone = false;
+        }
     }
 
-    async fn materialise(&self, file: &File) -> Result<()> {
+    async fn fetch_base(&self, file: &File) -> Result<()> {
         let (object, runs) = {
             let state = lock(&file.state);
             let runs: Vec<ByteRange> =
-                state.extents.all().iter().filter(|s| s.what == What::Base).map(|s| s.range).collect();
+                state.all_segments().iter().filter(|s| s.what == What::Base).map(|s| s.range).collect();
             (state.object.clone(), runs)
         };
-        let Some(object) = object else { return Ok(()) };
+        let Some(object) = object.filter(|_| !runs.is_empty()) else { return Ok(()) };
         for run in runs {
             let mut at = run.start();
             while let Some(step) = ByteRange::new(at, (at + MATERIALISE_STEP).min(run.end())) {
@@ -750,10 +825,11 @@ impl Fs {
                 at = step.end();
             }
         }
+        lock(&file.state).fetched = true;
         Ok(())
     }
 
-    /// Puts fetched bytes under whatever was written meanwhile.
+    /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&file.state);
         let staging = match &state.staging {
@@ -764,9 +840,6 @@ impl Fs {
                 fresh
             }
         };
-        let Some(range) = range.intersect(ByteRange::new(0, state.extents.len()).unwrap_or(range)) else {
-            return Ok(());
-        };
         for segment in state.extents.segments(range) {
             if segment.what == What::Base {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
@@ -774,15 +847,13 @@ impl Fs {
                 staging.write(&bytes[from..from + len], segment.range.start())?;
             }
         }
-        let stamp = state.stamp;
-        state.extents.materialise(range, stamp);
         Ok(())
     }
 
     /// Commits every file that S3 lacks something of; the first failure is returned after all were tried.
     pub async fn flush_all(&self) -> Result<()> {
         use futures::{FutureExt, StreamExt};
-        let files: Vec<Arc<File>> = lock(&self.files).values().filter(|f| f.is_dirty()).cloned().collect();
+        let files: Vec<Arc<File>> = lock(&self.files).all().filter(|f| f.is_dirty()).cloned().collect();
         let mut first = Ok(());
         // Boxed, because the compiler cannot see otherwise that the whole may move between threads.
         let commits: Vec<_> = files.iter().map(|file| self.commit(file).boxed()).collect();
@@ -797,7 +868,7 @@ impl Fs {
 
     /// Files that S3 lacks something of.
     pub fn pending(&self) -> Vec<Pending> {
-        let files: Vec<Arc<File>> = lock(&self.files).values().filter(|f| f.is_dirty()).cloned().collect();
+        let files: Vec<Arc<File>> = lock(&self.files).all().filter(|f| f.is_dirty()).cloned().collect();
         files
             .iter()
             .map(|file| {
@@ -808,6 +879,70 @@ impl Fs {
                 Pending { path: self.tree().path_of(file.ino), bytes, last_error }
             })
             .collect()
+    }
+}
+
+/// A file that no commit is under way of, as long as this lives. Its name may be about to go: unless it does
+/// ([`Fs::orphan`]), the file is as it was before.
+pub(super) struct Held {
+    file: Arc<File>,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+    /// Whether something was fetched that is to be forgotten in the end.
+    undone: bool,
+}
+
+impl Held {
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Fetches what only S3 has, so that handles read on when the name and its object are gone.
+    pub(super) async fn fetch(&mut self, fs: &Fs) -> Result<()> {
+        if !self.file.is_open() || lock(&self.file.state).fetched {
+            return Ok(());
+        }
+        self.undone = true;
+        match fs.fetch_base(&self.file).await {
+            // Another client was first: there is nothing left to read on.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => Ok(()),
+            fetched => fetched,
+        }
+    }
+
+    /// What was to take the name failed, and may have done so after the object was gone: what was fetched is kept
+    /// until the file's next commit.
+    pub(super) fn failed(&mut self, error: &Error) {
+        if error.may_have_happened() {
+            self.keep_fetched();
+        }
+    }
+
+    /// The object is gone, though the rest of what was to be done failed.
+    pub(super) fn keep_fetched(&mut self) {
+        self.undone = false;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.undone {
+            self.file.stays();
+        }
+    }
+}
+
+/// Whether a commit failed because another client was first. AWS answers 404 where an object that was to be replaced
+/// is gone; so does it for an upload or a part's source that is.
+async fn lost_race(volume: &Volume, key: &str, expects: &Condition, error: &Error) -> bool {
+    match (error.kind(), expects) {
+        (Kind::AlreadyExists | Kind::Stale, _) => true,
+        (Kind::NotFound, Condition::Matches(expected)) => {
+            match volume.store.head(&volume.bucket, key, None).await {
+                Ok(info) => info.etag != *expected,
+                Err(error) => error.is_not_found(),
+            }
+        }
+        _ => false,
     }
 }
 

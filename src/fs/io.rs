@@ -102,7 +102,7 @@ impl Fs {
             _ => return None,
         }
         let mut files = lock(&self.files);
-        if let Some(open) = files.get(&ino) {
+        if let Some(open) = files.get(ino) {
             if open.unsaved().is_none() && open.etag().as_ref() != Some(&listed.etag) {
                 return None;
             }
@@ -111,7 +111,7 @@ impl Fs {
         }
         let file = Arc::new(File::listed(ino, object_of(id, volume, listed), self.clock.wall()));
         file.opened(false);
-        files.insert(ino, Arc::clone(&file));
+        files.put(Arc::clone(&file));
         Some(file)
     }
 
@@ -159,7 +159,7 @@ impl Fs {
     async fn open_newest(&self, ino: Ino, write: bool) -> Result<Option<Arc<File>>> {
         {
             let files = lock(&self.files);
-            if let Some(file) = files.get(&ino).filter(|file| file.unsaved().is_some()) {
+            if let Some(file) = files.get(ino).filter(|file| file.unsaved().is_some()) {
                 file.opened(write);
                 return Ok(Some(Arc::clone(file)));
             }
@@ -176,13 +176,20 @@ impl Fs {
         };
         let volume = self.volume(id)?;
         let answer = volume.store.head(&volume.bucket, &key, None).await;
+        let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
+        let gone = matches!(&answer, Err(error) if error.is_not_found());
+        if gone && self.has_dirty_within(ino) {
+            // Written here while the question was on its way.
+            return Ok(None);
+        }
         let learned = {
             let mut tree = self.tree();
-            let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
-            let gone = matches!(&answer, Err(error) if error.is_not_found());
-            (found.is_some() || gone)
+            let learned = (found.is_some() || gone)
                 .then(|| tree.learn(link.0, &link.1, found, asking.ticket(), self.clock.now()))
-                .flatten()
+                .flatten();
+            // What the kernel has to know of it is said below, before the answer.
+            tree.is_told(link.0, &link.1, Some(ino));
+            learned
         };
         let info = match answer {
             Err(error) if error.is_not_found() => return Err(no_such_name()),
@@ -210,7 +217,7 @@ impl Fs {
         }
         let object = volume.object(id.0, &key, info.etag.clone(), info.size);
         let mut files = lock(&self.files);
-        match files.get(&ino) {
+        match files.get(ino) {
             // Written here while the question was on its way, or open at this very version.
             Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
                 open.opened(write);
@@ -220,7 +227,7 @@ impl Fs {
             _ => {
                 let file = Arc::new(File::of_object(ino, object, info.attributes, self.clock.wall()));
                 file.opened(write);
-                files.insert(ino, Arc::clone(&file));
+                files.put(Arc::clone(&file));
                 Ok(Some(file))
             }
         }
@@ -269,7 +276,7 @@ impl Fs {
         };
         let file = Arc::new(File::new(entry.ino, Condition::Absent, now));
         file.opened(true);
-        lock(&self.files).insert(entry.ino, Arc::clone(&file));
+        lock(&self.files).put(Arc::clone(&file));
         let opened = self.handle_on(file, OpenFlags { write: true, ..flags });
         Ok((self.attr_of(&entry), opened))
     }

@@ -20,6 +20,8 @@ use super::volume::Volume;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asker {
     Kernel,
+    /// The kernel, of an inode that it has.
+    Attributes,
     Operation,
 }
 
@@ -111,7 +113,7 @@ impl Fs {
             let entry = self.tree().entry(ino)?;
             return Ok(self.attr_of(&entry));
         };
-        match self.ask(parent, &name).await? {
+        match self.ask_as(parent, &name, Asker::Attributes).await? {
             Some(entry) if entry.ino == ino => Ok(self.attr_of(&entry)),
             // Another kind of thing has the name now; this inode is of something that is gone.
             Some(_) => Err(Error::new(Kind::Stale, "the name stands for something else now")),
@@ -145,11 +147,23 @@ impl Fs {
             }
             DirPlace::In { volume, dir } => find(&*self.volume(*volume)?, dir, name).await?,
         };
-        let mut tree = self.tree();
-        let entry = match place {
-            DirPlace::Buckets => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
-            DirPlace::In { .. } => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
+        // What S3 lacks something of keeps its name, whatever another client made of it, until it is saved or copied.
+        let child = {
+            let tree = self.tree();
+            let child = tree.child(parent, name).and_then(|ino| tree.entry(ino).ok());
+            let is_dir = found.as_ref().map(|found| matches!(found, Found::Dir { .. }));
+            child.filter(|child| is_dir != Some(child.is_dir()))
         };
+        let kept = child.map(|child| child.ino).filter(|ino| self.has_dirty_within(*ino));
+        let mut tree = self.tree();
+        let entry = match (place, kept) {
+            (DirPlace::Buckets, _) => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
+            (DirPlace::In { .. }, Some(ino)) if tree.child(parent, name) == Some(ino) => tree.entry(ino).ok(),
+            (DirPlace::In { .. }, _) => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
+        };
+        if asker != Asker::Operation {
+            tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));
+        }
         if let (Asker::Kernel, Some(entry)) = (asker, &entry) {
             // Under the same lock as the answer, so that nobody drops the inode in between.
             tree.looked_up(entry.ino);

@@ -7,7 +7,7 @@
 //! 1. name locks (async), in ascending order of their slot;
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
-//! 3. a file's commit lock (async);
+//! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. the table of open files, a file's state, the tree: plain mutexes, in that order, never held across an
 //!    await;
 //! 5. the leaves: caches and counters.
@@ -16,6 +16,7 @@ mod attr;
 mod backing;
 mod dirs;
 mod file;
+mod files;
 mod handles;
 mod io;
 mod lookup;
@@ -36,7 +37,6 @@ pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, SystemTime};
@@ -128,7 +128,7 @@ pub struct Fs {
     buckets: Option<Buckets>,
     tree: Mutex<Tree>,
     reader: Reader,
-    files: Mutex<HashMap<Ino, Arc<file::File>>>,
+    files: Mutex<files::Files>,
     handles: handles::Handles,
     names: Vec<tokio::sync::Mutex<()>>,
     /// Which version of each file the kernel's cached pages are of.
@@ -198,7 +198,7 @@ impl Fs {
             buckets,
             tree: Mutex::new(tree),
             reader,
-            files: Mutex::new(HashMap::new()),
+            files: Mutex::default(),
             handles: handles::Handles::default(),
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
@@ -227,6 +227,32 @@ impl Fs {
         for news in news {
             self.news.pass(news);
         }
+    }
+
+    /// Finds out how the servers list, where that is not known. Until then directories are listed one by one.
+    pub fn find_orders(self: &Arc<Self>) {
+        let volumes = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (id, volume) in (0..).zip(volumes.iter()) {
+            self.find_order(VolumeId(id), volume);
+        }
+    }
+
+    /// How far the order is known in which the first bucket's server lists.
+    pub fn order_of_root(&self) -> Order {
+        self.tree().order_of(VolumeId(0))
+    }
+
+    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>) {
+        if volume.order != Order::Unknown || volume.order_probe.is_none() {
+            return;
+        }
+        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+        tokio::spawn(async move {
+            let Some(probe) = &volume.order_probe else { return };
+            if let Some(order) = probe().await {
+                fs.tree().set_order(id, order, &volume.prefix);
+            }
+        });
     }
 
     /// Drops every cached block and every remembered freshness that can be asked for again.

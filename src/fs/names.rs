@@ -6,12 +6,13 @@ use std::sync::Arc;
 use futures::StreamExt;
 
 use super::dirs::put_marker;
+use super::file::Held;
 use super::lookup::no_such_name;
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, ListRequest, ListedObject, limits};
+use crate::s3::{Condition, ListRequest, ListedObject, ObjectInfo, limits};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
 use crate::write::{Base, Conditions, copy_object, delete_object};
@@ -26,6 +27,15 @@ struct At {
     id: VolumeId,
     volume: Arc<Volume>,
     dir: DirKey,
+}
+
+/// An object that has another key now.
+struct Moved {
+    /// As it was.
+    info: ObjectInfo,
+    etag: ETag,
+    from_key: String,
+    to_key: String,
 }
 
 impl At {
@@ -53,18 +63,47 @@ impl Fs {
         }
         let key = at.dir.object_key(&at.name)?;
         let _shared = at.volume.namespace.read().await;
-        let in_s3 = self.is_in_s3(entry.ino);
-        self.orphan(entry.ino).await?;
-        if in_s3 {
-            self.keep_dir(&at.volume, parent, &at.dir, |k| k == key).await?;
-            delete_object(&at.volume.store, &at.volume.bucket, &key, None, Conditions::NONE).await?;
+        let mut held = self.hold(entry.ino).await;
+        if self.is_in_s3(entry.ino) {
+            if let Some(held) = &mut held {
+                held.fetch(self).await?;
+            }
+            self.keep_dir_of(&at, &key).await?;
+            self.remove_object(&at, &key, None)
+                .await
+                .inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
         }
+        self.orphan(entry.ino, held);
         self.tree().remove(parent, &at.name, self.clock.now());
         lock(&self.siblings).changed(at.id, &key);
         Ok(())
     }
 
-    /// Whether S3 has an object under the file's name.
+    /// Sees to it that a directory stays when the object of one of its files goes.
+    async fn keep_dir_of(&self, at: &At, key: &str) -> Result<()> {
+        if at.dir.marker_key() == Some(key) {
+            return Ok(());
+        }
+        self.keep_dir(&at.volume, at.parent, &at.dir, |k| k == key).await
+    }
+
+    /// Removes a file's object, where that is `etag` or where it does not matter; its directory stays.
+    async fn remove_object(&self, at: &At, key: &str, etag: Option<&ETag>) -> Result<()> {
+        let honoured = if etag.is_some() { at.volume.honoured().await } else { Conditions::NONE };
+        if at.dir.marker_key() == Some(key) {
+            // The bytes of the directory's own marker: without them it is a marker still.
+            let condition = match etag {
+                Some(etag) if honoured.put => Condition::Matches(etag.clone()),
+                _ => Condition::Any,
+            };
+            put_marker(&at.volume, &at.dir, condition).await?;
+            self.tree().mark(at.parent, self.clock.wall());
+            return Ok(());
+        }
+        delete_object(&at.volume.store, &at.volume.bucket, key, etag, honoured).await
+    }
+
+    /// Whether S3 has an object under the file's name. Certain only while the file is held.
     fn is_in_s3(&self, ino: Ino) -> bool {
         match self.open_file(ino) {
             Some(file) => file.has_object(),
@@ -135,69 +174,127 @@ impl Fs {
         {
             self.commit(&file).await?;
         }
-        let from_key = from.dir.object_key(&from.name)?;
-        let to_key = to.dir.object_key(&to.name)?;
         let (first, second) = in_order(from, to);
         let _shared = first.namespace.read().await;
         let _shared_too = match second {
             Some(second) => Some(second.namespace.read().await),
             None => None,
         };
-        if let Some(target) = target {
-            self.orphan(target.ino).await?;
-        }
-        let file = self.open_file(ino);
+        // A first commit that was under way has ended, or not begun, when both files are held.
+        let (held, mut replaced) = self.hold_two(ino, target.map(|target| target.ino)).await;
         if !self.is_in_s3(ino) {
-            let expects = match target.map(|t| &t.found) {
-                Some(Found::File(Facts { etag: Some(etag), .. })) => Condition::Matches(etag.clone()),
+            let expects = match target.and_then(|target| self.tree().entry(target.ino).ok()) {
+                Some(Entry { found: Found::File(Facts { etag: Some(etag), .. }), .. }) => {
+                    Condition::Matches(etag)
+                }
                 _ => Condition::Absent,
             };
-            if let Some(file) = file {
-                file.replaces(expects);
+            if let Some(replaced) = &mut replaced {
+                replaced.fetch(self).await?;
             }
-            return self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now());
+            self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
+            if let Some(held) = &held {
+                held.file().replaces(expects);
+            }
+            if let Some(target) = target {
+                self.orphan(target.ino, replaced);
+            }
+            return Ok(());
         }
-        if from.leaves_its_directory(to) {
-            self.keep_dir(&from.volume, from.parent, &from.dir, |k| k == from_key).await?;
+        let moved = self.move_object(from, to, no_replace, replaced.as_mut()).await?;
+        if let Some(target) = target {
+            self.orphan(target.ino, replaced);
         }
-        let store = &from.volume.store;
-        let info = store.head(&from.volume.bucket, &from_key, None).await?;
-        let source = Base { bucket: from.volume.bucket.clone(), key: from_key.clone(), etag: info.etag };
-        let honoured = to.volume.honoured().await;
-        let condition = match (no_replace, honoured.copy) {
-            (true, true) => Condition::Absent,
-            _ => Condition::Any,
-        };
-        let written = copy_object(store, &source, info.size, &to.volume.bucket, &to_key, condition).await?;
-        delete_object(
-            store,
-            &from.volume.bucket,
-            &from_key,
-            Some(&source.etag),
-            from.volume.honoured().await,
-        )
-        .await?;
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
         let facts = Facts {
-            size: info.size,
-            etag: Some(written.etag.clone()),
-            mtime: info.last_modified,
+            size: moved.info.size,
+            etag: Some(moved.etag.clone()),
+            mtime: moved.info.last_modified,
             archived: false,
         };
         self.tree().moved(ino, facts);
         {
             let mut siblings = lock(&self.siblings);
-            siblings.changed(from.id, &from_key);
-            siblings.changed(to.id, &to_key);
+            siblings.changed(from.id, &moved.from_key);
+            siblings.changed(to.id, &moved.to_key);
         }
-        if let Some(file) = file {
-            file.moved(to.id.0, &to.volume, &to_key, Some(&written.etag));
+        if let Some(held) = &held
+            // Where it was open at another version, another client has replaced that one.
+            && held.file().etag().as_ref() == Some(&moved.info.etag)
+        {
+            held.file().moved(to.id.0, &to.volume, &moved.to_key, &moved.etag);
         }
         let mut pages = lock(&self.pages);
-        if pages.get(&ino) == Some(&source.etag) {
-            pages.put(ino, written.etag);
+        if pages.get(&ino) == Some(&moved.info.etag) {
+            pages.put(ino, moved.etag);
         }
         Ok(())
+    }
+
+    /// Holds the files of a rename, in the order of their inodes.
+    async fn hold_two(&self, ino: Ino, target: Option<Ino>) -> (Option<Held>, Option<Held>) {
+        match target {
+            None => (self.hold(ino).await, None),
+            Some(target) if target < ino => {
+                let replaced = self.hold(target).await;
+                (self.hold(ino).await, replaced)
+            }
+            Some(target) => {
+                let held = self.hold(ino).await;
+                (held, self.hold(target).await)
+            }
+        }
+    }
+
+    /// Copies an object to its new key and deletes it at the old one. What it replaces is as it was, unless the
+    /// copy is made.
+    async fn move_object(
+        &self,
+        from: &At,
+        to: &At,
+        no_replace: bool,
+        mut replaced: Option<&mut Held>,
+    ) -> Result<Moved> {
+        let from_key = from.dir.object_key(&from.name)?;
+        let to_key = to.dir.object_key(&to.name)?;
+        let store = &from.volume.store;
+        let info = store.head(&from.volume.bucket, &from_key, None).await?;
+        if let Some(replaced) = &mut replaced {
+            replaced.fetch(self).await?;
+        }
+        if from.leaves_its_directory(to) {
+            self.keep_dir_of(from, &from_key).await?;
+        }
+        let source =
+            Base { bucket: from.volume.bucket.clone(), key: from_key.clone(), etag: info.etag.clone() };
+        let honoured = to.volume.honoured().await;
+        let condition = match (no_replace, honoured.copy) {
+            (true, true) => Condition::Absent,
+            _ => Condition::Any,
+        };
+        let written =
+            copy_object(store, &to.volume.store, &source, info.size, &to.volume.bucket, &to_key, condition)
+                .await
+                .inspect_err(|error| {
+                    if let Some(replaced) = &mut replaced {
+                        replaced.failed(error);
+                    }
+                })?;
+        let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
+        // Gone already: an earlier attempt's answer was lost, or another client was first.
+        if let Err(error) = deleted
+            && !error.is_not_found()
+        {
+            // The copy is there all the same. Handles on what it replaced read on, and what they wrote will be kept
+            // beside it.
+            if let Some(replaced) = replaced {
+                replaced.keep_fetched();
+            }
+            lock(&self.siblings).changed(to.id, &to_key);
+            self.tree().forget_facts(to.parent, &to.name);
+            return Err(error);
+        }
+        Ok(Moved { info, etag: written.etag, from_key, to_key })
     }
 
     async fn rename_dir(&self, from: &At, to: &At, ino: Ino, target: Option<&Entry>) -> Result<()> {
@@ -227,16 +324,20 @@ impl Fs {
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
         lock(&self.siblings).changed_all();
         self.retarget_open_files(ino, &moved);
-        let deleted = delete_all(&from.volume, objects.into_iter().map(|object| object.key).collect()).await;
-        self.tree().emptied(from.parent, &from.name);
-        deleted
+        let deleted = delete_copied(&from.volume, &old, objects).await;
+        let mut tree = self.tree();
+        tree.emptied(from.parent, &from.name);
+        if !matches!(deleted, Ok(0)) {
+            tree.forget_facts(from.parent, &from.name);
+        }
+        deleted.map(drop)
     }
 
     /// Open files below a renamed directory read from their new keys.
-    fn retarget_open_files(&self, dir: Ino, moved: &[(String, ETag)]) {
-        let files: Vec<_> = lock(&self.files).values().cloned().collect();
-        let etags: std::collections::HashMap<&str, &ETag> =
-            moved.iter().map(|(key, etag)| (key.as_str(), etag)).collect();
+    fn retarget_open_files(&self, dir: Ino, moved: &[Copied]) {
+        let files: Vec<_> = lock(&self.files).all().cloned().collect();
+        let copies: std::collections::HashMap<&str, &Copied> =
+            moved.iter().map(|copied| (copied.key.as_str(), copied)).collect();
         for file in files {
             let place = {
                 let tree = self.tree();
@@ -247,7 +348,12 @@ impl Fs {
             };
             let Ok((id, key)) = place else { continue };
             let Ok(volume) = self.volume(id) else { continue };
-            file.moved(id.0, &volume, &key, etags.get(key.as_str()).copied());
+            // Where a file is open at another version, another client has replaced that one: it stays with it.
+            if let Some(copied) =
+                copies.get(key.as_str()).filter(|copied| file.etag().as_ref() == Some(&copied.from))
+            {
+                file.moved(id.0, &volume, &key, &copied.etag);
+            }
         }
         self.tree().expire_below(dir);
     }
@@ -286,15 +392,23 @@ async fn all_below(volume: &Volume, dir: &DirKey) -> Result<Vec<ListedObject>> {
     }
 }
 
-/// Copies every object to its new key; returns the new keys with their ETags. A failure takes back the copies
-/// made so far, as far as it can.
+/// An object of a directory that is being renamed.
+struct Copied {
+    /// The version that was copied.
+    from: ETag,
+    /// Where the copy is, and its version.
+    key: String,
+    etag: ETag,
+}
+
+/// Copies every object to its new key. A failure takes back the copies made so far, as far as it can.
 async fn copy_all(
     from: &At,
     to: &At,
     old: &DirKey,
     new: &DirKey,
     objects: &[ListedObject],
-) -> Result<Vec<(String, ETag)>> {
+) -> Result<Vec<Copied>> {
     let mut made = Vec::with_capacity(objects.len());
     let mut failed = None;
     {
@@ -312,29 +426,68 @@ async fn copy_all(
         }
     }
     let Some(error) = failed else { return Ok(made) };
-    let keys = made.into_iter().map(|(key, _)| key).collect();
+    let keys = made.into_iter().map(|copied| copied.key).collect();
     if let Err(left) = delete_all(&to.volume, keys).await {
         tracing::warn!(error = %left.report(), "copies of a rename that failed were left behind");
     }
     Err(error)
 }
 
-async fn copy_one(
-    from: &At,
-    to: &At,
-    old: &DirKey,
-    new: &DirKey,
-    object: ListedObject,
-) -> Result<(String, ETag)> {
+async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: ListedObject) -> Result<Copied> {
     let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
     let key = format!("{}{rest}", new.prefix());
     if key.len() > limits::KEY_MAX {
         return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
     }
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let store = &from.volume.store;
-    let written = copy_object(store, &source, object.size, &to.volume.bucket, &key, Condition::Any).await?;
-    Ok((key, written.etag))
+    let (store, target) = (&from.volume.store, &to.volume.store);
+    let bucket = &to.volume.bucket;
+    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
+    Ok(Copied { from: source.etag, key, etag: written.etag })
+}
+
+/// Deletes what was copied from its old keys; returns how many stay there because another client has changed them
+/// since. The first failure is returned after all were tried.
+///
+/// Where the server does not look at conditions the directory is listed once more just before, which leaves a short
+/// window. Empty markers go last, and unconditionally: they have no bytes to lose.
+async fn delete_copied(volume: &Volume, dir: &DirKey, objects: Vec<ListedObject>) -> Result<usize> {
+    let honoured = volume.honoured().await;
+    let (markers, objects): (Vec<_>, Vec<_>) =
+        objects.into_iter().partition(|object| object.key.ends_with('/') && object.size == 0);
+    let mut first = Ok(());
+    let mut changed = Vec::new();
+    if honoured.delete {
+        let mut answers = futures::stream::iter(objects)
+            .map(|object| async move {
+                let etag = Some(&object.etag);
+                let answer = delete_object(&volume.store, &volume.bucket, &object.key, etag, honoured).await;
+                (object.key, answer)
+            })
+            .buffer_unordered(COPIES_IN_FLIGHT);
+        while let Some((key, answer)) = answers.next().await {
+            match answer {
+                Err(error) if error.kind() == Kind::Stale => changed.push(key),
+                Err(error) if !error.is_not_found() && first.is_ok() => first = Err(error),
+                _ => {}
+            }
+        }
+    } else {
+        let now: std::collections::HashMap<String, ETag> =
+            all_below(volume, dir).await?.into_iter().map(|object| (object.key, object.etag)).collect();
+        let (same, others): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|object| now.get(&object.key) == Some(&object.etag));
+        changed.extend(others.into_iter().map(|object| object.key).filter(|key| now.contains_key(key)));
+        first = delete_all(volume, same.into_iter().map(|object| object.key).collect()).await;
+    }
+    let markers = delete_all(volume, markers.into_iter().map(|marker| marker.key).collect()).await;
+    for key in &changed {
+        tracing::warn!(
+            key,
+            "changed by another client during the rename of its directory; it stays there too"
+        );
+    }
+    first.and(markers).map(|()| changed.len())
 }
 
 /// Deletes keys in batches; the first failure is returned after all were tried.

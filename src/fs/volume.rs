@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OnceCell, RwLock};
+use tokio::sync::RwLock;
 
 use crate::base::ETag;
 use crate::error::Result;
@@ -28,11 +28,12 @@ pub struct Volume {
     pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
-    pub(super) probed: OnceCell<Conditions>,
     probe: Option<Probe>,
+    pub(super) order_probe: Option<OrderProbe>,
 }
 
-/// Finds out which conditions the server honours; asked once, before the first write that needs to know.
+/// Finds out which conditions the server honours; asked before each write that needs to know, and keeps what it found
+/// out for as long as that is sure.
 pub type Probe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Result<Conditions>> + Send + Sync>;
 
 impl Volume {
@@ -46,8 +47,8 @@ impl Volume {
             reach: String::new(),
             origin: Arc::from(""),
             namespace: RwLock::new(()),
-            probed: OnceCell::new(),
             probe: None,
+            order_probe: None,
         }
     }
 
@@ -75,6 +76,13 @@ impl Volume {
         self
     }
 
+    /// Finds out in which order the server lists; asked once, when the mount has begun.
+    #[must_use]
+    pub fn order_probe(mut self, probe: OrderProbe) -> Self {
+        self.order_probe = Some(probe);
+        self
+    }
+
     #[must_use]
     pub fn probe(mut self, probe: Probe) -> Self {
         self.probe = Some(probe);
@@ -94,17 +102,9 @@ impl Volume {
 
     /// Which conditions this bucket's server honours. Without a probe, all: the server is known to.
     pub(super) async fn honoured(&self) -> Conditions {
-        let probed = self
-            .probed
-            .get_or_try_init(|| async {
-                match &self.probe {
-                    Some(probe) => probe().await,
-                    None => Ok(Conditions::ALL),
-                }
-            })
-            .await;
-        match probed {
-            Ok(conditions) => *conditions,
+        let Some(probe) = &self.probe else { return Conditions::ALL };
+        match probe().await {
+            Ok(conditions) => conditions,
             Err(error) => {
                 // Nothing is known, so nothing is relied on; the next write asks again.
                 tracing::warn!(bucket = self.bucket, error = %error.report(), "could not probe the endpoint");
@@ -113,6 +113,9 @@ impl Volume {
         }
     }
 }
+
+/// Finds out in which order a server lists; `None` where that cannot be told now.
+pub type OrderProbe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Option<Order>> + Send + Sync>;
 
 /// What a mount shows at its root.
 pub enum Root {

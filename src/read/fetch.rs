@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::disk::DiskCache;
 use super::segments::{Need, Piece, Segments};
 use super::window::{Advice, FIRST_BYTES};
-use super::{Object, ObjectId, lock};
+use super::{Object, ObjectId, PIECE_BYTES, lock};
 use crate::base::{Budget, ByteRange, Gate, Grant, Priority, Ticket};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Checksum, GetRequest, is_of_body, verify};
+use crate::s3::{Body, GetRequest, is_of_body, verify};
 use crate::stats::Stats;
 
 /// How often a body that broke off is taken up again where it broke.
@@ -29,21 +29,27 @@ pub(super) struct Fetcher {
     stats: Arc<Stats>,
 }
 
-/// A run on its way. Its bytes are shared as they arrive, or where the server has a checksum of all of them, once
-/// that was found right.
+/// A run on its way, all of it or a piece of what one GET brings. Its bytes are shared as they arrive, or where the
+/// server has a checksum of all of them, once that was found right.
 #[derive(Debug)]
 pub(super) struct Flight {
     range: ByteRange,
     ticket: Ticket,
-    /// What has arrived; empty again once the run is here.
-    buffer: Mutex<BytesMut>,
-    progress: watch::Sender<Progress>,
+    state: Mutex<Arriving>,
+}
+
+#[derive(Debug, Default)]
+struct Arriving {
+    buffer: BytesMut,
+    /// How many bytes of the buffer may be shared before all of it is here.
+    shared: usize,
+    outcome: Option<Outcome>,
+    /// Who waits, and for how many bytes.
+    waiters: Vec<(usize, oneshot::Sender<()>)>,
 }
 
 #[derive(Clone, Debug)]
-enum Progress {
-    /// Everything before this offset has arrived.
-    Filled(u64),
+enum Outcome {
     Here(Bytes),
     Failed(Arc<Error>),
     /// The fetch ended before it began; ask again.
@@ -52,46 +58,81 @@ enum Progress {
 
 impl Flight {
     fn new(range: ByteRange, ticket: Ticket) -> Arc<Self> {
-        let (progress, _) = watch::channel(Progress::Filled(range.start()));
-        Arc::new(Self { range, ticket, buffer: Mutex::default(), progress })
+        Arc::new(Self { range, ticket, state: Mutex::default() })
     }
 
     /// Whether a part of the run has arrived.
     pub(super) fn has(&self, part: ByteRange) -> bool {
-        match &*self.progress.borrow() {
-            Progress::Filled(to) => part.end() <= *to,
-            Progress::Here(_) => true,
-            Progress::Failed(_) | Progress::GivenUp => false,
+        let state = lock(&self.state);
+        match state.outcome {
+            None => self.offsets(part).1 <= state.shared,
+            Some(Outcome::Here(_)) => true,
+            Some(_) => false,
         }
     }
 
     /// Waits for a part of the run. `None` where the fetch was given up before it began: ask again.
     pub(super) async fn bytes(&self, part: ByteRange) -> Result<Option<Bytes>> {
-        let mut progress = self.progress.subscribe();
+        let (from, to) = self.offsets(part);
         loop {
-            let now = progress
-                .wait_for(|progress| !matches!(progress, Progress::Filled(to) if *to < part.end()))
-                .await
-                .map_or(Progress::GivenUp, |now| now.clone());
-            match now {
-                Progress::Here(whole) => return Ok(Some(self.slice(&whole, part))),
-                Progress::Failed(error) => return Err(error.duplicate()),
-                Progress::GivenUp => return Ok(None),
-                Progress::Filled(_) => {
-                    let buffer = lock(&self.buffer);
-                    let (from, to) = self.offsets(part);
-                    // Shorter where the run became whole in between.
-                    if let Some(bytes) = buffer.get(from..to) {
-                        return Ok(Some(Bytes::copy_from_slice(bytes)));
+            let arrived = {
+                let mut state = lock(&self.state);
+                match &state.outcome {
+                    Some(Outcome::Here(whole)) => return Ok(Some(whole.slice(from..to))),
+                    Some(Outcome::Failed(error)) => return Err(error.duplicate()),
+                    Some(Outcome::GivenUp) => return Ok(None),
+                    None if to <= state.shared => {
+                        return Ok(Some(Bytes::copy_from_slice(&state.buffer[from..to])));
                     }
+                    None => {}
                 }
-            }
+                let (sender, arrived) = oneshot::channel();
+                state.waiters.push((to, sender));
+                arrived
+            };
+            // Told or not, what has arrived says how to go on.
+            let _ = arrived.await;
         }
     }
 
-    fn slice(&self, whole: &Bytes, part: ByteRange) -> Bytes {
-        let (from, to) = self.offsets(part);
-        whole.slice(from..to)
+    fn arrived(&self) -> u64 {
+        lock(&self.state).buffer.len() as u64
+    }
+
+    fn is_full(&self) -> bool {
+        self.arrived() == self.range.len()
+    }
+
+    /// Takes what there is room for; `fresh` makes the buffer.
+    fn take(&self, chunk: &mut Bytes, shares: bool, fresh: impl FnOnce() -> BytesMut) {
+        let len = usize::try_from(self.range.len()).unwrap_or(usize::MAX);
+        let mut state = lock(&self.state);
+        if state.buffer.capacity() == 0 {
+            state.buffer = fresh();
+        }
+        let part = chunk.split_to(chunk.len().min(len - state.buffer.len()));
+        state.buffer.extend_from_slice(&part);
+        // Who waits for all of it gets it without a copy, as soon as it ends.
+        if shares && state.buffer.len() < len {
+            state.shared = state.buffer.len();
+            let shared = state.shared;
+            state.waiters.extract_if(.., |(need, _)| *need <= shared).for_each(drop);
+        }
+    }
+
+    /// All of it is here.
+    fn finish(&self) -> Bytes {
+        let mut state = lock(&self.state);
+        let bytes = std::mem::take(&mut state.buffer).freeze();
+        state.outcome = Some(Outcome::Here(bytes.clone()));
+        state.waiters.clear();
+        bytes
+    }
+
+    fn end(&self, outcome: Outcome) {
+        let mut state = lock(&self.state);
+        state.outcome = Some(outcome);
+        state.waiters.clear();
     }
 
     fn offsets(&self, part: ByteRange) -> (usize, usize) {
@@ -169,17 +210,17 @@ impl Fetcher {
     }
 
     fn demand_gap(self: &Arc<Self>, object: &Object, gap: ByteRange, advice: &Advice) -> Vec<Block> {
-        let mut flights = Vec::new();
+        let mut runs = Vec::new();
         let blocks = {
             // Under one lock, so that a fetch that fails at once is still found by those who wait for it.
             let mut segments = lock(&self.segments);
             for part in cut(with_first_window(gap, advice), advice.part) {
-                flights.extend(self.expect_gaps(&mut segments, &object.id, part));
+                runs.extend(self.expect_gaps(&mut segments, object, part));
             }
             segments.look(&object.id, gap)
         };
-        for flight in flights {
-            self.start(object, flight, None, Priority::Demand);
+        for run in runs {
+            self.start(object, run, None, Priority::Demand);
         }
         let block = |piece| match piece {
             Piece::Here(bytes) => Block::Here(bytes),
@@ -187,7 +228,7 @@ impl Fetcher {
             // Every gap is expected by now; whoever waits for this one asks again.
             Piece::Gap(part) => {
                 let flight = Flight::new(part, self.gate.ticket());
-                flight.progress.send_replace(Progress::GivenUp);
+                flight.end(Outcome::GivenUp);
                 Block::Coming(part, flight)
             }
         };
@@ -208,10 +249,10 @@ impl Fetcher {
                 continue;
             }
             let Some(mut grant) = self.spare(missing) else { return Some(part.start()) };
-            let flights = self.expect_gaps(&mut lock(&self.segments), &object.id, part);
-            for flight in flights {
-                let memory = grant.split(flight.range.len());
-                self.start(object, flight, Some(memory), priority);
+            let runs = self.expect_gaps(&mut lock(&self.segments), object, part);
+            for run in runs {
+                let memory = grant.split(run.range().len());
+                self.start(object, run, Some(memory), priority);
             }
         }
         None
@@ -263,45 +304,60 @@ impl Fetcher {
         self.budget.take(bytes).await
     }
 
-    /// A flight for each gap of a run, to be started once the lock is free.
+    /// A run for each gap of a range, to be started once the lock is free.
     fn expect_gaps(
         &self,
         segments: &mut Segments<Arc<Flight>>,
-        object: &ObjectId,
-        run: ByteRange,
-    ) -> Vec<Arc<Flight>> {
-        let flights: Vec<_> =
-            gaps(segments, object, run).map(|gap| Flight::new(gap, self.gate.ticket())).collect();
-        for flight in &flights {
-            segments.expect(object, flight.range, Arc::clone(flight));
+        object: &Object,
+        range: ByteRange,
+    ) -> Vec<Run> {
+        let mut runs = Vec::new();
+        for gap in gaps(segments, &object.id, range) {
+            let ticket = self.gate.ticket();
+            let flights: Vec<_> =
+                pieces(gap, object.size).into_iter().map(|piece| Flight::new(piece, ticket)).collect();
+            for flight in &flights {
+                segments.expect(&object.id, flight.range, Arc::clone(flight));
+            }
+            runs.push(Run { flights, ticket });
         }
-        flights
+        runs
     }
 
-    fn start(
-        self: &Arc<Self>,
-        object: &Object,
-        flight: Arc<Flight>,
-        grant: Option<Grant>,
-        priority: Priority,
-    ) {
+    fn start(self: &Arc<Self>, object: &Object, run: Run, grant: Option<Grant>, priority: Priority) {
         let fetcher = Arc::clone(self);
         let object = object.clone();
         self.runtime.spawn(async move {
-            let landing = Landing { fetcher: Arc::clone(&fetcher), object, flight, ended: false };
-            let grant = match grant {
+            let ticket = run.ticket;
+            let mut landing = Landing { fetcher: Arc::clone(&fetcher), object, run, landed: 0, memory: None };
+            landing.memory = Some(match grant {
                 Some(grant) => grant,
-                None => fetcher.memory(landing.flight.range.len()).await,
-            };
-            if landing.look_on_disk().await {
-                return landing.end(Ok(()), grant, false);
+                None => fetcher.memory(landing.run.range().len()).await,
+            });
+            landing.look_on_disk().await;
+            if landing.is_done() {
+                return;
             }
-            let pass = fetcher.gate.enter(landing.flight.ticket, priority).await;
+            let pass = fetcher.gate.enter(ticket, priority).await;
             let throttled = fetcher.stats.throttled.value();
             let answer = landing.fetch().await;
             pass.done(fetcher.stats.throttled.value() > throttled);
-            landing.end(answer, grant, true);
+            if let Err(error) = answer {
+                landing.fail(error);
+            }
         });
+    }
+
+    /// Room for the bytes of a piece; one that is no longer wanted, if there is one.
+    fn buffer(&self, len: u64) -> BytesMut {
+        if len == PIECE_BYTES
+            && let Some(used) = lock(&self.segments).take_used()
+            && let Ok(mut used) = used.try_into_mut()
+        {
+            used.clear();
+            return used;
+        }
+        BytesMut::with_capacity(usize::try_from(len).unwrap_or(0))
     }
 }
 
@@ -337,61 +393,82 @@ fn cut(run: ByteRange, part: u64) -> Vec<ByteRange> {
     parts
 }
 
+/// The pieces of a run: each as large as the kernel's own requests and at a multiple of that, so that most of them are
+/// answered without putting bytes together. An object that comes whole is one piece, and held against its checksum.
+fn pieces(run: ByteRange, size: u64) -> Vec<ByteRange> {
+    if run.start() == 0 && run.end() == size && size <= FIRST_BYTES {
+        return vec![run];
+    }
+    let mut pieces = Vec::new();
+    let mut at = run.start();
+    while let Some(piece) = ByteRange::new(at, ((at / PIECE_BYTES + 1) * PIECE_BYTES).min(run.end())) {
+        pieces.push(piece);
+        at = piece.end();
+    }
+    pieces
+}
+
+/// What one GET brings: neighbouring pieces.
+struct Run {
+    flights: Vec<Arc<Flight>>,
+    ticket: Ticket,
+}
+
+impl Run {
+    fn range(&self) -> ByteRange {
+        let (first, last) = (self.flights.first(), self.flights.last());
+        let ends = first.zip(last).and_then(|(a, b)| ByteRange::new(a.range.start(), b.range.end()));
+        ends.expect("a run has a piece, and no piece is empty")
+    }
+}
+
 /// A run being fetched. However it ends, dropping it takes what has not landed off the list of what is coming.
 struct Landing {
     fetcher: Arc<Fetcher>,
     object: Object,
-    flight: Arc<Flight>,
-    ended: bool,
+    run: Run,
+    /// Pieces that are here.
+    landed: usize,
+    /// For the pieces that are not.
+    memory: Option<Grant>,
 }
 
 impl Landing {
-    /// Fills the flight's buffer with what the disk has from its begin on; whether that is all of it. What lacks is
-    /// fetched as if a body had broken off there.
-    async fn look_on_disk(&self) -> bool {
-        let Some(disk) = self.fetcher.disk() else { return false };
-        let range = self.flight.range;
-        let found = disk.look(&self.object, range).await;
-        let at = range.start() + found.len() as u64;
-        if !found.is_empty() {
-            *lock(&self.flight.buffer) = BytesMut::from(found);
-            self.flight.progress.send_replace(Progress::Filled(at));
-        }
-        at == range.end()
+    fn is_done(&self) -> bool {
+        self.landed == self.run.flights.len()
     }
 
-    /// Fills the flight's buffer, taking up a broken body where it broke.
-    async fn fetch(&self) -> Result<()> {
-        // What the server stores of the whole object, if this run is all of it.
-        let mut stored = Vec::new();
+    /// The first byte that has not arrived, and the end.
+    fn missing(&self) -> Option<ByteRange> {
+        let flight = self.run.flights.get(self.landed)?;
+        ByteRange::new(flight.range.start() + flight.arrived(), self.run.range().end())
+    }
+
+    /// Takes what the disk has of the run, from its begin on. What lacks is fetched as if a body had broken off there.
+    async fn look_on_disk(&mut self) {
+        let Some(disk) = self.fetcher.disk() else { return };
+        let found = disk.look(&self.object, self.run.range()).await;
+        if !found.is_empty() {
+            self.take(found.into(), true, false);
+        }
+    }
+
+    /// Fetches what lacks, taking up a broken body where it broke.
+    async fn fetch(&mut self) -> Result<()> {
         let mut resumes = 0;
         loop {
-            let answer = match self.receive(&mut stored).await {
-                Ok(()) => verify(&stored, &lock(&self.flight.buffer)),
-                failed => failed,
-            };
-            match answer {
-                Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => {
-                    if error.kind() == Kind::Corrupt && !stored.is_empty() {
-                        // Damaged on its way, perhaps; nobody has seen it.
-                        lock(&self.flight.buffer).clear();
-                    }
-                    resumes += 1;
-                }
+            match self.receive().await {
+                Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => resumes += 1,
                 answer => return answer,
             }
         }
     }
 
     /// One GET for what has not arrived yet.
-    async fn receive(&self, stored: &mut Vec<Checksum>) -> Result<()> {
-        let flight = &self.flight;
-        let arrived = lock(&flight.buffer).len() as u64;
-        let Some(range) = ByteRange::new(flight.range.start() + arrived, flight.range.end()) else {
-            return Ok(());
-        };
+    async fn receive(&mut self) -> Result<()> {
+        let Some(range) = self.missing() else { return Ok(()) };
         // Of a whole object the server may have a checksum, which is worth waiting for.
-        let whole = range.start() == 0 && range.end() == self.object.size;
+        let whole = range.start() == 0 && range.end() == self.object.size && self.run.flights.len() == 1;
         let request = GetRequest {
             bucket: self.object.bucket.to_string(),
             key: self.object.id.key.to_string(),
@@ -409,62 +486,83 @@ impl Landing {
             let got = format!("{} bytes at {}", answer.length, answer.offset);
             return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {got}")));
         }
-        if whole {
-            stored.extend(std::mem::take(&mut answer.info.checksums).into_iter().filter(is_of_body));
+        let stored = if whole { std::mem::take(&mut answer.info.checksums) } else { Vec::new() };
+        if stored.iter().any(is_of_body) {
+            // What can be checked is shared when it has been.
+            let body = whole_body(answer.body, range).await?;
+            verify(&stored, &body)?;
+            self.take(body, false, true);
+            return Ok(());
         }
-        // What can be checked is shared when it has been.
-        let shares = stored.is_empty();
         let mut at = range.start();
         while at < range.end() {
-            let Some(chunk) = answer.body.next().await else {
-                return Err(Error::new(Kind::Unreachable, format!("the body ended at {at} of {range}")));
-            };
-            let chunk = chunk?;
-            if chunk.len() as u64 > range.end() - at {
-                return Err(Error::new(Kind::Corrupt, "the body is longer than was announced"));
-            }
+            let chunk = next_chunk(&mut answer.body, at, range).await?;
             at += chunk.len() as u64;
-            {
-                let mut buffer = lock(&flight.buffer);
-                if buffer.capacity() == 0 {
-                    buffer.reserve(usize::try_from(flight.range.len()).unwrap_or(0));
-                }
-                buffer.extend_from_slice(&chunk);
-            }
-            if shares {
-                flight.progress.send_replace(Progress::Filled(at));
-            }
+            self.take(chunk, true, true);
         }
         Ok(())
     }
 
-    /// Hands the run over to everybody who waits and to whoever comes later; and to the disk, if it was `fetched`.
-    fn end(mut self, answer: Result<()>, grant: Grant, fetched: bool) {
-        self.ended = true;
-        let (object, start) = (&self.object.id, self.flight.range.start());
-        match answer {
-            Ok(()) => {
-                let whole = std::mem::take(&mut *lock(&self.flight.buffer)).freeze();
-                if let Some(disk) = self.fetcher.disk().filter(|_| fetched) {
-                    disk.keep(&self.object, start, &whole);
-                }
-                lock(&self.fetcher.segments).land(object, start, whole.clone(), grant);
-                self.flight.progress.send_replace(Progress::Here(whole));
-                self.fetcher.give_way();
+    /// Takes bytes that follow on what is here; pieces that are full land, and those that were `fetched` go to the disk.
+    fn take(&mut self, mut chunk: Bytes, shares: bool, fetched: bool) {
+        while !chunk.is_empty() {
+            let Some(flight) = self.run.flights.get(self.landed) else { return };
+            flight.take(&mut chunk, shares, || self.fetcher.buffer(flight.range.len()));
+            if !flight.is_full() {
+                return;
             }
-            Err(error) => {
-                lock(&self.fetcher.segments).give_up(object, start);
-                self.flight.progress.send_replace(Progress::Failed(Arc::new(error)));
+            let (bytes, start) = (flight.finish(), flight.range.start());
+            if let Some(disk) = self.fetcher.disk().filter(|_| fetched) {
+                disk.keep(&self.object, start, &bytes);
             }
+            let grant = self.memory.as_mut().map(|memory| memory.split(flight.range.len()));
+            lock(&self.fetcher.segments).land(&self.object.id, start, bytes, grant);
+            self.landed += 1;
+            self.fetcher.give_way();
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        let error = Arc::new(error);
+        self.give_up(&Outcome::Failed(error));
+    }
+
+    fn give_up(&mut self, outcome: &Outcome) {
+        for flight in self.run.flights.drain(self.landed..) {
+            lock(&self.fetcher.segments).give_up(&self.object.id, flight.range.start());
+            flight.end(outcome.clone());
         }
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        if !self.ended {
-            lock(&self.fetcher.segments).give_up(&self.object.id, self.flight.range.start());
-            self.flight.progress.send_replace(Progress::GivenUp);
-        }
+        self.give_up(&Outcome::GivenUp);
     }
+}
+
+/// The next chunk of the body of `range`, of which everything before `at` is here.
+async fn next_chunk(body: &mut Body, at: u64, range: ByteRange) -> Result<Bytes> {
+    let Some(chunk) = body.next().await else {
+        return Err(Error::new(Kind::Unreachable, format!("the body ended at {at} of {range}")));
+    };
+    let chunk = chunk?;
+    if chunk.len() as u64 > range.end() - at {
+        return Err(Error::new(Kind::Corrupt, "the body is longer than was announced"));
+    }
+    Ok(chunk)
+}
+
+/// A small body, in one piece.
+async fn whole_body(mut body: Body, range: ByteRange) -> Result<Bytes> {
+    let mut whole = BytesMut::with_capacity(usize::try_from(range.len()).unwrap_or(0));
+    while (whole.len() as u64) < range.len() {
+        let chunk = next_chunk(&mut body, range.start() + whole.len() as u64, range).await?;
+        // Mostly there is one, which is taken as it is.
+        if chunk.len() as u64 == range.len() {
+            return Ok(chunk);
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
 }

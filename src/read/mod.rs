@@ -36,9 +36,11 @@ use window::{Advice, PART_MAX, Window};
 
 /// How often bytes are asked for anew when their fetch was given up before it began.
 const ASK_AGAIN_MAX: u32 = 8;
-/// The furthest one reader is read ahead of. At 90 MB/s per connection and 8 MiB a request this keeps 32 connections
-/// busy, which is more than two cores can empty.
-const WINDOW_MAX_BYTES: u64 = 256 << 20;
+/// The furthest one reader is read ahead of. At 90 MB/s per connection and 8 MiB a request this keeps 16 connections
+/// busy, which is more than two cores can empty; twice as much gained nothing.
+const WINDOW_MAX_BYTES: u64 = 128 << 20;
+/// Bytes are kept and answered in pieces of at most this size, which is that of the kernel's largest request.
+const PIECE_BYTES: u64 = 1 << 20;
 /// The largest file that is fetched whole before it is opened.
 pub const SMALL_FILE_MAX: u64 = 1 << 20;
 

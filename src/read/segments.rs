@@ -14,9 +14,15 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::ObjectId;
+use super::{ObjectId, PIECE_BYTES};
 use crate::base::{ByteRange, Grant};
 
+/// What was read once is kept up to this much: the kernel has it too, and memory that is used again is faster than
+/// fresh memory.
+const SEEN_MAX_BYTES: u64 = 64 << 20;
+/// Pieces that are no longer wanted are kept for those to come, up to this many and this part of the memory.
+const USED_MAX: u64 = 16;
+const USED_PART: u64 = 64;
 /// Neighbours this small are fetched again where that saves a request for each gap between them.
 const BRIDGE_BYTES: u64 = 256 << 10;
 
@@ -28,6 +34,9 @@ pub(super) struct Segments<F> {
     last_number: u64,
     /// By [`Rank`].
     classes: [Class; 3],
+    /// Pieces that are no longer wanted, for the memory they are in.
+    used: Vec<Bytes>,
+    used_max: usize,
 }
 
 /// The runs of one object.
@@ -57,7 +66,7 @@ impl<F> Slot<F> {
 struct Kept {
     bytes: Bytes,
     /// Memory of the budget that these bytes take.
-    _grant: Grant,
+    _grant: Option<Grant>,
     rank: Rank,
     /// Everything of this run before here has been read.
     read_to: u64,
@@ -133,7 +142,10 @@ impl<F: Clone> Segments<F> {
             numbers: HashMap::new(),
             shelves: HashMap::new(),
             last_number: 0,
-            classes: [limit_bytes / 2, limit_bytes / 4, limit_bytes / 2].map(Class::new),
+            classes: [limit_bytes / 2, (limit_bytes / 4).min(SEEN_MAX_BYTES), limit_bytes / 2]
+                .map(Class::new),
+            used: Vec::new(),
+            used_max: usize::try_from((limit_bytes / USED_PART / PIECE_BYTES).min(USED_MAX)).unwrap_or(0),
         }
     }
 
@@ -216,7 +228,7 @@ impl<F: Clone> Segments<F> {
     }
 
     /// A run on its way is here.
-    pub(super) fn land(&mut self, object: &ObjectId, start: u64, bytes: Bytes, grant: Grant) {
+    pub(super) fn land(&mut self, object: &ObjectId, start: u64, bytes: Bytes, grant: Option<Grant>) {
         let Some(&number) = self.numbers.get(object) else { return };
         let Some(shelf) = self.shelves.get_mut(&number) else { return };
         let Some(slot) = shelf.slots.get_mut(&start) else { return };
@@ -265,6 +277,11 @@ impl<F: Clone> Segments<F> {
             self.remove(oldest);
         }
         before - self.bytes()
+    }
+
+    /// A piece that is no longer wanted; whoever is still being answered from it may hold it.
+    pub(super) fn take_used(&mut self) -> Option<Bytes> {
+        self.used.pop()
     }
 
     /// Lets go of everything that is here.
@@ -327,7 +344,12 @@ impl<F: Clone> Segments<F> {
             class.remove(at);
         }
         if let Some(shelf) = self.shelves.get_mut(&at.0) {
-            shelf.slots.remove(&at.1);
+            if let Some(Slot::Here(kept)) = shelf.slots.remove(&at.1)
+                && kept.bytes.len() as u64 == PIECE_BYTES
+                && self.used.len() < self.used_max
+            {
+                self.used.push(kept.bytes);
+            }
             if shelf.slots.is_empty() {
                 self.numbers.remove(&shelf.object);
                 self.shelves.remove(&at.0);
@@ -404,7 +426,7 @@ mod tests {
     fn land(segments: &mut Segments<u32>, key: &str, run: ByteRange) {
         let grant = Budget::new(1 << 30).try_take(run.len()).unwrap();
         segments.expect(&object(key), run, 0);
-        segments.land(&object(key), run.start(), bytes(run), grant);
+        segments.land(&object(key), run.start(), bytes(run), Some(grant));
         segments.check();
     }
 
@@ -481,7 +503,7 @@ mod tests {
                     }
                     Op::Land(i) if i < flights.len() => {
                         let run = flights.swap_remove(i);
-                        segments.land(&k, run.start(), bytes(run), budget.try_take(run.len()).unwrap());
+                        segments.land(&k, run.start(), bytes(run), budget.try_take(run.len()));
                     }
                     Op::GiveUp(i) if i < flights.len() => {
                         let run = flights.swap_remove(i);

@@ -83,7 +83,8 @@ impl Window {
         }
         stream.next = stream.next.max(read.end());
         stream.asked = stream.asked.max(stream.next);
-        let advice = if strided { self.stride.advance(read, size, max, waits) } else { stream.ask(size) };
+        let advice =
+            if strided { self.stride.advance(read, size, max, waits) } else { stream.ask(size, max) };
         self.streams.insert(0, stream);
         advice
     }
@@ -164,8 +165,8 @@ impl Stream {
     }
 
     /// The next whole parts of the window, once there is room for one.
-    fn ask(&mut self, size: u64) -> Advice {
-        let part = part_of(self.window);
+    fn ask(&mut self, size: u64, max: u64) -> Advice {
+        let part = part_of(self.window, max);
         let reach = self.next.saturating_add(self.window);
         // To a part's boundary, except for the first window, which is one small request, and the end.
         let end = if reach >= size {
@@ -213,8 +214,10 @@ impl Stride {
 }
 
 /// What one request ahead asks for, for a window.
-fn part_of(window: u64) -> u64 {
-    let part = (window / PARTS_AHEAD).clamp(PART_MIN, PART_MAX);
+fn part_of(window: u64, max: u64) -> u64 {
+    // A small share is that of one reader among many, who keep enough requests under way together.
+    let parts = if window >= max { PARTS_AHEAD / 2 } else { PARTS_AHEAD };
+    let part = (window / parts).clamp(PART_MIN, PART_MAX);
     // A power of two, so that parts of a growing window keep their boundaries.
     1 << part.ilog2()
 }

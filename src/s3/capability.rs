@@ -7,15 +7,17 @@
 //! Owns: the probes, their verdicts, and keeping them per endpoint and bucket. Never runs by itself: [`CapabilityCache`]
 //! is asked before the first write that needs to know, and by `pailfs sessions check`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
 
 use super::store::Store;
 use super::types::*;
@@ -24,7 +26,11 @@ use crate::error::{Error, Kind, Result};
 
 /// How long a verdict is believed. Servers are upgraded, and seldom.
 const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// The same where the identity was not allowed to find out, or the server answered nonsense: either may be mended.
+const LIFETIME_OF_DOUBT: Duration = Duration::from_secs(5 * 60);
 const FILE_NAME: &str = "capabilities.json";
+/// Deletes of a probe's own keys under way at once.
+const DELETES_AT_ONCE: usize = 8;
 /// An ETag that no object has.
 const WRONG_ETAG: &str = "0123456789abcdef0123456789abcdef";
 
@@ -60,7 +66,7 @@ impl std::fmt::Display for Verdict {
 /// How much to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// What the write path has to know: conditions.
+    /// What a mount has to know: conditions, and how the server lists.
     Writes,
     /// Everything in the table.
     Full,
@@ -76,6 +82,7 @@ pub struct Capabilities {
     pub complete_if_match: Verdict,
     pub copy_source_if_match: Verdict,
     pub copy_if_none_match: Verdict,
+    pub copy_if_match: Verdict,
     pub delete_if_match: Verdict,
     pub upload_part_copy: Verdict,
     pub batch_delete: Verdict,
@@ -97,6 +104,7 @@ impl Capabilities {
             complete_if_match: works,
             copy_source_if_match: works,
             copy_if_none_match: works,
+            copy_if_match: works,
             delete_if_match: works,
             upload_part_copy: works,
             batch_delete: works,
@@ -116,7 +124,8 @@ impl Capabilities {
             ("conditional complete, new object", self.complete_if_none_match, "the same for large files"),
             ("conditional complete, same version", self.complete_if_match, "the same for large files"),
             ("conditional copy, source", self.copy_source_if_match, "a rename moves the version it found"),
-            ("conditional copy, target", self.copy_if_none_match, "a rename never overwrites unseen"),
+            ("conditional copy, new object", self.copy_if_none_match, "a rename never overwrites unseen"),
+            ("conditional copy, same version", self.copy_if_match, "a rename replaces the version it found"),
             ("conditional delete", self.delete_if_match, "a rename never deletes a newer version"),
             ("copying parts", self.upload_part_copy, "a small change to a large file moves few bytes"),
             ("batch delete", self.batch_delete, "1,000 keys in a request"),
@@ -128,25 +137,71 @@ impl Capabilities {
         ]
     }
 
+    /// Whether there is a verdict on every condition, one way or the other.
+    fn conditions_are_known(&self) -> bool {
+        let conditional = |name: &str| name.starts_with("conditional");
+        let known = |verdict| !matches!(verdict, Verdict::Denied | Verdict::Unknown);
+        self.table().into_iter().all(|(name, verdict, _)| !conditional(name) || known(verdict))
+    }
+
+    /// Takes from `before` what only a full probe asks for, where this one did not.
+    fn fill_in(&mut self, before: &Self) {
+        for (mine, theirs) in [
+            (&mut self.upload_part_copy, before.upload_part_copy),
+            (&mut self.batch_delete, before.batch_delete),
+            (&mut self.checksums, before.checksums),
+            (&mut self.tagging, before.tagging),
+            (&mut self.versioning, before.versioning),
+            (&mut self.list_order, before.list_order),
+            (&mut self.start_after_with_delimiter, before.start_after_with_delimiter),
+        ] {
+            if *mine == Verdict::Unknown {
+                *mine = theirs;
+            }
+        }
+    }
+
     /// Whether a conditional Put, Complete, Copy and Delete can be relied on.
     pub fn conditions(&self) -> [bool; 4] {
         let works = |verdicts: &[Verdict]| verdicts.iter().all(|v| *v == Verdict::Works);
         [
             works(&[self.put_if_none_match, self.put_if_match]),
             works(&[self.complete_if_none_match, self.complete_if_match]),
-            works(&[self.copy_source_if_match, self.copy_if_none_match]),
+            works(&[self.copy_source_if_match, self.copy_if_none_match, self.copy_if_match]),
             works(&[self.delete_if_match]),
         ]
     }
 }
 
-/// Probes a bucket under `prefix`, and leaves nothing there. An error means that nothing was found out.
-pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Capabilities> {
+/// What a probe found out, and in what state it left the bucket.
+#[derive(Clone, Debug, Default)]
+pub struct Probed {
+    pub capabilities: Capabilities,
+    /// Why not everything was asked.
+    pub stopped: Option<String>,
+    /// Keys that could not be taken away again, with their versions.
+    pub left: Vec<String>,
+}
+
+/// Probes a bucket under `prefix`, and takes away what it wrote. An error means that nothing was found out.
+pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Probed> {
+    let root = format!("{prefix}.pailfs-probe-{:016x}.", rand::random::<u64>());
     let scratch =
-        Scratch { store, bucket, root: format!("{prefix}.pailfs-probe-{:016x}.", rand::random::<u64>()) };
-    let found = scratch.run(depth).await;
-    scratch.clean().await;
-    found
+        Scratch { store, bucket, root, made: Mutex::default(), keeps_versions: AtomicBool::new(false) };
+    let found = match scratch.may_clean().await {
+        Ok(None) => scratch.run(depth).await.map(|capabilities| (capabilities, None)),
+        // Without a way back nothing is written.
+        Ok(Some(why)) => {
+            let capabilities = Capabilities { delete_if_match: Verdict::Denied, ..Capabilities::default() };
+            Ok((capabilities, Some(why)))
+        }
+        Err(error) => Err(error),
+    };
+    let left = scratch.clean().await;
+    if !left.is_empty() {
+        tracing::warn!(bucket, left = left.join(", "), "a probe left objects behind");
+    }
+    found.map(|(capabilities, stopped)| Probed { capabilities, stopped, left })
 }
 
 /// Keys of one probe, side by side: a directory of them would outlive them on some servers.
@@ -154,9 +209,31 @@ struct Scratch<'a> {
     store: &'a dyn Store,
     bucket: &'a str,
     root: String,
+    /// Every key and version that was made.
+    made: Mutex<BTreeSet<(String, Option<String>)>>,
+    /// A delete leaves a marker. That versions have names proves nothing: Garage gives some and keeps none.
+    keeps_versions: AtomicBool,
 }
 
 impl Scratch<'_> {
+    /// Whether what is written can be taken away again; why not, if so. Deletes a key that was never there.
+    async fn may_clean(&self) -> Result<Option<String>> {
+        let denied = |error: Error| match error.kind() {
+            Kind::AccessDenied => Ok(Some(format!("the identity may not delete: {}", error.message()))),
+            _ => told_by(error).map(|_| None),
+        };
+        let marker = match self.delete("first", Condition::Any).await {
+            Ok(deleted) => deleted.version_id.filter(|_| deleted.delete_marker),
+            Err(error) => return denied(error),
+        };
+        // Where versions are kept that left a delete marker, which only another permission takes away.
+        let Some(marker) = marker else { return Ok(None) };
+        match self.delete_version(&self.key("first"), Some(marker)).await {
+            Ok(()) => Ok(None),
+            Err(error) => denied(error),
+        }
+    }
+
     async fn run(&self, depth: Depth) -> Result<Capabilities> {
         // The first write tells whether there is anything to find out.
         match self.put("first", "x", Condition::Any).await {
@@ -170,24 +247,23 @@ impl Scratch<'_> {
             self.conditional_delete(),
         );
         let mut found = Capabilities { delete_if_match: verdict(delete)?, ..Capabilities::default() };
-        [found.put_if_none_match, found.put_if_match] = pair(put)?;
-        [found.complete_if_none_match, found.complete_if_match] = pair(complete)?;
-        [found.copy_source_if_match, found.copy_if_none_match] = pair(copy)?;
+        [found.put_if_none_match, found.put_if_match] = each(put)?;
+        [found.complete_if_none_match, found.complete_if_match] = each(complete)?;
+        [found.copy_source_if_match, found.copy_if_none_match, found.copy_if_match] = each(copy)?;
+        [found.list_order, found.start_after_with_delimiter] = each(self.listing().await)?;
         if depth == Depth::Full {
-            let (part_copy, batch, checksums, tagging, versioning, order) = futures::join!(
+            let (part_copy, batch, checksums, tagging, versioning) = futures::join!(
                 self.part_copy(),
                 self.batch_delete(),
                 self.checksums(),
                 self.tagging(),
                 self.versioning(),
-                self.listing(),
             );
             found.upload_part_copy = verdict(part_copy)?;
             found.batch_delete = verdict(batch)?;
             found.checksums = verdict(checksums)?;
             found.tagging = verdict(tagging)?;
             found.versioning = verdict(versioning)?;
-            [found.list_order, found.start_after_with_delimiter] = pair(order)?;
         }
         Ok(found)
     }
@@ -215,7 +291,7 @@ impl Scratch<'_> {
         Ok([absent, unless_the_right_one_fails(matches, right)?])
     }
 
-    async fn conditional_copy(&self) -> Result<[Verdict; 2]> {
+    async fn conditional_copy(&self) -> Result<[Verdict; 3]> {
         let source = self.put("copy-source", "1", Condition::Any).await?.etag;
         let now = self.put("copy", "2", Condition::Any).await?.etag;
         let copy = |if_match: ETag, condition| CopyRequest {
@@ -227,26 +303,31 @@ impl Scratch<'_> {
             condition,
             ..CopyRequest::default()
         };
-        let stale = self.store.copy(copy(ETag::new(WRONG_ETAG), Condition::Any)).await;
-        let stale = self.has_to_fail(stale.map(drop), "copy", &now).await?;
+        let copy = async |if_match, condition| {
+            let written = self.store.copy(copy(if_match, condition)).await?;
+            self.made("copy", written.version_id);
+            Ok(())
+        };
+        let stale = copy(ETag::new(WRONG_ETAG), Condition::Any).await;
+        let stale = self.has_to_fail(stale, "copy", &now).await?;
         let now = self.put("copy", "3", Condition::Any).await?.etag;
-        let absent = self.store.copy(copy(source.clone(), Condition::Absent)).await;
-        let absent = self.has_to_fail(absent.map(drop), "copy", &now).await?;
-        let right = self.store.copy(copy(source, Condition::Any)).await;
-        Ok([unless_the_right_one_fails(stale, right.map(drop))?, absent])
+        let absent = copy(source.clone(), Condition::Absent).await;
+        let absent = self.has_to_fail(absent, "copy", &now).await?;
+        let right = copy(source.clone(), Condition::Any).await;
+        let stale = unless_the_right_one_fails(stale, right)?;
+        let now = self.put("copy", "4", Condition::Any).await?.etag;
+        let matches = copy(source.clone(), wrong()).await;
+        let matches = self.has_to_fail(matches, "copy", &now).await?;
+        let now = self.put("copy", "5", Condition::Any).await?.etag;
+        let right = copy(source, Condition::Matches(now)).await;
+        Ok([stale, absent, unless_the_right_one_fails(matches, right)?])
     }
 
     async fn conditional_delete(&self) -> Result<Verdict> {
         let now = self.put("delete", "1", Condition::Any).await?.etag;
-        let delete = |condition| DeleteRequest {
-            bucket: self.bucket.to_owned(),
-            key: self.key("delete"),
-            version_id: None,
-            condition,
-        };
-        let stale = self.store.delete(delete(wrong())).await;
+        let stale = self.delete("delete", wrong()).await;
         let stale = self.has_to_fail(stale.map(drop), "delete", &now).await?;
-        let right = self.store.delete(delete(Condition::Matches(now))).await;
+        let right = self.delete("delete", Condition::Matches(now)).await;
         unless_the_right_one_fails(stale, right.map(drop))
     }
 
@@ -259,7 +340,7 @@ impl Scratch<'_> {
             body: Bytes::from([vec![b'a'; SIZE - 4], b"tail".to_vec()].concat()),
             ..PutRequest::default()
         };
-        self.store.put(source).await?;
+        self.put_request(source).await?;
         let upload = self.store.create_upload(self.bucket, &self.key("part"), Attributes::default()).await?;
         let source = PartSource {
             bucket: self.bucket.to_owned(),
@@ -275,7 +356,8 @@ impl Scratch<'_> {
                 return Err(error);
             }
         };
-        self.store.complete_upload(&upload, vec![part], Condition::Any).await?;
+        let written = self.store.complete_upload(&upload, vec![part], Condition::Any).await?;
+        self.made("part", written.version_id);
         let copied = self.get("part").await?;
         Ok(if copied == "aatail" { Verdict::Works } else { Verdict::Ignored })
     }
@@ -303,12 +385,12 @@ impl Scratch<'_> {
             checksum: Some(super::checksum_of(&right)),
             ..PutRequest::default()
         };
-        match self.store.put(request(&right)).await {
+        match self.put_request(request(&right)).await {
             Ok(_) => {}
             Err(error) if error.kind() == Kind::InvalidArgument => return Ok(Verdict::Refused),
             Err(error) => return Err(error),
         }
-        Ok(match self.store.put(request(&Bytes::from_static(b"wrong"))).await {
+        Ok(match self.put_request(request(&Bytes::from_static(b"wrong"))).await {
             Ok(_) => Verdict::Ignored,
             Err(error) if error.kind().is_transient() && error.kind() != Kind::Corrupt => return Err(error),
             Err(_) => Verdict::Works,
@@ -373,7 +455,59 @@ impl Scratch<'_> {
             condition,
             ..PutRequest::default()
         };
-        self.store.put(request).await
+        self.put_request(request).await
+    }
+
+    async fn put_request(&self, request: PutRequest) -> Result<Written> {
+        let key = request.key.clone();
+        let answer = self.store.put(request).await;
+        // Without an answer it may be there all the same.
+        self.note(key, answer.as_ref().ok().and_then(|written| written.version_id.clone()));
+        answer
+    }
+
+    async fn delete(&self, name: &str, condition: Condition) -> Result<Deleted> {
+        let request = DeleteRequest {
+            bucket: self.bucket.to_owned(),
+            key: self.key(name),
+            version_id: None,
+            condition,
+        };
+        let deleted = self.store.delete(request).await?;
+        if deleted.delete_marker {
+            self.keeps_versions.store(true, Ordering::Relaxed);
+            self.made(name, deleted.version_id.clone());
+        }
+        Ok(deleted)
+    }
+
+    async fn delete_version(&self, key: &str, version_id: Option<String>) -> Result<()> {
+        let request = DeleteRequest {
+            bucket: self.bucket.to_owned(),
+            key: key.to_owned(),
+            version_id: version_id.clone(),
+            condition: Condition::Any,
+        };
+        match self.store.delete(request).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => {
+                self.lock().remove(&(key.to_owned(), version_id));
+                Ok(())
+            }
+        }
+    }
+
+    /// Remembers what has to be taken away.
+    fn made(&self, name: &str, version_id: Option<String>) {
+        self.note(self.key(name), version_id);
+    }
+
+    fn note(&self, key: String, version_id: Option<String>) {
+        self.lock().insert((key, version_id));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<(String, Option<String>)>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn get(&self, name: &str) -> Result<Bytes> {
@@ -397,10 +531,16 @@ impl Scratch<'_> {
             self.store.complete_upload(&upload, vec![part], condition).await
         }
         .await;
-        if result.is_err() {
-            let _ = self.store.abort_upload(&upload).await;
+        match result {
+            Ok(written) => {
+                self.made(name, written.version_id);
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.store.abort_upload(&upload).await;
+                Err(error)
+            }
         }
-        result.map(drop)
     }
 
     /// The verdict on a request that had to fail and leave the object as it was.
@@ -416,32 +556,73 @@ impl Scratch<'_> {
         }
     }
 
-    /// Takes everything away that a probe made, as far as it can.
-    async fn clean(&self) {
-        let left = async {
-            for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
-                self.store.abort_upload(&upload).await?;
+    /// Takes everything away that a probe made, and names what it could not.
+    async fn clean(&self) -> Vec<String> {
+        let keeps_versions = self.keeps_versions.load(Ordering::Relaxed);
+        let mut left = Vec::new();
+        for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
+            match self.store.abort_upload(&upload).await {
+                Err(error) if !error.is_not_found() => left.push(format!("{} (an upload)", upload.key)),
+                _ => {}
             }
-            let request = ListRequest {
-                bucket: self.bucket.to_owned(),
-                prefix: self.root.clone(),
-                ..ListRequest::default()
-            };
-            let mut keys: Vec<String> =
-                self.store.list(request).await?.objects.into_iter().map(|object| object.key).collect();
-            // SeaweedFS keeps the directories of keys that are gone, until their markers are deleted too.
-            let nested = keys.iter().any(|key| key[self.root.len()..].contains('/'));
-            keys.extend(["order/a/", "order/"].iter().filter(|_| nested).map(|dir| self.key(dir)));
-            for key in keys {
-                let request =
-                    DeleteRequest { bucket: self.bucket.to_owned(), key, ..DeleteRequest::default() };
-                self.store.delete(request).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = left.await {
-            tracing::warn!(prefix = self.root, error = %error.report(), "a probe left objects behind");
         }
+        // What is there is known from the answers; a listing knows of those that were lost too.
+        let listed = self.listed(keeps_versions).await;
+        let mut made = self.lock().clone();
+        if keeps_versions && listed.is_err() {
+            // The answer to a batch does not name the delete markers it made.
+            let batch = made.iter().filter(|(key, _)| key.contains(".batch-"));
+            left.extend(batch.map(|(key, _)| format!("{key} (its delete marker)")));
+        }
+        made.extend(listed.unwrap_or_default());
+        if keeps_versions {
+            // A key without its version would get one more delete marker.
+            made.retain(|(_, version)| version.is_some());
+        } else {
+            made = made.into_iter().map(|(key, _)| (key, None)).collect();
+        }
+        // SeaweedFS keeps the directories of keys that are gone, until their markers are deleted too.
+        let nested = made.iter().any(|(key, _)| key[self.root.len()..].contains('/'));
+        left.extend(self.remove(made).await);
+        for dir in ["order/a/", "order/"].iter().filter(|_| nested && !keeps_versions) {
+            let _ = self.delete_version(&self.key(dir), None).await;
+        }
+        if !keeps_versions {
+            // Where versioning is suspended a delete may leave a marker without a word (SeaweedFS).
+            let markers = self.listed(true).await.unwrap_or_default();
+            left.extend(self.remove(markers.into_iter().collect()).await);
+        }
+        left
+    }
+
+    /// Deletes these keys and versions; returns what stays.
+    async fn remove(&self, made: BTreeSet<(String, Option<String>)>) -> Vec<String> {
+        let mut left = Vec::new();
+        let mut deletes = futures::stream::iter(made)
+            .map(async |(key, version)| {
+                let answer = self.delete_version(&key, version.clone()).await;
+                (key, version, answer)
+            })
+            .buffer_unordered(DELETES_AT_ONCE);
+        while let Some((key, version, answer)) = deletes.next().await {
+            if let Err(error) = answer {
+                tracing::debug!(key, error = %error.report(), "a probe's object stays");
+                left.push(version.map_or(key.clone(), |version| format!("{key} (version {version})")));
+            }
+        }
+        left
+    }
+
+    async fn listed(&self, versions: bool) -> Result<Vec<(String, Option<String>)>> {
+        let (bucket, prefix) = (self.bucket.to_owned(), self.root.clone());
+        if !versions {
+            let request = ListRequest { bucket, prefix, ..ListRequest::default() };
+            let page = self.store.list(request).await?;
+            return Ok(page.objects.into_iter().map(|object| (object.key, None)).collect());
+        }
+        let request = ListVersionsRequest { bucket, prefix, ..ListVersionsRequest::default() };
+        let page = self.store.list_versions(request).await?;
+        Ok(page.versions.into_iter().map(|version| (version.key, Some(version.version_id))).collect())
     }
 }
 
@@ -457,6 +638,7 @@ fn denied() -> Capabilities {
         complete_if_none_match: d,
         complete_if_match: d,
         copy_if_none_match: d,
+        copy_if_match: d,
         delete_if_match: d,
         ..Capabilities::default()
     }
@@ -487,18 +669,19 @@ fn verdict(answer: Result<Verdict>) -> Result<Verdict> {
     answer.or_else(told_by)
 }
 
-fn pair(answer: Result<[Verdict; 2]>) -> Result<[Verdict; 2]> {
-    answer.or_else(|error| told_by(error).map(|verdict| [verdict; 2]))
+fn each<const N: usize>(answer: Result<[Verdict; N]>) -> Result<[Verdict; N]> {
+    answer.or_else(|error| told_by(error).map(|verdict| [verdict; N]))
 }
 
-/// Keeps verdicts per endpoint and bucket, in memory and, where a directory is given, on disk for a day.
+/// Keeps verdicts per endpoint and bucket, in memory and, where a directory is given, on disk: for a day, or for
+/// minutes where something the write path needs could not be found out.
 pub struct CapabilityCache {
     file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
-    cells: Mutex<HashMap<String, Arc<OnceCell<Capabilities>>>>,
+    cells: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Kept>>>>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Kept {
     at: SystemTime,
     capabilities: Capabilities,
@@ -521,15 +704,15 @@ impl CapabilityCache {
             let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(cells.entry(key.clone()).or_default())
         };
-        let found = cell.get_or_try_init(|| async {
-            if let Some(kept) = self.read().remove(&key).filter(|kept| self.is_recent(kept)) {
-                return Ok(kept.capabilities);
-            }
-            let capabilities = probe.await?;
-            self.keep(&key, &capabilities);
-            Ok(capabilities)
-        });
-        found.await.cloned()
+        let mut cell = cell.lock().await;
+        if let Some(kept) = cell.as_ref().filter(|kept| self.is_recent(kept)) {
+            return Ok(kept.capabilities.clone());
+        }
+        let found = match self.read().remove(&key).filter(|kept| self.is_recent(kept)) {
+            Some(kept) => kept,
+            None => self.keep(endpoint, bucket, &probe.await?),
+        };
+        Ok(cell.insert(found).capabilities.clone())
     }
 
     /// The verdicts that were found before, if any: nothing is asked.
@@ -539,7 +722,8 @@ impl CapabilityCache {
     }
 
     fn is_recent(&self, kept: &Kept) -> bool {
-        self.clock.wall().duration_since(kept.at).is_ok_and(|age| age < LIFETIME)
+        let lifetime = if kept.capabilities.conditions_are_known() { LIFETIME } else { LIFETIME_OF_DOUBT };
+        self.clock.wall().duration_since(kept.at).is_ok_and(|age| age < lifetime)
     }
 
     /// A file that is missing or damaged is an empty one: everything in it can be found out again.
@@ -552,16 +736,33 @@ impl CapabilityCache {
         })
     }
 
-    fn keep(&self, key: &str, capabilities: &Capabilities) {
-        let Some(file) = &self.file else { return };
+    /// Keeps what was found out just now. What was not asked this time is still what it was.
+    fn keep(&self, endpoint: &str, bucket: &str, found: &Capabilities) -> Kept {
+        let key = format!("{endpoint} {bucket}");
         let mut all = self.read();
         all.retain(|_, kept| self.is_recent(kept));
-        all.insert(key.to_owned(), Kept { at: self.clock.wall(), capabilities: capabilities.clone() });
+        let mut fresh = Kept { at: self.clock.wall(), capabilities: found.clone() };
+        if let Some(before) = all.remove(&key) {
+            fresh.capabilities.fill_in(&before.capabilities);
+        }
+        all.insert(key, fresh.clone());
+        self.write(&all);
+        fresh
+    }
+
+    /// Keeps the answer to a probe that somebody else asked for.
+    pub fn learn(&self, endpoint: &str, bucket: &str, found: &Capabilities) {
+        self.keep(endpoint, bucket, found);
+    }
+
+    fn write(&self, all: &HashMap<String, Kept>) {
+        let Some(file) = &self.file else { return };
         // Its file is made for its owner alone, and replaces the old one whole.
         let written = || -> std::io::Result<()> {
             let dir = file.parent().unwrap_or_else(|| Path::new("."));
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
             let mut fresh = tempfile::NamedTempFile::new_in(dir)?;
-            std::io::Write::write_all(&mut fresh, &serde_json::to_vec_pretty(&all)?)?;
+            std::io::Write::write_all(&mut fresh, &serde_json::to_vec_pretty(all)?)?;
             fresh.persist(file)?;
             Ok(())
         };
@@ -592,7 +793,8 @@ mod tests {
     async fn an_honest_server_does_everything_and_is_left_clean() {
         let store = store();
         let found = probe(&store, "bucket", "p/", Depth::Full).await.unwrap();
-        assert_eq!(found, Capabilities::of_aws());
+        assert_eq!(found.capabilities, Capabilities::of_aws());
+        assert!(found.left.is_empty() && found.stopped.is_none());
         assert!(is_empty(&store).await);
     }
 
@@ -600,13 +802,44 @@ mod tests {
     async fn a_server_that_lies_is_found_out() {
         let store = store();
         store.ignore_conditions(true);
-        let found = probe(&store, "bucket", "", Depth::Writes).await.unwrap();
+        let found = probe(&store, "bucket", "", Depth::Writes).await.unwrap().capabilities;
         assert_eq!(found.conditions(), [false; 4]);
         assert_eq!(found.put_if_none_match, Verdict::Ignored);
         assert_eq!(found.delete_if_match, Verdict::Ignored);
         assert_eq!(found.upload_part_copy, Verdict::Unknown, "not asked for");
-        assert_eq!(found.list_order, Verdict::Unknown, "not asked for");
+        assert_eq!(found.list_order, Verdict::Works);
         assert!(is_empty(&store).await);
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_keeps_versions_keeps_none_of_a_probe() {
+        for enabled in [true, false] {
+            let store = store();
+            store.set_versioning("bucket", true).await.unwrap();
+            store.set_versioning("bucket", enabled).await.unwrap();
+            let found = probe(&store, "bucket", "p/", Depth::Full).await.unwrap();
+            assert_eq!(found.capabilities, Capabilities::of_aws());
+            let request = ListVersionsRequest { bucket: "bucket".into(), ..ListVersionsRequest::default() };
+            let left = store.list_versions(request).await.unwrap().versions;
+            assert!(left.is_empty() && found.left.is_empty(), "{enabled}: {left:?} {:?}", found.left);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_where_nothing_can_be_taken_away() {
+        let store = store();
+        store.fail_nth(1, Kind::AccessDenied, crate::s3::When::Before);
+        let found = probe(&store, "bucket", "", Depth::Full).await.unwrap();
+        assert_eq!(found.capabilities.delete_if_match, Verdict::Denied);
+        assert_eq!(found.capabilities.put_if_match, Verdict::Unknown, "not asked");
+        assert!(found.stopped.unwrap().contains("may not delete") && found.left.is_empty());
+        assert!(!store.calls().contains(&"PutObject"), "{:?}", store.calls());
+
+        // Where only versions may not be deleted, one delete marker shows it, and is named.
+        store.set_versioning("bucket", true).await.unwrap();
+        store.fail_nth(2, Kind::AccessDenied, crate::s3::When::Before);
+        let found = probe(&store, "bucket", "", Depth::Full).await.unwrap();
+        assert!(found.stopped.is_some());
     }
 
     #[tokio::test]
@@ -627,10 +860,10 @@ mod tests {
         let clock = Arc::new(ManualClock::new());
         let asked = std::sync::atomic::AtomicUsize::new(0);
         let probe = || async {
-            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            asked.fetch_add(1, Ordering::Relaxed);
             Ok(Capabilities::of_aws())
         };
-        let count = || asked.load(std::sync::atomic::Ordering::Relaxed);
+        let count = || asked.load(Ordering::Relaxed);
         let cache = CapabilityCache::new(Some(dir.path()), clock.clone());
         let (a, b) =
             tokio::join!(cache.get_or_probe("e", "b", probe()), cache.get_or_probe("e", "b", probe()));
@@ -642,13 +875,31 @@ mod tests {
         let later = CapabilityCache::new(Some(dir.path()), clock.clone());
         later.get_or_probe("e", "b", probe()).await.unwrap();
         assert_eq!(count(), 2);
+        // What could not be found out is asked again soon, by the same process and by others.
+        let denied = || async {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Ok(denied())
+        };
+        cache.get_or_probe("e", "denied", denied()).await.unwrap();
+        later.get_or_probe("e", "denied", denied()).await.unwrap();
+        assert_eq!(count(), 3);
+        clock.advance(LIFETIME_OF_DOUBT);
+        cache.get_or_probe("e", "denied", denied()).await.unwrap();
+        assert_eq!(count(), 4);
+        cache.get_or_probe("e", "b", probe()).await.unwrap();
+        assert_eq!(count(), 4);
+        // Half a probe does not make what a whole one found out unknown.
+        cache.learn("e", "half", &Capabilities::of_aws());
+        let half = Capabilities { list_order: Verdict::Unknown, ..Capabilities::of_aws() };
+        cache.learn("e", "half", &half);
+        assert_eq!(cache.kept("e", "half"), Some(Capabilities::of_aws()));
         clock.advance(LIFETIME * 2);
         let next_day = CapabilityCache::new(Some(dir.path()), clock.clone());
         next_day.get_or_probe("e", "b", probe()).await.unwrap();
-        assert_eq!(count(), 3);
+        assert_eq!(count(), 5);
         std::fs::write(dir.path().join(FILE_NAME), b"{ damaged").unwrap();
         let damaged = CapabilityCache::new(Some(dir.path()), clock);
         damaged.get_or_probe("e", "b", probe()).await.unwrap();
-        assert_eq!(count(), 4);
+        assert_eq!(count(), 6);
     }
 }

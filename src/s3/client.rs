@@ -1,12 +1,13 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client as Sdk;
+use aws_sdk_s3::config::Region;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
@@ -26,7 +27,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use super::checksum::checksum_of;
 use super::credentials::Refreshing;
-use super::failure::{error_of, refuses_checksum, time_of, wants_new_credentials};
+use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
+use super::session::Trouble;
 use super::store::Store;
 use super::types::*;
 use crate::base::{ByteRange, ETag, hex};
@@ -58,22 +60,25 @@ pub struct Client {
 
 struct Inner {
     sdk: RwLock<Sdk>,
-    config: aws_sdk_s3::Config,
     make_http: Box<dyn Fn() -> aws_smithy_runtime_api::client::http::SharedHttpClient + Send + Sync>,
     settings: ClientSettings,
     credentials: Option<Arc<Refreshing>>,
     stats: Arc<Stats>,
     checksums: AtomicU8,
     failures_in_a_row: AtomicU32,
+    /// Whether an endpoint of one's own was asked which region it expects.
+    region_asked: AtomicBool,
 }
 
 /// What a client needs to know beside the SDK's configuration.
 #[derive(Clone, Debug)]
 pub(super) struct ClientSettings {
-    pub(super) region: String,
+    /// Whether an endpoint was given. It has one region, whatever was guessed.
+    pub(super) own_endpoint: bool,
     pub(super) requester_pays: bool,
     /// How long a request with all its retries may go without progress: the whole of a small one.
     pub(super) timeout: Duration,
+    pub(super) trouble: Arc<Trouble>,
 }
 
 impl std::fmt::Debug for Client {
@@ -90,24 +95,55 @@ impl Client {
         credentials: Option<Arc<Refreshing>>,
         stats: Arc<Stats>,
     ) -> Self {
-        let sdk = Sdk::from_conf(config.clone());
         Self {
             inner: Arc::new(Inner {
-                sdk: RwLock::new(sdk),
-                config,
+                sdk: RwLock::new(Sdk::from_conf(config)),
                 make_http,
                 settings,
                 credentials,
                 stats,
                 checksums: AtomicU8::new(CRC64),
                 failures_in_a_row: AtomicU32::new(0),
+                region_asked: AtomicBool::new(false),
             }),
         }
     }
 
-    /// The region this client signs for.
-    pub fn region(&self) -> &str {
-        &self.inner.settings.region
+    /// The region this client signs for: the one it was made for, or the one its endpoint insisted on.
+    pub fn region(&self) -> String {
+        self.sdk().config().region().map(|region| region.as_ref().to_owned()).unwrap_or_default()
+    }
+
+    /// Replaces the SDK's client by one that differs a little.
+    fn change(&self, change: impl FnOnce(aws_sdk_s3::config::Builder) -> aws_sdk_s3::config::Builder) {
+        let mut sdk = self.inner.sdk.write().unwrap_or_else(PoisonError::into_inner);
+        *sdk = Sdk::from_conf(change(sdk.config().to_builder()).build());
+    }
+
+    /// Whether `error` is an own endpoint's complaint about the region, which is heeded from now on.
+    async fn learns_region(&self, error: &Error, bucket: &str) -> bool {
+        if !self.inner.settings.own_endpoint || error.status() != Some(400) {
+            return false;
+        }
+        let region = match (region_hint(error), error.code()) {
+            (Some(region), _) => region,
+            // An answer to HEAD has no words; to a GET it has.
+            (None, None) if !bucket.is_empty() && !self.inner.region_asked.swap(true, Ordering::Relaxed) => {
+                let answer = self.sdk().list_objects_v2().bucket(bucket).max_keys(1).send().await;
+                let answer = answer.map_err(|error| error_of(error, &Condition::Any));
+                self.count("ListObjectsV2", answer.as_ref().err());
+                match answer.err().and_then(|error| region_hint(&error)) {
+                    Some(region) => region,
+                    None => return false,
+                }
+            }
+            _ => return false,
+        };
+        if region != self.region() {
+            tracing::info!(region, "the endpoint names its region; signing for that one from now on");
+            self.change(|config| config.region(Region::new(region)));
+        }
+        true
     }
 
     fn sdk(&self) -> Sdk {
@@ -164,20 +200,32 @@ impl Client {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
-        let mut refreshed = false;
+        let (mut refreshed, mut resigned) = (false, false);
         loop {
-            let answer =
-                send(self.sdk()).await.map_err(|error| error_of(error, condition).on(operation, bucket, key));
+            let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
+            let answer = send(self.sdk()).await.map_err(|error| {
+                let error = error_of(error, condition);
+                let trouble = self.inner.settings.trouble.why().filter(|_| error.kind() == Kind::TimedOut);
+                match trouble {
+                    // Time was up between two tries.
+                    Some(why) => unreachable_because(&why),
+                    None => error,
+                }
+                .on(operation, bucket, key)
+            });
             self.count(operation, answer.as_ref().err());
             if !matches!(&answer, Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::TimedOut)) {
                 super::patience::moved();
             }
-            match (answer, &self.inner.credentials) {
-                (Err(error), Some(credentials)) if wants_new_credentials(&error) && !refreshed => {
+            match (answer, &self.inner.credentials, sent) {
+                (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
+                (Err(error), Some(credentials), Some(sent))
+                    if wants_new_credentials(&error) && !refreshed =>
+                {
                     refreshed = true;
-                    credentials.invalidate().await;
+                    credentials.invalidate(sent);
                 }
-                (answer, _) => return answer,
+                (answer, ..) => return answer,
             }
         }
     }
@@ -188,8 +236,7 @@ impl Client {
             Some(Kind::Unreachable | Kind::TimedOut) => {
                 let failures = self.inner.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
                 if failures.is_multiple_of(REBUILD_AFTER_FAILURES) {
-                    let config = self.inner.config.to_builder().http_client((self.inner.make_http)()).build();
-                    *self.inner.sdk.write().unwrap_or_else(PoisonError::into_inner) = Sdk::from_conf(config);
+                    self.change(|config| config.http_client((self.inner.make_http)()));
                     tracing::debug!(failures, "connections failed in a row; starting with fresh ones");
                 }
             }
@@ -237,6 +284,11 @@ impl Client {
             }
         }
     }
+}
+
+/// What to say of an endpoint that takes no connections.
+pub fn unreachable_because(why: &str) -> Error {
+    Error::new(Kind::Unreachable, format!("the endpoint cannot be reached: {why}"))
 }
 
 /// The ETag S3 gives an object that one Put made: the MD5 of its bytes.
@@ -383,7 +435,8 @@ impl Store for Client {
     }
 
     async fn create_bucket(&self, bucket: &str, region: Option<&str>) -> Result<()> {
-        let region = region.unwrap_or(&self.inner.settings.region);
+        let own = self.region();
+        let region = region.unwrap_or(&own);
         // us-east-1 is the one region that is not named.
         let place = (region != "us-east-1").then(|| {
             CreateBucketConfiguration::builder()

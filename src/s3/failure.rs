@@ -28,7 +28,10 @@ where
             if message.is_empty() {
                 message = plain_words(kind, status).to_owned();
             }
-            if let Some(hint) = hint(&code, status, raw.headers()) {
+            if code == "AuthorizationHeaderMalformed" {
+                let body = String::from_utf8_lossy(raw.body().bytes().unwrap_or_default());
+                message = format!("{message}; {}", region_advice(&message, &body, raw.headers()));
+            } else if let Some(hint) = hint(&code, status, raw.headers()) {
                 message = format!("{message}; {hint}");
             }
             let answer = Error::new(kind, message).with_answer(
@@ -36,8 +39,12 @@ where
                 raw.headers().get("x-amz-request-id"),
                 raw.headers().get("x-amz-id-2"),
             );
-            // Without a code the SDK's own chain is all there is to tell.
-            if code.is_empty() { answer.with_source(error) } else { answer.with_code(&code) }
+            match (code.is_empty(), kind) {
+                // How it could not be read is all there is to tell. Otherwise the SDK has but its own insides to show.
+                (true, Kind::Corrupt) => answer.with_source(error),
+                (true, _) => answer,
+                (false, _) => answer.with_code(&code),
+            }
         }
         SdkError::TimeoutError(_) => {
             Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
@@ -154,13 +161,38 @@ fn hint(code: &str, status: u16, headers: &aws_smithy_runtime_api::http::Headers
 
 const BUCKET_REGION: &str = "the bucket is in region ";
 
+/// What to do about a signature for another region. Servers name theirs in a header, in an element of the answer or
+/// in words: `expecting 'eu-west-1'`, `expected: '20261125/garage/s3/aws4_request'`.
+fn region_advice(message: &str, body: &str, headers: &aws_smithy_runtime_api::http::Headers) -> String {
+    let element = || Some(body.split_once("<Region>")?.1.split_once("</Region>")?.0.trim());
+    let words = || {
+        let said = message.rsplit_once("expect")?.1;
+        let quoted = said.split(['\'', '"']).nth(1)?;
+        // A whole scope, or the region alone.
+        let mut scope = quoted.split('/');
+        match (scope.next(), scope.next()) {
+            (Some(_date), Some(region)) => Some(region),
+            (region, None) => region,
+            _ => None,
+        }
+    };
+    let region = headers.get("x-amz-bucket-region").or_else(element).or_else(words);
+    let is_region = |region: &&str| {
+        !region.is_empty() && region.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    match region.filter(is_region) {
+        Some(region) => format!("{BUCKET_REGION}{region}"),
+        None => "name the region that the server expects with --region".to_owned(),
+    }
+}
+
 /// The region that a redirect, or a complaint about the signature, names.
 pub(super) fn region_hint(error: &Error) -> Option<String> {
     let (_, region) = error.message().rsplit_once(BUCKET_REGION)?;
     Some(region.to_owned())
 }
 
-fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
+pub(super) fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
     let mut text = String::new();
     while let Some(cause) = error {
         text.push_str(&cause.to_string());
@@ -172,10 +204,13 @@ fn chain_of(mut error: Option<&dyn std::error::Error>) -> String {
 
 /// Whether a fresh set of credentials may help.
 pub(super) fn wants_new_credentials(error: &Error) -> bool {
-    matches!(
-        error.code(),
-        Some("ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired")
-    )
+    match error.code() {
+        Some(code) => {
+            matches!(code, "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired")
+        }
+        // An answer to HEAD has no code. S3 says 400 to one that was signed with an expired token.
+        None => error.status() == Some(400) && region_hint(error).is_none(),
+    }
 }
 
 /// Whether the server refused the checksum rather than the request.
@@ -221,15 +256,36 @@ mod tests {
     fn a_bucket_elsewhere_tells_its_region() {
         let mut headers = aws_smithy_runtime_api::http::Headers::new();
         headers.insert("x-amz-bucket-region", "eu-west-1");
-        for (code, status) in
-            [("", 301), ("PermanentRedirect", 301), ("AuthorizationHeaderMalformed", 400), ("", 403)]
-        {
+        for (code, status) in [("", 301), ("PermanentRedirect", 301), ("", 400), ("", 403)] {
             let error =
                 Error::new(Kind::InvalidArgument, format!("no; {}", hint(code, status, &headers).unwrap()));
             assert_eq!(region_hint(&error).as_deref(), Some("eu-west-1"));
         }
         assert_eq!(hint("", 404, &headers), None);
         assert_eq!(region_hint(&Error::new(Kind::NotFound, "no")), None);
+    }
+
+    #[test]
+    fn a_complaint_about_the_region_names_it_or_the_flag() {
+        let none = aws_smithy_runtime_api::http::Headers::new();
+        for (message, body, region) in [
+            // Garage 2.5, MinIO and AWS, a server that says nothing.
+            (
+                "Authorization header malformed, unexpected scope: '20261125/us-east-1/s3/aws4_request', \
+                 expected: '20261125/garage/s3/aws4_request'",
+                "",
+                Some("garage"),
+            ),
+            ("the region 'us-east-1' is wrong; expecting 'eu-west-1'", "", Some("eu-west-1")),
+            ("malformed", "<Error><Region>fr-par</Region></Error>", Some("fr-par")),
+            ("malformed", "", None),
+            ("expected something else", "<Region></Region>", None),
+        ] {
+            let advice = region_advice(message, body, &none);
+            let error = Error::new(Kind::Credentials, format!("{message}; {advice}"));
+            assert_eq!(region_hint(&error).as_deref(), region, "{advice}");
+            assert_eq!(advice.contains("--region"), region.is_none());
+        }
     }
 
     #[test]

@@ -37,8 +37,10 @@ struct State {
     /// The key whose bytes are damaged on their way out.
     damaged: Option<String>,
     listing: Listing,
-    /// Answers to LIST that are let out; `None` for all.
-    held: Option<Arc<Semaphore>>,
+    /// Calls that all fail, by API name, and how.
+    refused: BTreeMap<&'static str, (Kind, When)>,
+    /// Answers that are let out, by API name; all, where there is none.
+    held: BTreeMap<&'static str, Arc<Semaphore>>,
 }
 
 /// How an S3 lists.
@@ -82,7 +84,8 @@ impl MemStore {
             ignores_conditions: false,
             damaged: None,
             listing: Listing::default(),
-            held: None,
+            refused: BTreeMap::new(),
+            held: BTreeMap::new(),
         };
         Self { state: Mutex::new(state), clock, stats }
     }
@@ -141,12 +144,38 @@ impl MemStore {
         self.lock().listing = listing;
     }
 
-    /// Holds every answer to LIST back, as a slow network does, until the semaphore has a permit for it. What an
-    /// answer says was true when it was asked for.
+    /// Makes every call of an API name fail from now on.
+    pub fn refuse(&self, operation: &'static str, kind: Kind, when: When) {
+        self.lock().refused.insert(operation, (kind, when));
+    }
+
+    /// Nothing fails from now on.
+    pub fn refuse_nothing(&self) {
+        let mut state = self.lock();
+        state.refused.clear();
+        state.failing = None;
+    }
+
+    /// Holds every answer to LIST back; see [`MemStore::hold`].
     pub fn hold_listings(&self) -> Arc<Semaphore> {
+        self.hold("ListObjectsV2")
+    }
+
+    /// Holds every answer to a LIST, Put, Copy or Delete back, as a slow network does, until the semaphore has a
+    /// permit for it. What an answer says was true when it was asked for, and what it did is done.
+    pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
-        self.lock().held = Some(Arc::clone(&held));
+        self.lock().held.insert(operation, Arc::clone(&held));
         held
+    }
+
+    async fn let_out(&self, operation: &'static str) {
+        let held = self.lock().held.get(operation).cloned();
+        if let Some(held) = held
+            && let Ok(permit) = held.acquire().await
+        {
+            permit.forget();
+        }
     }
 
     /// API names of the calls so far, in order.
@@ -179,10 +208,12 @@ impl MemStore {
             }
             None => None,
         };
-        let answer = match failure {
+        if failure.is_some() {
+            state.failing = None;
+        }
+        let answer = match failure.or_else(|| state.refused.get(operation).copied()) {
             None => work(&mut state),
             Some((kind, when)) => {
-                state.failing = None;
                 if when == When::After {
                     // What it did stays done; the caller hears nothing of it.
                     let _ = work(&mut state);
@@ -327,20 +358,24 @@ impl Store for MemStore {
         let now = self.clock.wall();
         let (bucket, key) = (request.bucket.clone(), request.key.clone());
         self.stats.bytes_sent.add(request.body.len() as u64);
-        self.call("PutObject", &bucket, &key, |s| {
+        let answer = self.call("PutObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
             let body = std::mem::take(&mut request.body);
             s.change(Change::Put(request), body, now)?.written()
-        })
+        });
+        self.let_out("PutObject").await;
+        answer
     }
 
     async fn delete(&self, mut request: DeleteRequest) -> Result<Deleted> {
         let now = self.clock.wall();
         let (bucket, key) = (request.bucket.clone(), request.key.clone());
-        self.call("DeleteObject", &bucket, &key, |s| {
+        let answer = self.call("DeleteObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
             s.change(Change::Delete(request), Bytes::new(), now)?.deleted()
-        })
+        });
+        self.let_out("DeleteObject").await;
+        answer
     }
 
     async fn delete_many(&self, bucket: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>> {
@@ -359,23 +394,20 @@ impl Store for MemStore {
     async fn copy(&self, mut request: CopyRequest) -> Result<Written> {
         let now = self.clock.wall();
         let (bucket, key) = (request.bucket.clone(), request.key.clone());
-        self.call("CopyObject", &bucket, &key, |s| {
+        let answer = self.call("CopyObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
             if s.ignores_conditions {
                 request.source_if_match = None;
             }
             s.change(Change::Copy(request), Bytes::new(), now)?.written()
-        })
+        });
+        self.let_out("CopyObject").await;
+        answer
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListPage> {
         let answer = self.call("ListObjectsV2", &request.bucket, &request.prefix, |s| s.list(&request));
-        let held = self.lock().held.clone();
-        if let Some(held) = held
-            && let Ok(permit) = held.acquire().await
-        {
-            permit.forget();
-        }
+        self.let_out("ListObjectsV2").await;
         answer
     }
 

@@ -17,15 +17,16 @@ pub mod limits;
 mod mem;
 pub mod model;
 mod patience;
+mod profile;
 pub mod resource;
 mod session;
 mod settings;
 mod store;
 mod types;
 
-pub use capability::{Capabilities, CapabilityCache, Depth, Verdict, probe};
+pub use capability::{Capabilities, CapabilityCache, Depth, Probed, Verdict, probe};
 pub use checksum::{checksum_of, is_of_body, verify};
-pub use client::{Client, content_etag, multipart_etag};
+pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use mem::{Listing, MemStore, When};
 pub use patience::{Progress, watch};
 pub use resource::{Bucket, Object};

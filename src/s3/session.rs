@@ -16,29 +16,40 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{
     IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
+use aws_sdk_sts::error::SdkError;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::context::{
+    BeforeDeserializationInterceptorContextRef, FinalizerInterceptorContextRef,
+};
 use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use futures::FutureExt;
 use serde::Serialize;
 
 use super::client::{Client, ClientSettings};
-use super::credentials::{HttpSettings, Refreshing, Shared, env, load};
+use super::credentials::{HttpSettings, Provider, Refreshing, env, load};
 use super::failure::region_hint;
 use super::patience::WatchedClient;
+use super::profile::Profile;
 use super::resource::Bucket;
 use super::settings::{PathStyle, Secret, SessionConfig};
 use super::store::Store;
+use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
 /// Signed for where nothing names a region; S3-compatible servers mostly take any.
 const DEFAULT_REGION: &str = "us-east-1";
+/// Where the settings given to a session come from.
+const CONFIGURATION: &str = "configuration";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server that may have no STS is listened to.
+const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
+const NO_STS: &str = "not offered by this endpoint";
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// First try and four more, with backoff and the SDK's token bucket over all of a client's requests.
 const ATTEMPTS_MAX: u32 = 5;
@@ -53,10 +64,16 @@ pub struct Session {
 struct Inner {
     name: String,
     config: SessionConfig,
+    profile: Arc<Profile>,
+    /// `None` is AWS itself.
+    endpoint: Option<Described>,
+    /// `None` where nothing names one.
+    region: Option<Described>,
     sdk: SdkConfig,
     credentials: Option<Arc<Refreshing>>,
     http: Arc<HttpSettings>,
     stats: Arc<Stats>,
+    trouble: Arc<Trouble>,
     timeout: Duration,
     clients: Mutex<HashMap<String, Client>>,
     regions: Mutex<HashMap<String, String>>,
@@ -74,7 +91,7 @@ pub struct Caller {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Described {
     pub value: String,
-    /// `configuration`, `environment AWS_REGION`, `profile`, `default`, ...
+    /// `configuration`, `environment AWS_REGION`, `profile work`, `default`, ...
     pub source: String,
 }
 
@@ -174,19 +191,48 @@ impl SessionBuilder {
         let invalid = |text: String| Error::new(Kind::InvalidArgument, text);
         self.config.check().map_err(invalid)?;
         let http = Arc::new(HttpSettings::new(self.config.ca_bundle.as_deref())?);
-        let sdk = load(&self.config, &http).await;
+        let profile = Arc::new(Profile::read(&self.config).await?);
+        let sdk = load(&self.config, &profile, &http).await;
         let credentials = match self.config.no_sign_request {
             Some(true) => None,
-            _ => Some(Arc::new(Refreshing::new(self.config.clone(), Arc::clone(&http), &sdk))),
+            _ => {
+                let again = {
+                    let (config, profile, http) =
+                        (self.config.clone(), Arc::clone(&profile), Arc::clone(&http));
+                    move || {
+                        let (config, profile, http) =
+                            (config.clone(), Arc::clone(&profile), Arc::clone(&http));
+                        async move { load(&config, &profile, &http).await.credentials_provider() }.boxed()
+                    }
+                };
+                let provider = sdk.credentials_provider();
+                Some(Refreshing::new(provider, Box::new(again), Arc::new(SystemClock)))
+            }
         };
+        let configured = |value: &Option<String>| value.as_deref().map(|v| described(v, CONFIGURATION));
+        let endpoint = match configured(&self.config.endpoint_url) {
+            None => profile.endpoint()?,
+            configured => configured,
+        };
+        let region = configured(&self.config.region)
+            .or_else(|| profile.region())
+            // The SDK takes an empty variable for a region.
+            .or_else(|| {
+                let found = sdk.region().map(Region::as_ref).filter(|region| !region.is_empty());
+                found.map(|region| described(region, "instance metadata"))
+            });
         Ok(Session {
             inner: Arc::new(Inner {
                 name: self.name.unwrap_or_else(|| "default".to_owned()),
                 config: self.config,
+                profile,
+                endpoint,
+                region,
                 sdk,
                 credentials,
                 http,
                 stats: self.stats.unwrap_or_default(),
+                trouble: Arc::default(),
                 timeout: self.timeout.unwrap_or(DEFAULT_TIMEOUT),
                 clients: Mutex::default(),
                 regions: Mutex::default(),
@@ -217,17 +263,32 @@ impl Session {
 
     /// The region that clients are made for where a bucket does not say otherwise.
     pub fn region(&self) -> String {
-        self.inner.sdk.region().map_or_else(|| DEFAULT_REGION.to_owned(), |r| r.as_ref().to_owned())
+        self.inner.region.as_ref().map_or_else(|| DEFAULT_REGION.to_owned(), |region| region.value.clone())
+    }
+
+    /// The region, and who named it: an endpoint of one's own has the last word.
+    fn described_region(&self) -> Described {
+        let named = self.inner.region.clone().unwrap_or_else(|| described(DEFAULT_REGION, "default"));
+        let clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        match clients.get(&named.value).map(Client::region) {
+            Some(learned) if learned != named.value => described(&learned, "the endpoint"),
+            _ => named,
+        }
     }
 
     /// The endpoint set for this session; `None` is AWS itself.
     pub fn endpoint_url(&self) -> Option<String> {
-        match &self.inner.config.endpoint_url {
-            Some(url) => Some(url.clone()),
-            None => {
-                s3_endpoint_from_environment().or_else(|| self.inner.sdk.endpoint_url().map(str::to_owned))
-            }
-        }
+        self.inner.endpoint.as_ref().map(|endpoint| endpoint.value.clone())
+    }
+
+    /// Why the endpoint cannot be reached at the moment, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.trouble.why()
+    }
+
+    /// Whether Amazon itself answers, at its usual address or at one of its others: a VPC's, a region's.
+    pub fn is_aws(&self) -> bool {
+        self.inner.endpoint.as_ref().is_none_or(|endpoint| is_amazons(&endpoint.value))
     }
 
     /// Session and endpoint in one word: server-side copies work where two buckets agree on it.
@@ -266,9 +327,9 @@ impl Session {
         if let Some(region) = self.inner.regions.lock().unwrap_or_else(PoisonError::into_inner).get(bucket) {
             return Ok(Some(region.clone()));
         }
-        // An endpoint of one's own has the region that was set for it, whatever it says of itself.
-        if self.endpoint_url().is_some() {
-            return Ok(Some(self.region()));
+        // An endpoint of one's own has one region: the one that was set, unless it insists on another.
+        if !self.is_aws() {
+            return Ok(Some(self.described_region().value));
         }
         let region = match self.client().head_bucket(bucket).await {
             Ok(info) => info.region,
@@ -291,25 +352,44 @@ impl Session {
         let Some(credentials) = &self.inner.credentials else {
             return Err(Error::new(Kind::Unsupported, "requests are not signed, so there is no caller"));
         };
-        if self.endpoint_url().is_some() {
-            return Err(Error::new(Kind::Unsupported, "an endpoint of one's own has no STS to ask"));
+        credentials
+            .current()
+            .await
+            .map_err(|error| Error::new(Kind::Credentials, "no credentials were found").with_source(error))?;
+        let mut config = aws_sdk_sts::config::Builder::from(&self.inner.sdk)
+            .region(Region::new(self.described_region().value))
+            .credentials_provider(SharedCredentialsProvider::new(Provider(Arc::clone(credentials))));
+        let own = self.endpoint_url().filter(|_| !self.is_aws());
+        if self.inner.endpoint.is_some() {
+            // The endpoint for S3 is none for STS, except where one server is both.
+            let sts = self.inner.profile.endpoint_of_sts().map(|endpoint| endpoint.value);
+            config.set_endpoint_url(sts.or_else(|| own.clone()));
         }
-        let config = aws_sdk_sts::config::Builder::from(&self.inner.sdk)
-            .region(Region::new(self.region()))
-            .credentials_provider(SharedCredentialsProvider::new(Shared(Arc::clone(credentials))))
-            .build();
-        let answer = aws_sdk_sts::Client::from_conf(config).get_caller_identity().send().await;
-        let answer = answer.map_err(|error| {
-            let kind = match error.as_service_error() {
-                Some(_) => Kind::Credentials,
-                None => Kind::Unreachable,
-            };
-            Error::new(kind, "STS did not say who the caller is").with_source(error).on(
-                "GetCallerIdentity",
-                "",
-                "",
-            )
-        })?;
+        if own.is_some() {
+            let patience = TimeoutConfig::builder().operation_timeout(CALLER_TIMEOUT.min(self.inner.timeout));
+            config = config.retry_config(RetryConfig::disabled()).timeout_config(patience.build());
+        }
+        let answer = aws_sdk_sts::Client::from_conf(config.build())
+            .get_caller_identity()
+            .send()
+            .await
+            .map_err(|error| {
+                let (kind, text) = match &error {
+                    // It may be no STS at all, and say anything.
+                    SdkError::ServiceError(_) | SdkError::ResponseError(_) | SdkError::TimeoutError(_)
+                        if own.is_some() =>
+                    {
+                        (Kind::Unsupported, NO_STS)
+                    }
+                    SdkError::ServiceError(_) => (Kind::Credentials, "STS did not say who the caller is"),
+                    _ => (Kind::Unreachable, "STS did not say who the caller is"),
+                };
+                Error::new(kind, text).with_source(error).on("GetCallerIdentity", "", "")
+            })?;
+        // Garage answers a list of buckets.
+        if own.is_some() && answer.arn().is_none() {
+            return Err(Error::new(Kind::Unsupported, NO_STS).on("GetCallerIdentity", "", ""));
+        }
         Ok(Caller {
             account: answer.account().unwrap_or("").to_owned(),
             arn: answer.arn().unwrap_or("").to_owned(),
@@ -321,12 +401,12 @@ impl Session {
     pub async fn describe(&self) -> SessionDescription {
         let config = &self.inner.config;
         let (credentials, expires, problem) = match &self.inner.credentials {
-            None => (described("none: requests are not signed", "configuration"), None, None),
+            None => (described("none: requests are not signed", CONFIGURATION), None, None),
             Some(refreshing) => match refreshing.current().await {
                 Ok(found) => {
                     let provider = match config.access_key_id {
-                        Some(_) => "configuration".to_owned(),
-                        None => provider_name(&found),
+                        Some(_) => CONFIGURATION.to_owned(),
+                        None => self.provider_name(&found),
                     };
                     let expires = found.expiry().and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok());
                     (described(&masked(found.access_key_id()), &provider), expires.map(|d| d.as_secs()), None)
@@ -339,34 +419,34 @@ impl Session {
         };
         SessionDescription {
             name: self.inner.name.clone(),
-            profile: config
-                .profile
-                .as_deref()
-                .map(|p| described(p, "configuration"))
-                .or_else(|| env("AWS_PROFILE").map(|p| described(&p, "environment AWS_PROFILE"))),
-            region: match &config.region {
-                Some(region) => described(region, "configuration"),
-                None => {
-                    from_environment(&["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| {
-                        match self.inner.sdk.region() {
-                            Some(region) => described(region.as_ref(), "profile"),
-                            None => described(DEFAULT_REGION, "default"),
-                        }
-                    })
-                }
-            },
-            endpoint: match &config.endpoint_url {
-                Some(url) => described(url, "configuration"),
-                None => from_environment(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).unwrap_or_else(|| {
-                    match self.inner.sdk.endpoint_url() {
-                        Some(url) => described(url, "profile"),
-                        None => described("AWS", "default"),
-                    }
-                }),
-            },
+            profile: self.profile(),
+            region: self.described_region(),
+            endpoint: self.inner.endpoint.clone().unwrap_or_else(|| described("AWS", "default")),
             credentials,
             expires,
             problem,
+        }
+    }
+
+    /// The profile that the identity comes from, if it is one.
+    fn profile(&self) -> Option<Described> {
+        let config = &self.inner.config;
+        if let Some(name) = self.inner.profile.named() {
+            return Some(described(name, CONFIGURATION));
+        }
+        let own_identity = config.access_key_id.is_some() || config.no_sign_request == Some(true);
+        let name = env("AWS_PROFILE").filter(|_| !own_identity)?;
+        Some(described(&name, "environment AWS_PROFILE"))
+    }
+
+    /// Where the SDK found credentials, in our words.
+    fn provider_name(&self, credentials: &Credentials) -> String {
+        let debug = format!("{credentials:?}");
+        let name = debug.split("provider_name: \"").nth(1).and_then(|rest| rest.split('"').next());
+        match name.unwrap_or("default chain") {
+            "EnvironmentVariable" => "environment AWS_ACCESS_KEY_ID".to_owned(),
+            "ProfileFile" => format!("profile {}", self.inner.profile.selected()),
+            name => name.to_owned(),
         }
     }
 
@@ -398,11 +478,11 @@ impl Session {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             // `Refreshing` keeps them, and can be told to let go.
             .identity_cache(IdentityCache::no_cache())
-            .interceptor(Throttling(Arc::clone(&inner.stats)));
+            .interceptor(Attempts { stats: Arc::clone(&inner.stats), trouble: Arc::clone(&inner.trouble) });
         config.set_endpoint_url(endpoint);
         config = match &inner.credentials {
             Some(credentials) => {
-                config.credentials_provider(SharedCredentialsProvider::new(Shared(Arc::clone(credentials))))
+                config.credentials_provider(SharedCredentialsProvider::new(Provider(Arc::clone(credentials))))
             }
             None => config.allow_no_auth(),
         };
@@ -410,9 +490,10 @@ impl Session {
             config.build(),
             Box::new(make_http),
             ClientSettings {
-                region: region.to_owned(),
+                own_endpoint: !self.is_aws(),
                 requester_pays: inner.config.requester_pays.unwrap_or(false),
                 timeout: inner.timeout,
+                trouble: Arc::clone(&inner.trouble),
             },
             inner.credentials.clone(),
             Arc::clone(&inner.stats),
@@ -420,14 +501,53 @@ impl Session {
     }
 }
 
-/// Counts answers that say to slow down, those that the SDK's own retries hide among them.
+/// Why connections fail at the moment, if they do: what the last attempt of any request ended with.
+#[derive(Debug, Default)]
+pub(super) struct Trouble(Mutex<Option<String>>);
+
+impl Trouble {
+    fn set(&self, why: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    pub(super) fn why(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Sees each attempt of a request, where the SDK's own retries show the last one alone, or none once time is up:
+/// counts answers that say to slow down, and remembers why there was no connection.
 #[derive(Debug)]
-struct Throttling(Arc<Stats>);
+struct Attempts {
+    stats: Arc<Stats>,
+    trouble: Arc<Trouble>,
+}
 
 #[dyn_dispatch_hint]
-impl Intercept for Throttling {
+impl Intercept for Attempts {
     fn name(&self) -> &'static str {
-        "throttling"
+        "attempts"
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        match context.output_or_error() {
+            Some(Err(error)) if let Some(failure) = error.as_connector_error() => {
+                // The last cause is the plainest: `Connection refused`, `failed to lookup address`.
+                let mut cause: &dyn std::error::Error = failure;
+                while let Some(deeper) = cause.source() {
+                    cause = deeper;
+                }
+                self.trouble.set(Some(cause.to_string()));
+            }
+            Some(_) => self.trouble.set(None),
+            None => {}
+        }
+        Ok(())
     }
 
     fn read_before_deserialization(
@@ -437,18 +557,9 @@ impl Intercept for Throttling {
         _config: &mut ConfigBag,
     ) -> std::result::Result<(), BoxError> {
         if matches!(context.response().status().as_u16(), 429 | 503) {
-            self.0.throttled.add(1);
+            self.stats.throttled.add(1);
         }
         Ok(())
-    }
-}
-
-fn provider_name(credentials: &Credentials) -> String {
-    let debug = format!("{credentials:?}");
-    let name = debug.split("provider_name: \"").nth(1).and_then(|rest| rest.split('"').next());
-    match name.unwrap_or("default chain") {
-        "EnvironmentVariable" => "environment AWS_ACCESS_KEY_ID".to_owned(),
-        name => name.to_owned(),
     }
 }
 
@@ -463,16 +574,17 @@ fn masked(access_key_id: &str) -> String {
     format!("{head}…{tail}")
 }
 
+/// Whether the host of an endpoint's address is one of Amazon's.
+fn is_amazons(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase();
+    [".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".amazonaws.eu"]
+        .iter()
+        .any(|domain| host.ends_with(domain))
+}
+
 fn described(value: &str, source: &str) -> Described {
     Described { value: value.to_owned(), source: source.to_owned() }
-}
-
-fn from_environment(names: &[&str]) -> Option<Described> {
-    names.iter().find_map(|name| env(name).map(|value| described(&value, &format!("environment {name}"))))
-}
-
-fn s3_endpoint_from_environment() -> Option<String> {
-    env("AWS_ENDPOINT_URL_S3")
 }
 
 #[cfg(test)]
@@ -483,6 +595,19 @@ mod tests {
     fn access_keys_are_shown_in_part() {
         assert_eq!(masked("AKIAIOSFODNN7EXAMPLE"), "AKIA…MPLE");
         assert_eq!(masked("short"), "****");
+    }
+
+    #[test]
+    fn amazons_own_endpoints_are_known_by_their_host() {
+        let amazons = [
+            "https://s3.eu-west-1.amazonaws.com",
+            "https://bucket.vpce-1a2b-3c4d.s3.us-east-1.vpce.amazonaws.com/",
+            "https://S3.cn-north-1.amazonaws.com.cn:443/x",
+        ];
+        assert!(amazons.iter().all(|url| is_amazons(url)));
+        let others =
+            ["http://127.0.0.1:9000", "https://s3.amazonaws.com.example.org", "http://amazonaws.com"];
+        assert!(!others.iter().any(|url| is_amazons(url)));
     }
 
     #[tokio::test]
@@ -510,11 +635,12 @@ mod tests {
             .credentials("a", "b", None)
             .region("us-east-1")
             .endpoint_url("http://127.0.0.1:1")
-            .timeout(Duration::from_secs(5))
+            .timeout(Duration::from_secs(2))
             .build()
             .await
             .unwrap();
         let error = session.client().head("bucket", "key", None).await.unwrap_err();
-        assert!(matches!(error.kind(), Kind::Unreachable | Kind::TimedOut), "{}", error.report());
+        assert_eq!(error.kind(), Kind::Unreachable, "{}", error.report());
+        assert!(error.report().contains("refused"), "the cause is named: {}", error.report());
     }
 }

@@ -36,6 +36,8 @@ pub struct Tree {
     changed: HashMap<Ino, HashMap<Name, Change>>,
     /// Names in `changed`.
     changed_names: usize,
+    /// Where files that are open were when another client took their names.
+    taken: HashMap<Ino, (VolumeId, String)>,
     /// Nodes that exist on this mount only: few, and every listing asks for them.
     locals: HashSet<Ino>,
     /// Changes up to this number are no longer in `changed`.
@@ -187,6 +189,7 @@ impl Tree {
             changes_made: 0,
             changed: HashMap::new(),
             changed_names: 0,
+            taken: HashMap::new(),
             locals: HashSet::new(),
             changes_forgotten: 0,
             tickets: BTreeMap::new(),
@@ -266,8 +269,20 @@ impl Tree {
         }
     }
 
+    /// The same of an open file whose name another client took: where it was until then. A file whose name was
+    /// removed here has no such place.
+    pub fn saving_place(&self, ino: Ino) -> Result<(VolumeId, String)> {
+        match self.taken.get(&ino) {
+            Some(place) => Ok(place.clone()),
+            None => self.object_place(ino),
+        }
+    }
+
     /// The path below the mount's root, for people.
     pub fn path_of(&self, ino: Ino) -> String {
+        if let Some((_, key)) = self.taken.get(&ino) {
+            return key.clone();
+        }
         let mut names = Vec::new();
         let mut at = ino;
         while let Some((parent, name)) = self.nodes.get(&at).and_then(|node| node.link.as_ref()) {
@@ -440,7 +455,7 @@ impl Tree {
                     if self.nodes[&ino].lookups > 0 {
                         self.tell(Invalidation::Entry { parent, name: name.clone() });
                     }
-                    self.detach(ino);
+                    self.detach_taken(ino);
                 }
                 if self.nodes.contains_key(&parent) {
                     let until = now + self.negative_ttl;
@@ -513,6 +528,15 @@ impl Tree {
         std::mem::take(&mut self.news)
     }
 
+    /// The kernel hears of this name and inode by the answer that is on its way to it. News beside that would make it
+    /// take the answer for older than the news, and ignore it.
+    pub fn is_told(&mut self, parent: Ino, name: &Name, ino: Option<Ino>) {
+        self.news.retain(|news| match news {
+            Invalidation::Entry { parent: of, name: gone } => (*of, gone) != (parent, name),
+            Invalidation::Attributes { ino: of } | Invalidation::Data { ino: of } => Some(*of) != ino,
+        });
+    }
+
     fn tell(&mut self, news: Invalidation) {
         if self.news.len() < NEWS_MAX {
             self.news.push(news);
@@ -526,7 +550,7 @@ impl Tree {
         let server = Server {
             order,
             begins_anywhere: order == Order::Known,
-            begins_at_keys: order != Order::Other,
+            begins_at_keys: order == Order::Known,
             prefix_len: prefix.len(),
         };
         self.orders.insert(volume, server);
@@ -570,7 +594,8 @@ impl Tree {
     /// A directory is about to be listed.
     pub fn open_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
         let plain = Opening { extent: Extent::Unknown, ask: None, coming: None };
-        if self.order_of(volume) == Order::Other || self.ttl.is_zero() {
+        // A listing that begins in the middle may leave names out without a sign of it, so the server has to be known.
+        if self.order_of(volume) != Order::Known || self.ttl.is_zero() {
             return plain;
         }
         let extent = self.extent(volume, dir, now);
@@ -829,6 +854,14 @@ impl Tree {
         self.remembered.pop(&(parent, name.clone()));
     }
 
+    /// The next question for a name goes to S3.
+    pub fn forget_facts(&mut self, parent: Ino, name: &Name) {
+        self.forget_name(parent, name);
+        if let Some(ino) = self.child(parent, name) {
+            self.expire(ino);
+        }
+    }
+
     /// Relinks a node; whatever had the new name lives on without one.
     pub fn rename(&mut self, from: (Ino, &Name), to: (Ino, &Name), now: Instant) -> Result<()> {
         let ino = self.child(from.0, from.1).ok_or_else(|| Error::new(Kind::NotFound, "no such name"))?;
@@ -1056,7 +1089,7 @@ impl Tree {
                     if node.lookups > 0 {
                         self.tell(Invalidation::Entry { parent, name: name.clone() });
                     }
-                    self.detach(ino);
+                    self.detach_taken(ino);
                     return Some(self.add(parent, name.clone(), other, until));
                 }
             }
@@ -1083,6 +1116,23 @@ impl Tree {
         ino
     }
 
+    /// Takes a node's name away because S3 has it no more, or for something else: what is open there, or below it,
+    /// may be written to yet.
+    fn detach_taken(&mut self, ino: Ino) {
+        let mut todo = vec![ino];
+        while let Some(at) = todo.pop() {
+            let Some(node) = self.nodes.get(&at) else { continue };
+            todo.extend(node.children.values().copied());
+            if node.pins > 0
+                && matches!(node.found, Found::File(_))
+                && let Ok(place) = self.object_place(at)
+            {
+                self.taken.insert(at, place);
+            }
+        }
+        self.detach(ino);
+    }
+
     /// Takes a node's name away.
     fn detach(&mut self, ino: Ino) {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
@@ -1106,6 +1156,7 @@ impl Tree {
             }
             let Some(node) = self.nodes.remove(&at) else { return };
             self.complete.remove(&at);
+            self.taken.remove(&at);
             let Some((parent, name)) = node.link else { return };
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children.remove(&name);

@@ -210,16 +210,7 @@ async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
 /// Failures after which the object may be there all the same: the answer to an earlier attempt was lost, so
 /// its repetition finds the condition broken or the upload gone.
 fn may_be_ours(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        Kind::AlreadyExists
-            | Kind::Stale
-            | Kind::NotFound
-            | Kind::TimedOut
-            | Kind::Unreachable
-            | Kind::Corrupt
-            | Kind::Server
-    )
+    error.may_have_happened() || matches!(error.kind(), Kind::AlreadyExists | Kind::Stale | Kind::NotFound)
 }
 
 /// Tells an answer that was lost from a race that was lost: what is there now carries our ETag.
@@ -234,8 +225,10 @@ async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
 
 /// Copies an object of `size` bytes on the server, however large, and keeps its attributes.
 ///
-/// The copy is of `etag` or fails `Stale`; the target takes it under `condition`.
+/// The copy is of `etag` or fails `Stale`; the target takes it under `condition`. What is copied to is asked for the
+/// copy, because its region may be another; what is copied from is asked about the object.
 pub async fn copy_object(
+    from: &Arc<dyn Store>,
     store: &Arc<dyn Store>,
     source: &Base,
     size: u64,
@@ -257,12 +250,12 @@ pub async fn copy_object(
         return match store.copy(request).await {
             // Some servers keep a directory's marker as a directory, and cannot copy it (SeaweedFS 4.48).
             Err(error) if error.is_not_found() && size == 0 => {
-                make_empty_again(store, source, bucket, key, condition).await
+                make_empty_again(from, store, source, bucket, key, condition).await
             }
             answer => answer,
         };
     }
-    let info = store.head(&source.bucket, &source.key, None).await?;
+    let info = from.head(&source.bucket, &source.key, None).await?;
     let upload = store.create_upload(bucket, key, info.attributes).await?;
     let result = async {
         let ranges = (0..size.div_ceil(COPY_PART_BYTES)).zip(1u16..).filter_map(|(i, number)| {
@@ -294,13 +287,14 @@ pub async fn copy_object(
 
 /// An empty object's copy is a new empty object with the same attributes.
 async fn make_empty_again(
+    from: &Arc<dyn Store>,
     store: &Arc<dyn Store>,
     source: &Base,
     bucket: &str,
     key: &str,
     condition: Condition,
 ) -> Result<Written> {
-    let info = store.head(&source.bucket, &source.key, None).await?;
+    let info = from.head(&source.bucket, &source.key, None).await?;
     if info.size != 0 || info.etag != source.etag {
         return Err(Error::new(Kind::Stale, "another client changed the object"));
     }

@@ -88,6 +88,16 @@ impl Client {
         Self::of_volume(volume.order(Order::Unknown), self.store, self.clock, self.stats)
     }
 
+    /// The same, on a server whose order is found out when the mount has begun.
+    pub fn with_order_found(self, order: Order) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let probe = Box::new(move || -> futures::future::BoxFuture<'static, Option<Order>> {
+            Box::pin(async move { Some(order) })
+        });
+        let volume = volume.order(Order::Unknown).order_probe(probe);
+        Self::of_volume(volume, self.store, self.clock, self.stats)
+    }
+
     /// Lets everything remembered grow old.
     pub fn pass_ttl(&self) {
         self.clock.advance(TTL * 2);
@@ -254,10 +264,22 @@ impl Client {
     }
 
     /// What `find` shows: every path below a directory in the order of its listings, directories with a `/`.
+    ///
+    /// The directories are held until the end, as the kernel holds those that a walk is in.
     pub async fn find(&self, path: &str) -> Result<Vec<String>> {
+        let mut held = Vec::new();
+        let found = self.find_holding(path, &mut held).await;
+        for dir in held.into_iter().filter(|dir| *dir != ROOT) {
+            self.fs.forget(dir, 1);
+        }
+        found
+    }
+
+    async fn find_holding(&self, path: &str, held: &mut Vec<Ino>) -> Result<Vec<String>> {
         let mut found = Vec::new();
         let mut todo = vec![path.to_owned()];
         while let Some(dir) = todo.pop() {
+            held.push(self.walk(&dir).await?.ino);
             let names = self.list_unsorted(&dir).await?;
             let paths: Vec<String> = names.into_iter().map(|name| format!("{dir}{name}")).collect();
             todo.extend(paths.iter().rev().filter(|path| path.ends_with('/')).cloned());
@@ -336,4 +358,22 @@ impl Client {
 /// The kind of a failure, or what was answered instead.
 pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
     answer.map_err(|error: Error| error.kind()).expect_err("this was to fail")
+}
+
+/// Waits for something that another task does.
+pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    for _ in 0..1_000_000 {
+        if is_true() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{what} never came true");
+}
+
+/// Gives other tasks the time to get as far as they can.
+pub async fn let_others_run() {
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
 }

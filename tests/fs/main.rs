@@ -12,4 +12,5 @@ mod client;
 mod faults;
 mod listing;
 mod model;
+mod races;
 mod reading;

@@ -14,4 +14,5 @@ mod cache;
 mod cli;
 mod semantics;
 mod servers;
+mod sessions;
 mod stuck;

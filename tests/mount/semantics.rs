@@ -818,16 +818,6 @@ fn an_answer_that_is_lost_is_no_conflict_with_ourselves() {
     assert_eq!(keys, ["CompleteMultipartUpload", "PutObject"], "no conflict copy of our own");
 }
 
-/// Credentials that expire in the middle are renewed once, unnoticed.
-#[test]
-fn an_expired_token_is_renewed_and_the_request_repeated() {
-    let m = mounted!("an_expired_token_is_renewed_and_the_request_repeated");
-    let rule = format!("bucket={},op=PutObject,times=1,fault=expired-token", m.place.bucket);
-    let _faults = crate::harness::server::faults(Server::Demo, &rule);
-    fs::write(m.at("f"), b"x").unwrap();
-    assert_eq!(block_on(m.place.get("f")).unwrap(), "x");
-}
-
 /// A server that refuses checksums is served without, and told once.
 #[test]
 fn a_server_that_refuses_checksums_is_served_with_lesser_ones() {

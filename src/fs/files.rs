@@ -1,0 +1,75 @@
+//! The table of open files.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::file::File;
+use crate::tree::Ino;
+
+/// The open files, and those that S3 lacks something of.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Of each inode, the one that an open gets.
+    current: HashMap<Ino, Arc<File>>,
+    /// Those whose place another one took while a handle might still write to them. They count as much: what is
+    /// written to them is saved, or kept in a conflict copy.
+    displaced: Vec<Arc<File>>,
+}
+
+impl Files {
+    pub(super) fn get(&self, ino: Ino) -> Option<&Arc<File>> {
+        self.current.get(&ino)
+    }
+
+    pub(super) fn is_current(&self, file: &Arc<File>) -> bool {
+        self.current.get(&file.ino).is_some_and(|current| Arc::ptr_eq(current, file))
+    }
+
+    /// From now on an open of its inode gets this one.
+    pub(super) fn put(&mut self, file: Arc<File>) {
+        if let Some(old) = self.current.insert(file.ino, file) {
+            self.displace(old);
+        }
+    }
+
+    /// No open gets this one any more.
+    pub(super) fn take_place(&mut self, file: &Arc<File>) {
+        if self.is_current(file) {
+            self.current.remove(&file.ino);
+            self.displace(Arc::clone(file));
+        }
+    }
+
+    /// Takes out a file that is closed and saved.
+    pub(super) fn drop_unused(&mut self, file: &Arc<File>) {
+        if is_used(file) {
+            return;
+        }
+        if self.is_current(file) {
+            self.current.remove(&file.ino);
+        }
+        self.displaced.retain(|other| !Arc::ptr_eq(other, file));
+    }
+
+    /// Takes out every file of an inode, whichever version it is of.
+    pub(super) fn take_all(&mut self, ino: Ino) -> Vec<Arc<File>> {
+        let mut taken: Vec<_> = self.displaced.extract_if(.., |file| file.ino == ino).collect();
+        taken.extend(self.current.remove(&ino));
+        taken
+    }
+
+    /// Every file, whether an open gets it or not.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<File>> {
+        self.current.values().chain(&self.displaced)
+    }
+
+    fn displace(&mut self, file: Arc<File>) {
+        if is_used(&file) {
+            self.displaced.push(file);
+        }
+    }
+}
+
+fn is_used(file: &File) -> bool {
+    file.is_open() || file.is_dirty()
+}
