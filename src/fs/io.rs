@@ -51,7 +51,7 @@ impl Fs {
     /// Opens a file, for writing at its newest version.
     ///
     /// For reading, what a listing said less than the metadata TTL ago will do: the first read asks for that very
-    /// version, and where it is gone the handle goes on with the newest one (see [`File::confirm`]).
+    /// version, and where it is gone the handle goes on with the newest one (see `File::confirm`).
     pub async fn open(self: &Arc<Self>, ino: Ino, flags: OpenFlags) -> Result<Opened> {
         if let Some(opened) = self.open_now(ino, flags) {
             return Ok(opened);

@@ -736,7 +736,7 @@ fn a_failed_upload_is_an_error_and_is_tried_again() {
     let m = mounted!("a_failed_upload_is_an_error_and_is_tried_again");
     let _faults = crate::harness::server::faults(
         Server::Demo,
-        &format!("bucket={},op=PutObject,times=3,fault=denied", m.place.bucket),
+        &format!("bucket={},op=PutObject,key=f,times=3,fault=denied", m.place.bucket),
     );
     let mut file = File::create(m.at("f")).unwrap();
     file.write_all(b"precious").unwrap();
