@@ -403,8 +403,19 @@ impl Fs {
     /// Whether a file that S3 lacks something of is this inode or below it.
     pub(super) fn has_dirty_within(&self, ino: Ino) -> bool {
         let dirty: Vec<Ino> = lock(&self.files).all().filter(|f| f.is_dirty()).map(|f| f.ino).collect();
+        self.is_any_within(dirty, ino)
+    }
+
+    /// The same of files that an open of their names would get: they keep the names from going. One whose place a newer
+    /// version took does not.
+    pub(super) fn keeps_its_name(&self, ino: Ino) -> bool {
+        let dirty: Vec<Ino> = lock(&self.files).current().filter(|f| f.is_dirty()).map(|f| f.ino).collect();
+        self.is_any_within(dirty, ino)
+    }
+
+    fn is_any_within(&self, files: Vec<Ino>, ino: Ino) -> bool {
         let tree = self.tree();
-        dirty.into_iter().any(|file| tree.is_within(file, ino))
+        files.into_iter().any(|file| tree.is_within(file, ino))
     }
 
     /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.

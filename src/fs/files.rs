@@ -58,6 +58,11 @@ impl Files {
         taken
     }
 
+    /// What opens get.
+    pub(super) fn current(&self) -> impl Iterator<Item = &Arc<File>> {
+        self.current.values()
+    }
+
     /// Every file, whether an open gets it or not.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<File>> {
         self.current.values().chain(&self.displaced)

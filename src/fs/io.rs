@@ -178,7 +178,7 @@ impl Fs {
         let answer = volume.store.head(&volume.bucket, &key, None).await;
         let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
         let gone = matches!(&answer, Err(error) if error.is_not_found());
-        if gone && self.has_dirty_within(ino) {
+        if gone && self.keeps_its_name(ino) {
             // Written here while the question was on its way.
             return Ok(None);
         }

@@ -154,7 +154,7 @@ impl Fs {
             let is_dir = found.as_ref().map(|found| matches!(found, Found::Dir { .. }));
             child.filter(|child| is_dir != Some(child.is_dir()))
         };
-        let kept = child.map(|child| child.ino).filter(|ino| self.has_dirty_within(*ino));
+        let kept = child.map(|child| child.ino).filter(|ino| self.keeps_its_name(*ino));
         let mut tree = self.tree();
         let entry = match (place, kept) {
             (DirPlace::Buckets, _) => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),

@@ -380,6 +380,14 @@ async fn apply_held(
             return Ok(uncovers.then_some(()));
         }
         Op::PassTtl => return Ok(None),
+        // Another version has been opened under the name, and the inode is of both: whoever removes, moves or replaces the
+        // name here means the newer one, and what is held goes with it. That is left alone.
+        Op::Unlink(path) if !held.is_current && *path == held.path => return Ok(Some(())),
+        Op::Rename(from, to)
+            if !held.is_current && (*from == held.path || *to == held.path || is_above(from)) =>
+        {
+            return Ok(Some(()));
+        }
         // What lookups find and listings do not is left alone until it is closed.
         _ if held.is_undead(reference) => return Ok(Some(())),
         Op::Write(path, byte, len) if held.shares(path) => {
