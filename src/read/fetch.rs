@@ -449,7 +449,7 @@ impl Landing {
         let Some(disk) = self.fetcher.disk() else { return };
         let found = disk.look(&self.object, self.run.range()).await;
         if !found.is_empty() {
-            self.take(found.into(), true, false);
+            self.take(found, true, false);
         }
     }
 
