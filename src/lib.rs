@@ -7,7 +7,7 @@
 //! A *session* is an AWS identity and its defaults, a *client* what a session makes for one region and
 //! endpoint, a *bucket*, *object*, *key*, *version ID* and *region* what S3 calls so. The *mount* is the running
 //! file system; nothing else is called a session. A *part* belongs to a multipart upload, a *block* to the read
-//! cache, an *extent* to a file being written.
+//! cache on disk, a *piece* to bytes in memory, an *extent* to a file being written.
 //!
 //! # The house
 //! Arrows point down only.
@@ -31,7 +31,7 @@
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. plain mutexes, short: the table of open files, then a file's state; the tree alone;
-//! 5. leaves: blocks, kernel pages known, counters.
+//! 5. leaves: bytes in memory and on their way, what listings said of files, kernel pages known, counters.
 //!
 //! # Life of a read
 //! [`fuse`] decodes it; [`fs`] finds the open file; bytes written here and not yet in S3 answer first; for the

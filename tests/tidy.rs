@@ -122,6 +122,8 @@ fn links_between_documents_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut pages: Vec<PathBuf> =
         fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // Folders hold pictures and figures.
+    pages.retain(|page| page.is_file());
     pages.push(root.join("README.md"));
     for page in pages {
         let text = fs::read_to_string(&page).unwrap();
