@@ -29,6 +29,8 @@ const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The same where the identity was not allowed to find out, or the server answered nonsense: either may be mended.
 const LIFETIME_OF_DOUBT: Duration = Duration::from_secs(5 * 60);
 const FILE_NAME: &str = "capabilities.json";
+/// What the scratch keys of a probe begin with, below the prefix that is probed. Listings of a mount leave them out.
+pub const SCRATCH: &str = ".pailfs-probe-";
 /// Deletes of a probe's own keys under way at once.
 const DELETES_AT_ONCE: usize = 8;
 /// An ETag that no object has.
@@ -185,7 +187,7 @@ pub struct Probed {
 
 /// Probes a bucket under `prefix`, and takes away what it wrote. An error means that nothing was found out.
 pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Probed> {
-    let root = format!("{prefix}.pailfs-probe-{:016x}.", rand::random::<u64>());
+    let root = format!("{prefix}{SCRATCH}{:016x}.", rand::random::<u64>());
     let scratch =
         Scratch { store, bucket, root, made: Mutex::default(), keeps_versions: AtomicBool::new(false) };
     let found = match scratch.may_clean().await {

@@ -24,7 +24,7 @@ mod settings;
 mod store;
 mod types;
 
-pub use capability::{Capabilities, CapabilityCache, Depth, Probed, Verdict, probe};
+pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verdict, probe};
 pub use checksum::{checksum_of, is_of_body, verify};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use mem::{Listing, MemStore, When};

@@ -16,7 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::Found;
 use super::keys::{DirKey, Name, Place, Shown};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{ListPage, ListedObject};
+use crate::s3::{ListPage, ListedObject, SCRATCH};
 
 /// Pages in a row without an entry before a listing counts as endless. S3 may send a few where many keys were
 /// deleted.
@@ -230,6 +230,10 @@ impl Listing {
 
     fn belongs(&self, item: &Item) -> bool {
         let Some(rest) = item.key().strip_prefix(self.dir.prefix()) else { return false };
+        // Another mount may be finding out what the server does; that comes and goes within a second.
+        if rest.starts_with(SCRATCH) {
+            return false;
+        }
         match item {
             Item::Object(_) => !rest.contains('/'),
             Item::Prefix(_) => rest.find('/').is_some_and(|at| at + 1 == rest.len()),

@@ -498,3 +498,19 @@ fn a_reader_slower_than_the_ttl_costs_a_listing_and_not_a_request_for_each_name(
         }
     });
 }
+
+#[test]
+fn the_scratch_keys_of_a_probe_are_not_listed() {
+    block_on(async {
+        let client = Client::new();
+        for key in
+            [".pailfs-probe-0123456789abcdef.put", ".pailfs-probe-0123456789abcdef.order/a", "f", ".pailfs"]
+        {
+            client.put_object(key, b"x").await;
+        }
+        assert_eq!(client.list("").await.unwrap(), [".pailfs", "f"]);
+        // Who knows the name finds it, once the listing is not believed any more.
+        client.pass_ttl();
+        assert_eq!(client.stat(".pailfs-probe-0123456789abcdef.put").await.unwrap().size, 1);
+    });
+}
