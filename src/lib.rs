@@ -35,7 +35,7 @@
 //!
 //! # Life of a read
 //! [`fuse`] decodes it; [`fs`] finds the open file; bytes written here and not yet in S3 answer first; for the
-//! rest the handle's window says what to want, blocks in memory answer, then those on disk, and one GET per
+//! rest the handle's window says what to want, pieces in memory answer, then blocks on disk, and one GET per
 //! missing run fetches what is not there, with `If-Match` of the version the file was opened at. What memory
 //! holds is answered on the FUSE thread itself; what is whole on disk may be the kernel's to read, and then no
 //! read comes here at all.

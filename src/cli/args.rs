@@ -128,7 +128,8 @@ pub struct LookArgs {
     /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,
-    /// How long stat and readdir may answer from memory; open always asks S3
+    /// How long stat and readdir may answer from memory, and a listing is enough to open a file for reading; 0 always
+    /// asks S3
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     pub metadata_ttl: Duration,
     /// How long an absent name is believed to be absent

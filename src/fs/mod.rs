@@ -58,7 +58,7 @@ pub struct Options {
     /// Permission bits of files that say nothing else.
     pub file_mode: u16,
     pub dir_mode: u16,
-    /// How long `stat` and `readdir` may answer from memory. `open` always asks.
+    /// How long `stat` and `readdir` may answer from memory, and what a listing said is enough to open a file for reading.
     pub ttl: Duration,
     /// How long a name that was absent is believed to be.
     pub negative_ttl: Duration,

@@ -133,8 +133,6 @@ pub struct Ticket(u64);
 #[derive(Clone, Debug)]
 enum Memory {
     Found(Found),
-    /// The same, and a LIST said it.
-    Listed(Found),
     Absent,
 }
 
@@ -146,8 +144,6 @@ struct Node {
     pins: u32,
     found: Found,
     fresh_until: Option<Instant>,
-    /// Whether a LIST said what is found here, and nothing has changed it here since.
-    of_listing: bool,
     changes: AttrChanges,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
@@ -162,7 +158,6 @@ impl Node {
             pins: 0,
             found,
             fresh_until: None,
-            of_listing: false,
             changes: AttrChanges::default(),
             children: HashMap::new(),
             volume: None,
@@ -319,7 +314,6 @@ impl Tree {
             return match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
                     let ino = self.put(parent, name, found, Some(asked + self.ttl));
-                    self.note_listed(ino);
                     ino.and_then(|ino| self.entry(ino).ok()).map_or(Known::Unknown, Known::Is)
                 }
                 _ => Known::Unknown,
@@ -332,17 +326,15 @@ impl Tree {
                 Known::Unknown
             }
             Some((Memory::Absent, _)) => Known::Absent,
-            Some((Memory::Found(found) | Memory::Listed(found), until)) => {
+            Some((Memory::Found(found), until)) => {
                 let (found, until) = (found.clone(), *until);
-                let listed = matches!(self.remembered.pop(&key), Some((Memory::Listed(_), _)));
+                self.remembered.pop(&key);
                 let ino = self.add(parent, name.clone(), found, Some(until));
-                self.note_listed(listed.then_some(ino));
                 self.entry(ino).map_or(Known::Unknown, Known::Is)
             }
             None => match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
                     let ino = self.add(parent, name.clone(), found, Some(asked + self.ttl));
-                    self.note_listed(Some(ino));
                     self.entry(ino).map_or(Known::Unknown, Known::Is)
                 }
                 Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
@@ -481,11 +473,10 @@ impl Tree {
         match self.child(parent, name) {
             Some(ino) if self.knows_newer(ino, until) => {}
             Some(_) => {
-                let ino = self.put(parent, name, found, Some(until));
-                self.note_listed(ino);
+                self.put(parent, name, found, Some(until));
             }
             None if self.nodes.contains_key(&parent) => {
-                self.remembered.put((parent, name.clone()), (Memory::Listed(found), until));
+                self.remembered.put((parent, name.clone()), (Memory::Found(found), until));
             }
             None => {}
         }
@@ -514,7 +505,6 @@ impl Tree {
             return Listed::Old;
         }
         let ino = self.put(parent, name, found.clone(), Some(until));
-        self.note_listed(ino);
         ino.and_then(|ino| self.entry(ino).ok()).map_or(Listed::Gone, Listed::Is)
     }
 
@@ -826,7 +816,6 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.found = Found::File(facts);
             node.fresh_until = Some(until);
-            node.of_listing = false;
         }
         self.set_local(ino, false);
     }
@@ -912,22 +901,9 @@ impl Tree {
         self.touch(parent, true);
     }
 
-    /// The file's facts, if a LIST said them less than the TTL ago and nothing was changed here since.
-    pub fn listed(&self, ino: Ino, now: Instant) -> Option<Facts> {
-        let node = self.nodes.get(&ino)?;
-        if !node.of_listing || self.locals.contains(&ino) || node.link.is_none() {
-            return None;
-        }
-        match (&node.found, node.fresh_until) {
-            (Found::File(facts), Some(until)) if now < until => Some(facts.clone()),
-            _ => None,
-        }
-    }
-
     /// A renamed file's object is this now.
     pub fn moved(&mut self, ino: Ino, facts: Facts) {
         if let Some(node) = self.nodes.get_mut(&ino) {
-            node.of_listing = false;
             node.found = Found::File(facts);
         }
     }
@@ -1043,12 +1019,6 @@ impl Tree {
         self.nodes.get(&ino).and_then(|node| node.fresh_until).is_some_and(|known| known > until)
     }
 
-    fn note_listed(&mut self, ino: Option<Ino>) {
-        if let Some(node) = ino.and_then(|ino| self.nodes.get_mut(&ino)) {
-            node.of_listing = true;
-        }
-    }
-
     fn set_local(&mut self, ino: Ino, local: bool) {
         if local {
             self.locals.insert(ino);
@@ -1094,7 +1064,6 @@ impl Tree {
                 }
             }
             node.fresh_until = until;
-            node.of_listing = false;
             if let Some(news) = news {
                 self.tell(news);
             }
@@ -1166,8 +1135,7 @@ impl Tree {
             }
             // What S3 said of the name outlives the inode for as long as it is believed.
             if let Some(until) = node.fresh_until.filter(|_| node.changes == AttrChanges::default()) {
-                let memory = if node.of_listing { Memory::Listed } else { Memory::Found };
-                self.remembered.put((parent, name), (memory(node.found), until));
+                self.remembered.put((parent, name), (Memory::Found(node.found), until));
             }
             at = parent;
         }
@@ -1363,32 +1331,6 @@ mod tests {
         let fresh = tree.begin();
         assert!(tree.learn(ROOT, &f, Some(file(2)), &fresh, now).is_some());
         tree.end(fresh);
-    }
-
-    #[test]
-    fn facts_are_of_a_listing_until_they_are_old_asked_for_again_or_changed_here() {
-        let mut tree = tree();
-        let now = now();
-        let f = name("f");
-        let ticket = tree.begin();
-        tree.remember(ROOT, &f, file(1), &ticket, now);
-        let Known::Is(entry) = tree.known(ROOT, &f, now) else { panic!("it was listed") };
-        tree.looked_up(entry.ino);
-        assert_eq!(tree.listed(entry.ino, now).map(|facts| facts.size), Some(1));
-        assert_eq!(tree.listed(entry.ino, now + TTL), None);
-        // A HEAD says the same, and is not a LIST.
-        tree.learn(ROOT, &f, Some(file(1)), &ticket, now);
-        assert_eq!(tree.listed(entry.ino, now), None);
-        let later = now + TTL / 2;
-        tree.remember(ROOT, &f, file(1), &ticket, later);
-        assert!(tree.listed(entry.ino, now + TTL).is_some());
-        let Found::File(facts) = file(2) else { panic!("a file") };
-        tree.committed(entry.ino, facts, later);
-        assert_eq!(tree.listed(entry.ino, later), None);
-        // What was asked for before that is no news of it.
-        tree.remember(ROOT, &f, file(1), &ticket, later);
-        assert_eq!(tree.listed(entry.ino, later), None);
-        tree.end(ticket);
     }
 
     #[test]
