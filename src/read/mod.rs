@@ -32,13 +32,15 @@ use crate::stats::Stats;
 pub use disk::{DiskCache, DiskLimits};
 use fetch::{Block, Fetcher};
 use segments::Piece;
-use window::{Advice, PART_MAX, Window};
+use window::{Advice, PART_MAX, Share, Window};
 
 /// How often bytes are asked for anew when their fetch was given up before it began.
 const ASK_AGAIN_MAX: u32 = 8;
 /// The furthest one reader is read ahead of. At 90 MB/s per connection and 8 MiB a request this keeps 16 connections
 /// busy, which is more than two cores can empty; twice as much gained nothing.
 const WINDOW_MAX_BYTES: u64 = 128 << 20;
+/// The furthest all readers are read ahead of, together: enough to keep every request of the gate busy with half a part.
+const WINDOWS_MAX_BYTES: u64 = 256 << 20;
 /// Bytes are kept and answered in pieces of at most this size, which is that of the kernel's largest request.
 const PIECE_BYTES: u64 = 1 << 20;
 /// The largest file that is fetched whole before it is opened.
@@ -114,11 +116,18 @@ pub struct Cursor {
     is_active: AtomicBool,
 }
 
-impl Drop for Cursor {
-    fn drop(&mut self) {
-        if *self.is_active.get_mut() {
+impl Cursor {
+    /// Leaves its share to others: a reader at the end needs none, however long its file stays open.
+    fn rest(&self) {
+        if self.is_active.swap(false, Ordering::Relaxed) {
             self.active.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        self.rest();
     }
 }
 
@@ -245,11 +254,14 @@ impl Reader {
 
     fn advise(&self, object: &Object, cursor: &Cursor, range: ByteRange, waits: bool) -> Advice {
         // Everybody who is read far ahead of has an equal share of half of the memory.
-        let share = self.budget.limit_bytes() / 2 / self.active.load(Ordering::Relaxed).max(1) as u64;
-        let max = share.clamp(window::FIRST_BYTES, WINDOW_MAX_BYTES);
-        let advice = lock(&cursor.window).advance(range, object.size, max, waits);
+        let readers = self.active.load(Ordering::Relaxed).max(1) as u64;
+        let bytes = (self.budget.limit_bytes() / 2).min(WINDOWS_MAX_BYTES) / readers;
+        let share = Share { bytes: bytes.clamp(window::FIRST_BYTES, WINDOW_MAX_BYTES), readers };
+        let advice = lock(&cursor.window).advance(range, object.size, share, waits);
         let far = advice.ahead.iter().any(|ahead| ahead.len() > window::FIRST_BYTES);
-        if far && !cursor.is_active.swap(true, Ordering::Relaxed) {
+        if range.end() >= object.size {
+            cursor.rest();
+        } else if far && !cursor.is_active.swap(true, Ordering::Relaxed) {
             self.active.fetch_add(1, Ordering::Relaxed);
         }
         advice

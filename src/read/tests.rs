@@ -72,6 +72,21 @@ async fn a_sequential_reader_gets_its_bytes_in_few_requests_and_none_again() {
 }
 
 #[tokio::test]
+async fn a_reader_at_its_end_leaves_its_share_to_others() {
+    let bench = Bench::new();
+    let body = pattern(16 << 20);
+    let object = bench.object(&body).await;
+    let cursor = bench.reader.cursor();
+    let mut most = 0;
+    for at in (0..16).map(|i| i << 20) {
+        bench.read(&object, &cursor, at, 1 << 20).await.unwrap();
+        most = most.max(bench.reader.active.load(Ordering::Relaxed));
+    }
+    assert_eq!(most, 1, "it was read far ahead of");
+    assert_eq!(bench.reader.active.load(Ordering::Relaxed), 0, "its file is still open");
+}
+
+#[tokio::test]
 async fn a_random_reader_fetches_what_it_asks_for() {
     let bench = Bench::new();
     let body = pattern(32 << 20);

@@ -1,9 +1,7 @@
-//! Credentials and the way to the network, as a session's clients share them.
+//! Credentials, as a session's clients share them.
 //!
-//! Owns: loading a session's profiles and environment into the SDK's terms, keeping and renewing its
-//! credentials, and the one HTTP stack for S3, STS and SSO alike.
+//! Owns: loading a session's profiles and environment into the SDK's terms, and keeping and renewing its credentials.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,21 +15,14 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_s3::config::StalledStreamProtectionConfig;
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
-use aws_smithy_http_client::{Builder as HttpBuilder, Connector};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 
+use super::http::HttpSettings;
 use super::profile::Profile;
 use super::settings::SessionConfig;
 use crate::base::Clock;
-use crate::error::{Error, Kind, Result};
 
-/// S3 closes idle connections after about 20 s; one that we close first is never found dead by a request.
-const POOL_IDLE: Duration = Duration::from_secs(15);
 /// Credentials are renewed this long before they expire, or for the last quarter of their life.
 const RENEW_BEFORE: Duration = Duration::from_secs(300);
 /// Between two loads in a row that do not help.
@@ -284,55 +275,6 @@ impl ProvideCredentials for Provider {
         Self: 'a,
     {
         future::ProvideCredentials::new(self.0.current())
-    }
-}
-
-/// One way to speak HTTP for S3, STS and SSO alike: proxies from the environment, own certificates if any.
-pub(super) struct HttpSettings {
-    pem: Option<Vec<u8>>,
-}
-
-impl HttpSettings {
-    pub(super) fn new(ca_bundle: Option<&Path>) -> Result<Self> {
-        let path = ca_bundle.map(Path::to_owned).or_else(|| env("AWS_CA_BUNDLE").map(PathBuf::from));
-        let pem = match path {
-            Some(path) => Some(std::fs::read(&path).map_err(|error| {
-                Error::new(
-                    Kind::InvalidArgument,
-                    format!("cannot read the CA bundle {}: {error}", path.display()),
-                )
-            })?),
-            None => None,
-        };
-        let settings = Self { pem };
-        settings.tls()?;
-        Ok(settings)
-    }
-
-    fn tls(&self) -> Result<TlsContext> {
-        let mut store = TrustStore::default();
-        if let Some(pem) = &self.pem {
-            store = store.with_pem_certificate(pem.clone());
-        }
-        TlsContext::builder().with_trust_store(store).build().map_err(|error| {
-            Error::new(Kind::InvalidArgument, "the CA bundle is not usable").with_source(error)
-        })
-    }
-
-    /// A new pool of connections.
-    pub(super) fn client(&self) -> SharedHttpClient {
-        let tls = self.tls().unwrap_or_else(|_| TlsContext::default());
-        HttpBuilder::new().build_with_connector_fn(move |settings, components| {
-            let mut builder = Connector::builder()
-                .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
-                .tls_context(tls.clone())
-                .proxy_config(ProxyConfig::from_env())
-                .enable_tcp_nodelay(true)
-                .pool_idle_timeout(POOL_IDLE);
-            builder.set_connector_settings(settings.cloned());
-            builder.set_sleep_impl(components.and_then(|c| c.sleep_impl()));
-            builder.build()
-        })
     }
 }
 

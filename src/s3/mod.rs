@@ -13,6 +13,7 @@ mod checksum;
 mod client;
 mod credentials;
 mod failure;
+mod http;
 pub mod limits;
 mod mem;
 pub mod model;

@@ -31,8 +31,9 @@ use futures::FutureExt;
 use serde::Serialize;
 
 use super::client::{Client, ClientSettings};
-use super::credentials::{HttpSettings, Provider, Refreshing, env, load};
+use super::credentials::{Provider, Refreshing, env, load};
 use super::failure::region_hint;
+use super::http::HttpSettings;
 use super::patience::WatchedClient;
 use super::profile::Profile;
 use super::resource::Bucket;
