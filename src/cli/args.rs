@@ -67,6 +67,9 @@ pub struct MountArgs {
     /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub state_reserve: Option<u64>,
     #[command(flatten)]
     pub cache: CacheArgs,
     // Headings hold for whatever follows, so these come last.
@@ -353,6 +356,7 @@ mod tests {
             "--no-sign-request",
             "--cache-dir=/c",
             "--cache-size=1G",
+            "--state-reserve=2G",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -362,6 +366,7 @@ mod tests {
         assert_eq!(mount.memory_limit, Some(128 << 20));
         assert_eq!(mount.cache.cache_dir.as_deref(), Some(std::path::Path::new("/c")));
         assert_eq!(mount.cache.cache_size, Some(1 << 30));
+        assert_eq!(mount.state_reserve, Some(2 << 30));
         assert_eq!(Passthrough::from(mount.cache.passthrough), Passthrough::ReadOnly);
         let settings = mount.session.settings();
         assert_eq!(settings.path_style, Some(PathStyle::On));

@@ -16,7 +16,9 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
-use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
+use crate::write::{
+    Base, Conditions, Extents, Job, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts, upload,
+};
 
 use super::volume::Volume;
 
@@ -54,6 +56,10 @@ pub(super) struct File {
     commit: Arc<tokio::sync::Mutex<()>>,
     /// Of that commit: who waits for it waits as long as it moves.
     progress: Arc<Progress>,
+    /// Shared by parts that leave while the file is written; a commit has it alone.
+    sending: tokio::sync::RwLock<()>,
+    /// What has left.
+    parts: Arc<Parts>,
 }
 
 #[derive(Debug)]
@@ -70,6 +76,7 @@ struct State {
     /// What is stored beside the bytes, kept through a rewrite.
     attributes: Attributes,
     written_at: SystemTime,
+    ahead: Ahead,
     /// Open handles, and those of them that may write.
     handles: u32,
     writers: u32,
@@ -88,7 +95,62 @@ struct State {
     last_error: Option<String>,
 }
 
+/// How far a file was written in order, and what of that has been told to leave.
+#[derive(Debug)]
+struct Ahead {
+    in_order: u64,
+    /// Number and start of the part that leaves next.
+    next: (u16, u64),
+    /// None leaves: one could not, which the commit will tell, or the file has bytes of an object before them.
+    stopped: bool,
+    /// Bytes written since the disk was looked at.
+    unchecked: u64,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { in_order: 0, next: (1, 0), stopped: false, unchecked: 0 }
+    }
+}
+
+impl Ahead {
+    /// The file was cut: a part that lost bytes leaves once more when it is full.
+    fn cut(&mut self, len: u64) {
+        if len == 0 {
+            *self = Self::default();
+        }
+        self.in_order = self.in_order.min(len);
+        if self.next.1 > self.in_order {
+            let last = full_parts(1, 0, self.in_order).pop();
+            self.next = last.map_or((1, 0), |(number, range)| (number + 1, range.end()));
+        }
+    }
+}
+
+/// How often, in bytes written, the disk is looked at.
+const CHECK_BYTES: u64 = 4 << 20;
+
 impl State {
+    /// The parts that became full by the latest write.
+    fn leaving(&mut self) -> Vec<(u16, ByteRange)> {
+        let before = self.ahead.in_order;
+        self.ahead.in_order = self.extents.staged_until(before);
+        if self.ahead.stopped || self.orphan || self.ahead.in_order <= SINGLE_PUT_MAX {
+            return Vec::new();
+        }
+        let (number, start) = self.ahead.next;
+        let full = full_parts(number, start, self.ahead.in_order);
+        if let Some((number, range)) = full.last() {
+            self.ahead.next = (number + 1, range.end());
+        }
+        full
+    }
+
+    /// Whether bytes before `end` were let go, so that S3 has to have the file before they change.
+    fn has_gone(&self, end: u64) -> bool {
+        self.staging.as_ref().is_some_and(|staging| staging.gone_until() > end)
+    }
+
     fn is_saved(&self) -> bool {
         self.stamp == self.saved_stamp
     }
@@ -205,6 +267,7 @@ impl File {
                 expects,
                 attributes,
                 written_at: now,
+                ahead: Ahead::default(),
                 handles: 0,
                 writers: 0,
                 fetched: false,
@@ -217,6 +280,8 @@ impl File {
             }),
             commit: Arc::default(),
             progress: Arc::default(),
+            sending: tokio::sync::RwLock::default(),
+            parts: Arc::default(),
         }
     }
 
@@ -296,51 +361,114 @@ impl File {
         Ok(Some((range, source)))
     }
 
-    /// Takes bytes; `None` appends. Returns the offset they went to.
+    /// Takes bytes; no offset appends.
     pub(super) fn write(
         &self,
         offset: Option<u64>,
         data: &[u8],
-        staging: &std::path::Path,
+        room: &Room,
         now: SystemTime,
-    ) -> Result<()> {
+    ) -> Result<Taken> {
         let mut state = lock(&self.state);
         self.require_current(&state)?;
         let offset = offset.unwrap_or(state.extents.len());
-        let Some(range) = ByteRange::at(offset, data.len() as u64) else { return Ok(()) };
+        let Some(range) = ByteRange::at(offset, data.len() as u64) else {
+            return Ok(Taken::Here(Vec::new()));
+        };
         if range.end() > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
+        }
+        if state.has_gone(range.start()) {
+            return Ok(Taken::NeedsCommit);
+        }
+        state.ahead.unchecked += range.len();
+        if state.ahead.unchecked >= CHECK_BYTES {
+            if room.is_short() {
+                return Ok(Taken::NeedsRoom);
+            }
+            state.ahead.unchecked = 0;
         }
         let target = match &state.staging {
             Some(staging) => Arc::clone(staging),
             None => {
-                let fresh = Arc::new(Staging::new(staging)?);
+                let fresh = Arc::new(Staging::new(room.dir())?);
                 state.staging = Some(Arc::clone(&fresh));
                 fresh
             }
         };
-        target.write(data, offset)?;
+        match target.write(data, offset) {
+            Err(error) if error.kind() == Kind::NoSpace => return Ok(Taken::NeedsRoom),
+            written => written?,
+        }
         state.stamp += 1;
         let stamp = state.stamp;
         state.extents.write(range, stamp);
         state.written_at = now;
-        Ok(())
+        Ok(Taken::Here(state.leaving()))
     }
 
-    pub(super) fn truncate(&self, len: u64, now: SystemTime) -> Result<()> {
+    /// Writes once more, after room was made for it as far as that could be done.
+    pub(super) fn room_was_made(&self) {
+        lock(&self.state).ahead.unchecked = 0;
+    }
+
+    /// Cuts or grows the file; `false` where S3 has to have it before, because bytes before its new end were let go.
+    pub(super) fn truncate(&self, len: u64, now: SystemTime) -> Result<bool> {
         let mut state = lock(&self.state);
         self.require_current(&state)?;
         if len > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
         }
         if len == state.extents.len() {
-            return Ok(());
+            return Ok(true);
+        }
+        if len > 0 && state.has_gone(len) {
+            return Ok(false);
         }
         state.stamp += 1;
         let stamp = state.stamp;
         state.extents.truncate(len, stamp);
+        state.ahead.cut(len);
+        if len == 0 {
+            // Nothing points into it, whatever of it was let go.
+            state.staging = None;
+        }
         state.written_at = now;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Waits for a turn to send a part ahead of a commit.
+    pub(super) async fn sending(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.sending.read().await
+    }
+
+    /// Waits until every part that is leaving has left, and keeps others from it.
+    pub(super) async fn sent_all(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.sending.write().await
+    }
+
+    /// Nothing leaves ahead of the next commit any more.
+    pub(super) fn stop_leaving(&self) {
+        lock(&self.state).ahead.stopped = true;
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Gives the disk back what S3 has in parts; whether that was anything.
+    pub(super) fn let_go_of_sent(&self) -> bool {
+        let held = self.parts.held();
+        let state = lock(&self.state);
+        let Some(staging) = &state.staging else { return false };
+        let mut freed = false;
+        for (range, sent) in held {
+            let (newest, all_written_here) = state.extents.newest(range);
+            if all_written_here && newest <= sent {
+                freed |= staging.let_go(range).unwrap_or(false);
+            }
+        }
+        freed
     }
 
     fn require_current(&self, state: &State) -> Result<()> {
@@ -379,12 +507,24 @@ impl File {
             state.extents.materialise(whole, stamp);
         }
         state.orphan = true;
+        state.ahead.stopped = true;
     }
 
     /// The next commit replaces this version: the file took the name of an object that is still there.
     pub(super) fn replaces(&self, expects: Condition) {
         lock(&self.state).expects = expects;
     }
+}
+
+/// What became of bytes that a program writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// They are here; these parts are full now.
+    Here(Vec<(u16, ByteRange)>),
+    /// The disk is short.
+    NeedsRoom,
+    /// They go over bytes that were let go.
+    NeedsCommit,
 }
 
 /// S3's largest object is 50 TB; the parts plan reaches a little past 5 TiB.
@@ -421,7 +561,7 @@ impl Fs {
     /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
     pub(super) async fn read_file(
         &self,
-        file: &File,
+        file: &Arc<File>,
         cursor: &Cursor,
         offset: u64,
         len: u64,
@@ -445,7 +585,10 @@ impl Fs {
                     failure = Some(error);
                 }
                 (Ok(slices), Some(from)) if whole && !file.confirm(from) => drop(slices),
-                (answer, _) => return answer,
+                (Ok(Some(slices)), _) => return Ok(slices),
+                // S3 has to have the file before what was let go can be read.
+                (Ok(None), _) => self.commit(file).await?,
+                (Err(error), _) => return Err(error),
             }
             asked = from;
         }
@@ -489,17 +632,24 @@ impl Fs {
         );
     }
 
-    async fn read_source(&self, source: Source, cursor: &Cursor, range: ByteRange) -> Result<Vec<Bytes>> {
+    /// `None` where some of it was let go here and is in no object yet.
+    async fn read_source(
+        &self,
+        source: Source,
+        cursor: &Cursor,
+        range: ByteRange,
+    ) -> Result<Option<Vec<Bytes>>> {
         let (segments, object, staging) = match source {
-            Source::Object(object) => return self.reader.read(&object, cursor, range).await,
+            Source::Object(object) => return self.reader.read(&object, cursor, range).await.map(Some),
             Source::Mixed { segments, object, staging } => (segments, object, staging),
         };
         let mut slices = Vec::with_capacity(segments.len());
         for segment in segments {
             match (segment.what, &object, &staging) {
-                (What::Staged(_), _, Some(staging)) => {
-                    slices.push(Bytes::from(staging.bytes(segment.range)?));
-                }
+                (What::Staged(_), _, Some(staging)) => match staging.bytes(segment.range)? {
+                    Some(bytes) => slices.push(Bytes::from(bytes)),
+                    None => return Ok(None),
+                },
                 (What::Base, Some(object), _) => {
                     slices.extend(self.reader.read(object, cursor, segment.range).await?);
                 }
@@ -507,7 +657,7 @@ impl Fs {
                 _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
             }
         }
-        Ok(slices)
+        Ok(Some(slices))
     }
 
     /// Puts the file into S3 as it is now, unless S3 has it already.
@@ -555,6 +705,8 @@ impl Fs {
     /// Under the namespace lock.
     async fn commit_in_turn(&self, file: &Arc<File>, volume: &Volume) -> Result<()> {
         let _turn = file.commit.lock().await;
+        // What is leaving has left; nothing more leaves until this is done.
+        let _alone = file.sent_all().await;
         if !file.is_dirty() {
             return Ok(());
         }
@@ -564,16 +716,24 @@ impl Fs {
         let (job, expects, stamp) = {
             let state = lock(&file.state);
             let expects = state.expects.clone();
-            (self.job(&state, volume, &key, expects.clone(), honoured), expects, state.stamp)
+            (self.job(file, &state, volume, &key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
-        match upload(job).await {
+        match upload(&job).await {
             Ok(written) => {
                 self.committed(file, id, volume, &key, len, stamp, &written.etag);
                 Ok(())
             }
             Err(error) if lost_race(volume, &key, &expects, &error).await => {
-                Err(self.keep_as_conflict_copy(file, volume, &key, error).await)
+                if !job.has_gone() {
+                    return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
+                }
+                self.stats.conflicts.add(1);
+                let copy = conflict_key(&key, &self.options.host, self.clock.wall());
+                let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
+                self.committed(file, id, volume, &key, len, stamp, &written.etag);
+                tracing::warn!(key, copy, "another client was first; its version is in the copy");
+                Err(told)
             }
             Err(error) => Err(error),
         }
@@ -600,6 +760,10 @@ impl Fs {
             state.object = Some(object);
             state.saved_stamp = stamp;
             state.fetched = false;
+            state.ahead.stopped = true;
+            if let Some(staging) = &state.staging {
+                staging.forget_gone();
+            }
             state.expects = Condition::Matches(etag.clone());
             let clean = state.is_saved();
             if clean {
@@ -675,7 +839,8 @@ impl Fs {
     async fn write_conflict_copy(&self, file: &File, volume: &Volume, key: &str, copy: &str) -> Result<u64> {
         let (mut job, stamp) = {
             let state = lock(&file.state);
-            (self.job(&state, volume, copy, Condition::Any, Conditions::NONE), state.stamp)
+            let job = self.job(file, &state, volume, copy, Condition::Any, Conditions::NONE);
+            (Job { parts: Arc::default(), ..job }, state.stamp)
         };
         let reads_base = job.segments.iter().any(|segment| segment.what == What::Base);
         if reads_base && let Some(base) = &mut job.base {
@@ -693,7 +858,7 @@ impl Fs {
                 *base = Base { bucket: volume.bucket.clone(), key: key.to_owned(), etag: info.etag };
             }
         }
-        upload(job).await?;
+        upload(&job).await?;
         Ok(stamp)
     }
 
@@ -721,9 +886,26 @@ impl Fs {
         }
     }
 
+    /// An upload of one part of a file that still wants it to leave.
+    pub(super) fn job_of_part(
+        &self,
+        file: &File,
+        volume: &Volume,
+        key: &str,
+        range: ByteRange,
+    ) -> Option<Job> {
+        let state = lock(&file.state);
+        if state.orphan || state.lost || !state.extents.newest(range).1 {
+            return None;
+        }
+        let job = self.job(file, &state, volume, key, Condition::Any, Conditions::NONE);
+        Some(Job { segments: state.segments(range), ..job })
+    }
+
     /// An upload of the file as it is now.
     fn job(
         &self,
+        file: &File,
         state: &State,
         volume: &Volume,
         key: &str,
@@ -745,7 +927,8 @@ impl Fs {
                 etag: object.id.etag.clone(),
             }),
             staging: state.staging.clone(),
-            budget: self.budget.clone(),
+            parts: Arc::clone(&file.parts),
+            lanes: self.lanes.clone(),
         }
     }
 
@@ -807,6 +990,7 @@ impl Fs {
         let files = lock(&self.files).take_all(ino);
         for file in files {
             file.orphaned();
+            self.abandon_parts(&file);
         }
         if let Some(mut held) = held {
             held.undone = false;
@@ -846,7 +1030,7 @@ impl Fs {
         let staging = match &state.staging {
             Some(staging) => Arc::clone(staging),
             None => {
-                let fresh = Arc::new(Staging::new(&self.options.staging_dir)?);
+                let fresh = Arc::new(Staging::new(self.room.dir())?);
                 state.staging = Some(Arc::clone(&fresh));
                 fresh
             }
@@ -911,6 +1095,10 @@ impl Held {
     pub(super) async fn fetch(&mut self, fs: &Fs) -> Result<()> {
         if !self.file.is_open() || lock(&self.file.state).fetched {
             return Ok(());
+        }
+        if lock(&self.file.state).has_gone(0) {
+            let told = "the open file is larger than the local disk and is being written; close it first";
+            return Err(Error::new(Kind::NoSpace, told));
         }
         self.undone = true;
         match fs.fetch_base(&self.file).await {

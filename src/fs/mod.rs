@@ -19,6 +19,7 @@ mod file;
 mod files;
 mod handles;
 mod io;
+mod leave;
 mod lookup;
 mod names;
 mod news;
@@ -38,6 +39,7 @@ pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -49,6 +51,7 @@ use crate::read::{DiskCache, DiskLimits, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
+use crate::write::{Lanes, Room};
 
 /// How a mount behaves.
 #[derive(Clone, Debug)]
@@ -68,6 +71,8 @@ pub struct Options {
     pub memory_limit: u64,
     /// Where written bytes are staged.
     pub staging_dir: PathBuf,
+    /// Of that directory's file system, what is left to others, in bytes; otherwise a twentieth.
+    pub staging_reserve: Option<u64>,
     /// Names this host in conflict copies.
     pub host: String,
     /// Where blocks that were read are kept on disk, if anywhere.
@@ -96,6 +101,7 @@ impl Default for Options {
             timeout: Duration::from_secs(60),
             memory_limit: 256 << 20,
             staging_dir: std::env::temp_dir(),
+            staging_reserve: None,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             cache: None,
             passthrough: Passthrough::default(),
@@ -115,6 +121,8 @@ const REQUESTS_MAX: usize = 64;
 /// connections' buffers, the program itself.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
+/// The smallest part that leaves ahead of a commit.
+const PART_MIN_BYTES: u64 = 8 << 20;
 /// Shards of large directories over the whole mount: at most 256,000 entries that wait for their turn.
 const SHARDS_MAX: usize = 32;
 
@@ -135,8 +143,14 @@ pub struct Fs {
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
     news: news::Newsroom,
-    /// Bytes in memory: read, read ahead, and on their way out.
-    budget: Budget,
+    /// What uploads share with each other and with who reads: the memory, and the requests under way.
+    lanes: Lanes,
+    /// Where written bytes are staged.
+    room: Room,
+    /// Parts that are to leave ahead of a commit, and whether one did.
+    leaving: AtomicUsize,
+    leaving_slots: tokio::sync::Semaphore,
+    left: tokio::sync::Notify,
     mounted_at: SystemTime,
     /// Where the kernel's part of the mount listens for what it has to forget.
     /// Names that S3 is being asked for.
@@ -188,8 +202,11 @@ impl Fs {
             }
             None => (None, 0),
         };
-        let budget = Budget::new(memory - behind_bytes);
-        let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), disk, Arc::clone(&stats));
+        let budget_bytes = memory - behind_bytes;
+        let budget = Budget::new(budget_bytes);
+        let gate = Gate::new(REQUESTS_MAX);
+        let lanes = Lanes { budget: budget.clone(), gate: gate.clone(), stats: Arc::clone(&stats) };
+        let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -204,7 +221,14 @@ impl Fs {
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             news: news::Newsroom::new(),
-            budget,
+            lanes,
+            room: Room::new(&options.staging_dir, options.staging_reserve),
+            leaving: AtomicUsize::new(0),
+            // A quarter of the memory is theirs at most.
+            leaving_slots: tokio::sync::Semaphore::new(
+                usize::try_from(budget_bytes / 4 / PART_MIN_BYTES).unwrap_or(1).clamp(1, leave::LEAVING_MAX),
+            ),
+            left: tokio::sync::Notify::new(),
             mounted_at: now,
             lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),

@@ -479,10 +479,16 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Staging is the page cache of a local file: answered here, without a copy in between.
-        let answer = self.fs.write(fh.0, offset, data);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+        // Staging is the page cache of a local file: answered here, without a copy in between.
+        if let Some(answer) = self.fs.write_now(fh.0, offset, data) {
+            settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+            return;
+        }
+        let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
+        self.spawn("write", reply, async move { fs.write(fh.0, offset, &data).await }, move |reply, ()| {
+            reply.written(len);
+        });
     }
 
     fn flush(

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::base::ByteRange;
 
+/// Runs of a sequential writer end at multiples of this, as all parts do.
+const RUN_END_BYTES: u64 = 8 << 20;
+
 /// Where a run of bytes comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -13,6 +16,16 @@ pub enum What {
     Staged(u64),
     /// Zeros, made by growing the file at this stamp.
     Zero(u64),
+}
+
+impl What {
+    /// Of the change that made it; `None` of bytes that were there before.
+    pub fn stamp(self) -> Option<u64> {
+        match self {
+            Self::Base => None,
+            Self::Staged(stamp) | Self::Zero(stamp) => Some(stamp),
+        }
+    }
 }
 
 /// A run of bytes from one source.
@@ -112,6 +125,24 @@ impl Extents {
         ByteRange::new(0, self.len).map_or_else(Vec::new, |whole| self.segments(whole))
     }
 
+    /// The newest stamp in a range, and whether all of it was written here: nothing of it is the base's.
+    pub fn newest(&self, range: ByteRange) -> (u64, bool) {
+        let stamps = self.segments(range).into_iter().map(|segment| segment.what.stamp());
+        stamps
+            .fold((0, true), |(newest, all), stamp| (newest.max(stamp.unwrap_or(0)), all && stamp.is_some()))
+    }
+
+    /// Up to where bytes were written without a gap, from `from` on.
+    pub fn staged_until(&self, from: u64) -> u64 {
+        let mut at = from;
+        while let Some((_, (end, What::Staged(_)))) = self.runs.range(..=at).next_back()
+            && *end > at
+        {
+            at = *end;
+        }
+        at
+    }
+
     /// Bytes that S3 does not have yet.
     pub fn dirty_bytes(&self) -> u64 {
         self.all().iter().filter(|s| s.what != What::Base).map(|s| s.range.len()).sum()
@@ -134,14 +165,19 @@ impl Extents {
         }
         // A sequential writer extends its last run instead of adding one per write: the newer stamp
         // covers the older bytes too, which at worst uploads them once more.
+        // Not across the end of a part, which may have left already and should not go again.
         let mut start = range.start();
         if let What::Staged(_) = what
+            && !start.is_multiple_of(RUN_END_BYTES)
             && let Some((before, (end, What::Staged(_)))) = self.runs.range(..start).next_back()
             && *end == start
         {
             start = *before;
         }
-        self.runs.insert(start, (range.end(), what));
+        let run = ByteRange::new(start, range.end()).unwrap_or(range);
+        for piece in pieces(run, what) {
+            self.runs.insert(piece.start(), (piece.end(), what));
+        }
     }
 
     fn split_at(&mut self, at: u64) {
@@ -183,6 +219,20 @@ impl Extents {
     }
 }
 
+/// A run cut where runs end.
+fn pieces(run: ByteRange, what: What) -> Vec<ByteRange> {
+    if !matches!(what, What::Staged(_)) {
+        return vec![run];
+    }
+    let mut pieces = Vec::new();
+    let mut at = run.start();
+    while let Some(piece) = ByteRange::new(at, run.end().min((at / RUN_END_BYTES + 1) * RUN_END_BYTES)) {
+        pieces.push(piece);
+        at = piece.end();
+    }
+    pieces
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +270,23 @@ mod tests {
                 }
             })
             .collect()
+    }
+
+    #[test]
+    fn a_part_that_is_full_stays_as_it_is_while_the_writer_goes_on() {
+        let mut extents = Extents::of_base(0);
+        let (step, end) = (100_000, 3 * RUN_END_BYTES);
+        let mut seen = Vec::new();
+        for (stamp, at) in (1u64..).zip((0..end).step_by(step)) {
+            extents.write(ByteRange::new(at, (at + step as u64).min(end)).unwrap(), stamp);
+            let full = ByteRange::at(0, RUN_END_BYTES).unwrap();
+            if extents.len() >= full.end() {
+                seen.push(extents.newest(full));
+            }
+        }
+        seen.dedup();
+        assert_eq!(seen, [(84, true)], "the 84th write ended it");
+        assert_eq!(extents.all().len(), 3, "one run for each part");
     }
 
     proptest! {

@@ -25,11 +25,13 @@
 //! 4. A failed commit leaves every byte readable and dirty.
 
 mod extents;
+mod parts;
 mod plan;
 mod staging;
 mod upload;
 
 pub use extents::{Extents, Segment, What};
-pub use plan::{PartPlan, Plan, plan};
-pub use staging::Staging;
-pub use upload::{Base, Conditions, Job, copy_object, delete_object, upload};
+pub use parts::Parts;
+pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
+pub use staging::{Room, Staging};
+pub use upload::{Base, Conditions, Job, Lanes, abandon, copy_object, delete_object, send_ahead, upload};

@@ -48,6 +48,17 @@ pub fn part_size(offset: u64) -> u64 {
     }
 }
 
+/// The parts that are full where a file is written in order and everything before `end` is there: from the part
+/// `number` at `start` on. These are the parts of a [`plan`] as long as nothing before their end is copied.
+pub fn full_parts(mut number: u16, mut start: u64, end: u64) -> Vec<(u16, ByteRange)> {
+    let mut full = Vec::new();
+    while let Some(range) = ByteRange::at(start, part_size(start)).filter(|range| range.end() <= end) {
+        full.push((number, range));
+        (number, start) = (number + 1, range.end());
+    }
+    full
+}
+
 /// Plans a commit of a file whose sources are `segments` (in order, covering it).
 ///
 /// Every part is within S3's limits, the parts cover the file in order, and unchanged bytes are copied
@@ -59,11 +70,7 @@ pub fn plan(len: u64, segments: &[Segment]) -> Plan {
     let mut parts: Vec<PartPlan> = Vec::new();
     let mut at = 0;
     while at < len {
-        let mut end = (at + part_size(at)).min(len);
-        // A last part may be small, but one that would be copied joins its neighbour's kind anyway.
-        if len - end < limits::PART_MIN && len - at <= limits::PART_MAX {
-            end = len;
-        }
+        let end = (at + part_size(at)).min(len);
         let Some(range) = ByteRange::new(at, end) else { break };
         let copy =
             segments.iter().filter(|s| s.range.intersect(range).is_some()).all(|s| s.what == What::Base);
@@ -103,6 +110,22 @@ mod tests {
         extents.truncate(len, 1);
         let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of 5 TiB") };
         assert!(parts.len() <= limits::PARTS_MAX as usize);
+    }
+
+    #[test]
+    fn parts_that_left_early_are_those_of_the_plan() {
+        for len in [16 * MIB + 1, 24 * MIB, 100 * MIB + 5, 9_000 * MIB] {
+            let mut extents = Extents::of_base(0);
+            extents.truncate(len, 1);
+            let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of {len} bytes") };
+            let (first, rest) = (full_parts(1, 0, len / 2), full_parts(1, 0, len));
+            assert_eq!(rest[..first.len()], first, "growing changes none of them");
+            let (number, start) = first.last().map_or((1, 0), |(number, range)| (number + 1, range.end()));
+            assert_eq!(full_parts(number, start, len), rest[first.len()..], "whoever goes on finds the same");
+            for (number, range) in rest {
+                assert_eq!(parts[usize::from(number) - 1], PartPlan { range, copy: false });
+            }
+        }
     }
 
     proptest! {

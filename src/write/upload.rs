@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use super::extents::{Segment, What};
+use super::parts::Parts;
 use super::plan::{PartPlan, Plan, plan};
 use super::staging::Staging;
-use crate::base::{Budget, ByteRange, ETag};
+use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store,
     Upload, Written, content_etag, limits, multipart_etag,
 };
+use crate::stats::Stats;
 
 /// Parts of one file under way at once.
 const PARTS_IN_FLIGHT: usize = 4;
@@ -45,7 +46,7 @@ impl Conditions {
     pub const NONE: Self = Self { put: false, complete: false, copy: false, delete: false };
 }
 
-/// One commit of one file.
+/// One commit of one file, or parts of it that leave ahead of one.
 pub struct Job {
     pub store: Arc<dyn Store>,
     pub bucket: String,
@@ -54,30 +55,78 @@ pub struct Job {
     pub condition: Condition,
     pub honoured: Conditions,
     pub len: u64,
-    /// Sources of the bytes, in order, covering `0..len`.
+    /// Sources of the bytes, in order, covering `0..len`, or what leaves of it.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
     pub staging: Option<Arc<Staging>>,
-    /// Bounds the bytes held in memory by all uploads together.
+    /// What has left already.
+    pub parts: Arc<Parts>,
+    pub lanes: Lanes,
+}
+
+impl Job {
+    /// Whether bytes of it are in parts alone.
+    pub fn has_gone(&self) -> bool {
+        self.staging.as_ref().is_some_and(|staging| staging.gone_until() > 0)
+    }
+}
+
+/// What all uploads share with each other and with whoever reads.
+#[derive(Clone, Debug)]
+pub struct Lanes {
+    /// Bounds the bytes held in memory.
     pub budget: Budget,
+    /// Bounds the requests under way.
+    pub gate: Gate,
+    pub stats: Arc<Stats>,
+}
+
+impl Lanes {
+    /// Sends one request in its turn.
+    async fn send<T>(&self, request: impl Future<Output = T>) -> T {
+        let pass = self.gate.enter(self.gate.ticket(), Priority::Write).await;
+        let throttled = self.stats.throttled.value();
+        let answer = request.await;
+        pass.done(self.stats.throttled.value() > throttled);
+        answer
+    }
 }
 
 /// Makes the object, or fails with nothing changed.
 ///
 /// `AlreadyExists` or `Stale`: the condition did not hold, so another client was first. Our own earlier
-/// attempt whose answer was lost is recognised by its ETag and is a success.
-pub async fn upload(job: Job) -> Result<Written> {
+/// attempt whose answer was lost is recognised by its ETag and is a success. After a failure that may pass, the parts
+/// that S3 has stay with the job for the next try.
+pub async fn upload(job: &Job) -> Result<Written> {
     match plan(job.len, &job.segments) {
-        Plan::Put => put(&job).await,
+        Plan::Put => {
+            abandon(&job.parts).await;
+            put(job).await
+        }
         Plan::Parts(parts) if parts.len() > limits::PARTS_MAX as usize => {
             Err(Error::new(Kind::TooLarge, "the file needs more than 10,000 parts"))
         }
-        Plan::Parts(parts) => multipart(&job, parts).await,
+        Plan::Parts(parts) => multipart(job, parts).await,
+    }
+}
+
+/// Sends a part, by its number, of a file that is still being written.
+pub async fn send_ahead(job: &Job, (number, range): (u16, ByteRange)) -> Result<()> {
+    let upload = begin(job).await?;
+    send_part(job, &upload, PartPlan { range, copy: false }, number).await.map(drop)
+}
+
+/// Lets go of the parts of an upload that will not be completed.
+pub async fn abandon(parts: &Parts) {
+    let Some((store, upload)) = parts.take() else { return };
+    // Best effort: what stays behind costs storage, not correctness.
+    if let Err(error) = store.abort_upload(&upload).await {
+        tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
     }
 }
 
 async fn put(job: &Job) -> Result<Written> {
-    let _grant = job.budget.take(job.len).await;
+    let _grant = job.lanes.budget.take(job.len).await;
     let body = match ByteRange::new(0, job.len) {
         Some(whole) => assemble(job, whole).await?,
         None => Bytes::new(),
@@ -91,22 +140,35 @@ async fn put(job: &Job) -> Result<Written> {
         condition,
         checksum: None,
     };
-    match job.store.put(request).await {
+    match job.lanes.send(job.store.put(request)).await {
         Err(error) if may_be_ours(&error) => ours(job, &content_etag(&body), error).await,
         answer => answer,
     }
 }
 
 async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
-    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
+    let upload = begin(job).await?;
     let result = send_parts_and_complete(job, &upload, parts).await;
-    if result.is_err() {
-        // Best effort: what stays behind costs storage, not correctness.
-        if let Err(error) = job.store.abort_upload(&upload).await {
-            tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
-        }
+    match &result {
+        Ok(_) => drop(job.parts.take()),
+        Err(_) if job.has_gone() => {}
+        // S3 takes no further part of an upload whose completion raced with another request.
+        Err(error) if error.kind().is_transient() && error.kind() != Kind::Conflict => {}
+        Err(_) => abandon(&job.parts).await,
     }
     result
+}
+
+/// The upload of the job's object: the one under way, or a new one.
+async fn begin(job: &Job) -> Result<Upload> {
+    let _turn = job.parts.beginning().await;
+    if let Some(upload) = job.parts.upload(&job.bucket, &job.key, &job.attributes) {
+        return Ok(upload);
+    }
+    abandon(&job.parts).await;
+    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
+    job.parts.begin(Arc::clone(&job.store), upload.clone(), job.attributes.clone());
+    Ok(upload)
 }
 
 async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan>) -> Result<Written> {
@@ -135,15 +197,32 @@ async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> R
             range: part.range,
             if_match: Some(base.etag.clone()),
         };
-        match job.store.upload_part_copy(upload, number, source).await {
+        match job.lanes.send(job.store.upload_part_copy(upload, number, source)).await {
             // A server without UploadPartCopy: the bytes go through us, as far as one part reaches.
             Err(error) if error.kind() == Kind::Unsupported => {}
             answer => return answer,
         }
     }
-    let _grant = job.budget.take(part.range.len()).await;
+    let newest = newest_stamp(&job.segments, part.range);
+    if let Some(newest) = newest
+        && let Some(there) = job.parts.find(number, part.range, newest)
+    {
+        return Ok(there);
+    }
+    let _grant = job.lanes.budget.take(part.range.len()).await;
     let body = assemble(job, part.range).await?;
-    job.store.upload_part(upload, number, body, None).await
+    let sent = job.lanes.send(job.store.upload_part(upload, number, body, None)).await?;
+    if let Some(newest) = newest {
+        job.parts.sent(part.range, newest, sent.clone());
+    }
+    Ok(sent)
+}
+
+/// The newest stamp in a range; `None` where bytes of the base are in it, which have none.
+fn newest_stamp(segments: &[Segment], range: ByteRange) -> Option<u64> {
+    let first = segments.partition_point(|segment| segment.range.end() <= range.start());
+    let within = segments[first..].iter().take_while(|segment| segment.range.start() < range.end());
+    within.map(|segment| segment.what.stamp()).try_fold(0, |newest, stamp| Some(newest.max(stamp?)))
 }
 
 /// The bytes of a range, from wherever each run of them is.
@@ -151,12 +230,18 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
     let length = usize::try_from(range.len())
         .map_err(|_| Error::new(Kind::TooLarge, "the part does not fit in memory"))?;
     let mut buffer = vec![0u8; length];
-    let runs = job.segments.iter().filter_map(|s| Some((s.range.intersect(range)?, s.what)));
+    let first = job.segments.partition_point(|segment| segment.range.end() <= range.start());
+    let runs = job.segments[first..].iter().map_while(|s| Some((s.range.intersect(range)?, s.what)));
+    let mut at = range.start();
     for (run, what) in runs {
+        if run.start() != at {
+            break;
+        }
+        at = run.end();
         let target = &mut buffer[index(run.start() - range.start())..index(run.end() - range.start())];
         match (what, &job.staging, &job.base) {
             (What::Zero(_), _, _) => {}
-            (What::Staged(_), Some(staging), _) => staging.read(target, run.start())?,
+            (What::Staged(_), Some(staging), _) if staging.read(target, run.start())? => {}
             (What::Base, _, Some(base)) => {
                 let request = GetRequest {
                     bucket: base.bucket.clone(),
@@ -176,6 +261,9 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
             }
             _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
         }
+    }
+    if at < range.end() {
+        return Err(Error::new(Kind::Internal, "no source is known of some bytes"));
     }
     Ok(buffer.into())
 }

@@ -107,8 +107,8 @@ fn two_mounts_of_one_key_lose_no_update() {
         for round in 0..50 {
             let a = one.open("f", WRITE).await.unwrap();
             let b = two.open("f", WRITE).await.unwrap();
-            one.fs.write(a.1, 0, format!("one {round}").as_bytes()).unwrap();
-            two.fs.write(b.1, 0, format!("two {round}").as_bytes()).unwrap();
+            one.fs.write(a.1, 0, format!("one {round}").as_bytes()).await.unwrap();
+            two.fs.write(b.1, 0, format!("two {round}").as_bytes()).await.unwrap();
             let (x, y) = tokio::join!(one.close(a), two.close(b));
             let winners = usize::from(x.is_ok()) + usize::from(y.is_ok());
             assert_eq!(winners, 1, "round {round}: {x:?} {y:?}");
@@ -135,7 +135,7 @@ fn a_small_change_that_lost_is_kept_over_the_version_that_won() {
         let client = Client::new();
         client.put_object("f", b"0123456789").await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 2, b"XX").unwrap();
+        client.fs.write(file.1, 2, b"XX").await.unwrap();
         client.put_object("f", b"abcdef").await;
         assert_eq!(kind_of(client.close(file).await), Kind::Stale);
         let copies: Vec<String> =
@@ -230,7 +230,7 @@ fn a_server_that_lies_about_conditions_is_asked_first() {
         client.store.ignore_conditions(true);
         client.put_object("f", b"base").await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 0, b"mine").unwrap();
+        client.fs.write(file.1, 0, b"mine").await.unwrap();
         client.put_object("f", b"theirs").await;
         assert_eq!(kind_of(client.close(file).await), Kind::Stale);
         assert_eq!(client.object("f").await.unwrap(), b"theirs");

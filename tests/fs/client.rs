@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pailfs::base::{ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Fs, OpenFlags, Options, Order, Root, Volume};
+use pailfs::fs::{Attr, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
@@ -68,6 +68,16 @@ impl Client {
     }
 
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
+        Self::with_options(volume, Options::default(), store, clock, stats)
+    }
+
+    fn with_options(
+        volume: Volume,
+        options: Options,
+        store: Arc<MemStore>,
+        clock: Arc<ManualClock>,
+        stats: Arc<Stats>,
+    ) -> Self {
         let staging = tempfile::tempdir().expect("a directory can be made");
         let options = Options {
             staging_dir: staging.path().to_owned(),
@@ -75,7 +85,7 @@ impl Client {
             negative_ttl: TTL,
             host: "host".to_owned(),
             memory_limit: 64 << 20,
-            ..Options::default()
+            ..options
         };
         let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
             .expect("options are fine");
@@ -96,6 +106,27 @@ impl Client {
         });
         let volume = volume.order(Order::Unknown).order_probe(probe);
         Self::of_volume(volume, self.store, self.clock, self.stats)
+    }
+
+    /// The same, with a local disk that has no room to spare.
+    pub fn with_a_short_disk(self) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let options = Options { staging_reserve: Some(u64::MAX), ..Options::default() };
+        Self::with_options(volume, options, self.store, self.clock, self.stats)
+    }
+
+    /// Bytes of the local disk that written bytes take.
+    pub fn staged_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let staging = rustix::fs::stat(self._staging.path()).expect("the directory is there");
+        // Staging files have no names: they are found among the process's descriptors.
+        let of_process = std::fs::read_dir("/proc/self/fd").expect("the process has descriptors").flatten();
+        let files = of_process.filter_map(|fd| {
+            let link = std::fs::read_link(fd.path()).ok()?;
+            let staged = link.starts_with(self._staging.path());
+            staged.then(|| std::fs::metadata(fd.path()).ok()).flatten()
+        });
+        files.filter(|file| file.dev() == staging.st_dev).map(|file| file.blocks() * 512).sum()
     }
 
     /// Lets everything remembered grow old.
@@ -178,14 +209,20 @@ impl Client {
 
     pub async fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let file = self.open(path, REWRITE).await?;
-        let written = self.fs.write(file.1, 0, bytes);
+        let written = self.fs.write(file.1, 0, bytes).await;
         self.close(file).await.and(written)
     }
 
     pub async fn write_at(&self, path: &str, at: u64, bytes: &[u8]) -> Result<()> {
         let file = self.open(path, WRITE).await?;
-        let written = self.fs.write(file.1, at, bytes);
+        let written = self.fs.write(file.1, at, bytes).await;
         self.close(file).await.and(written)
+    }
+
+    /// Cuts or grows a file through a handle.
+    pub async fn truncate_open(&self, ino: Ino, fh: u64, len: u64) -> Result<()> {
+        let set = SetAttr { size: Some(len), ..SetAttr::default() };
+        self.fs.setattr(ino, Some(fh), set).await.map(drop)
     }
 
     pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
@@ -362,13 +399,11 @@ pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
 
 /// Waits for something that another task does.
 pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    for _ in 0..1_000_000 {
-        if is_true() {
-            return;
-        }
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !is_true() {
+        assert!(std::time::Instant::now() < deadline, "{what} never came true");
         tokio::task::yield_now().await;
     }
-    panic!("{what} never came true");
 }
 
 /// Gives other tasks the time to get as far as they can.

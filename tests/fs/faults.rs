@@ -180,7 +180,7 @@ where
                 client.put_object("d/source", b"source").await;
                 let file = client.open("d/f", WRITE).await.unwrap();
                 client.stat("d/source").await.unwrap();
-                client.fs.write(file.1, 1000, &[0; 10]).unwrap();
+                client.fs.write(file.1, 1000, &[0; 10]).await.unwrap();
                 client.store.clear_calls();
                 client.store.fail_nth(n, Kind::Server, when);
                 let done = act(Arc::clone(&client)).await;

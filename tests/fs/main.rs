@@ -14,3 +14,4 @@ mod listing;
 mod model;
 mod races;
 mod reading;
+mod streaming;
