@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::disk::DiskCache;
+use super::disk::{DiskCache, Fetching};
 use super::segments::{Need, Piece, Segments};
 use super::window::{Advice, FIRST_BYTES};
 use super::{Object, ObjectId, PIECE_BYTES, lock};
@@ -329,7 +329,7 @@ impl Fetcher {
         let object = object.clone();
         self.runtime.spawn(async move {
             let ticket = run.ticket;
-            let mut landing = Landing { fetcher: Arc::clone(&fetcher), object, run, landed: 0, memory: None };
+            let mut landing = Landing::new(Arc::clone(&fetcher), object, run);
             landing.memory = Some(match grant {
                 Some(grant) => grant,
                 None => fetcher.memory(landing.run.range().len()).await,
@@ -431,9 +431,15 @@ struct Landing {
     landed: usize,
     /// For the pieces that are not.
     memory: Option<Grant>,
+    /// Pieces that are here and that the disk has not been offered yet.
+    unkept: Vec<(u64, Bytes)>,
 }
 
 impl Landing {
+    fn new(fetcher: Arc<Fetcher>, object: Object, run: Run) -> Self {
+        Self { fetcher, object, run, landed: 0, memory: None, unkept: Vec::new() }
+    }
+
     fn is_done(&self) -> bool {
         self.landed == self.run.flights.len()
     }
@@ -456,8 +462,9 @@ impl Landing {
     /// Fetches what lacks, taking up a broken body where it broke.
     async fn fetch(&mut self) -> Result<()> {
         let mut resumes = 0;
+        let mut fetching = self.fetcher.disk().map(|disk| disk.fetching());
         loop {
-            match self.receive().await {
+            match self.receive(fetching.as_mut()).await {
                 Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => resumes += 1,
                 answer => return answer,
             }
@@ -465,7 +472,7 @@ impl Landing {
     }
 
     /// One GET for what has not arrived yet.
-    async fn receive(&mut self) -> Result<()> {
+    async fn receive(&mut self, mut fetching: Option<&mut Fetching>) -> Result<()> {
         let Some(range) = self.missing() else { return Ok(()) };
         // Of a whole object the server may have a checksum, which is worth waiting for.
         let whole = range.start() == 0 && range.end() == self.object.size && self.run.flights.len() == 1;
@@ -492,6 +499,7 @@ impl Landing {
             let body = whole_body(answer.body, range).await?;
             verify(&stored, &body)?;
             self.take(body, false, true);
+            self.keep(fetching).await;
             return Ok(());
         }
         let mut at = range.start();
@@ -499,8 +507,17 @@ impl Landing {
             let chunk = next_chunk(&mut answer.body, at, range).await?;
             at += chunk.len() as u64;
             self.take(chunk, true, true);
+            self.keep(fetching.as_deref_mut()).await;
         }
         Ok(())
+    }
+
+    /// Offers the disk what has landed. Readers have it already; the network waits while the disk is behind.
+    async fn keep(&mut self, fetching: Option<&mut Fetching>) {
+        let Some((disk, fetching)) = self.fetcher.disk().zip(fetching) else { return };
+        for (start, bytes) in self.unkept.drain(..) {
+            disk.keep(&self.object, start, &bytes, fetching).await;
+        }
     }
 
     /// Takes bytes that follow on what is here; pieces that are full land, and those that were `fetched` go to the disk.
@@ -512,8 +529,8 @@ impl Landing {
                 return;
             }
             let (bytes, start) = (flight.finish(), flight.range.start());
-            if let Some(disk) = self.fetcher.disk().filter(|_| fetched) {
-                disk.keep(&self.object, start, &bytes);
+            if fetched && self.fetcher.disk().is_some() {
+                self.unkept.push((start, bytes.clone()));
             }
             let grant = self.memory.as_mut().map(|memory| memory.split(flight.range.len()));
             lock(&self.fetcher.segments).land(&self.object.id, start, bytes, grant);

@@ -7,7 +7,8 @@
 //! - A block answered is of exactly the version asked for (origin, bucket, key, ETag and size are all compared) and
 //!   has the checksum it was written with. Whatever is damaged, torn, shortened or missing is a miss.
 //! - Nothing here fails a read: a disk that fails is left alone for a while, and one that hangs is not waited for.
-//! - [`DiskCache::keep`] never waits. What the disk cannot keep up with is not kept.
+//! - [`DiskCache::keep`] holds up fetches by no more than a multiple of the time that the network takes: what was read
+//!   once is here soon after, unless the disk is much slower than the network. What finds no room is not kept.
 //! - The limit holds over all processes that fill the directory: bytes are reserved before they are written.
 //! - Opening looks at nothing, however much there is.
 //! - A file that was handed out as [`whole`](DiskCache::whole) is never changed; it may lose its name.
@@ -33,6 +34,7 @@ use super::Object;
 use crate::base::{ByteRange, Clock};
 use crate::error::Result;
 use crate::stats::Stats;
+pub use behind::Fetching;
 use behind::{Behind, Turn};
 use files::{Files, Run};
 use health::Health;
@@ -84,7 +86,7 @@ impl DiskCache {
         let shared = Arc::new(Shared {
             files: Files::open(dir, limits.disk_bytes, Arc::clone(&stats))?,
             limits,
-            behind: Behind::new(limits.behind_bytes),
+            behind: Behind::new(limits.behind_bytes, Arc::clone(&clock)),
             verified: Mutex::new(Verified::new()),
             reading: Mutex::default(),
             writing: Mutex::default(),
@@ -125,15 +127,20 @@ impl DiskCache {
         self.0.read(object, range)
     }
 
-    /// Writes the whole blocks among these bytes some time soon, if there is room for them in the queue and on the
-    /// disk. Never waits.
-    pub fn keep(&self, object: &Object, start: u64, bytes: &Bytes) {
+    /// For a fetch that begins now.
+    pub fn fetching(&self) -> Fetching {
+        Fetching::begins(self.0.clock.now())
+    }
+
+    /// Writes the whole blocks among these bytes some time soon, if there is room for them on the disk, and in the
+    /// queue before fetches have waited for the disk for too long.
+    pub async fn keep(&self, object: &Object, start: u64, bytes: &Bytes, fetching: &mut Fetching) {
         let shared = &self.0;
         if object.size > shared.limits.disk_bytes || !shared.may(&shared.writing) {
             return;
         }
         let Some(run) = whole_blocks(object.size, start, bytes) else { return };
-        if !shared.behind.offer(object, run, bytes.len() as u64) {
+        if !shared.behind.offer(object, run, bytes.len() as u64, fetching).await {
             shared.stats.disk_dropped.add(1);
         }
     }

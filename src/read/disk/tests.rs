@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
+use futures::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -25,9 +26,13 @@ struct Bench {
 
 impl Bench {
     fn open(dir: &Path, disk_bytes: u64) -> Self {
+        Self::with_queue(dir, disk_bytes, 64 * MIB)
+    }
+
+    fn with_queue(dir: &Path, disk_bytes: u64, behind_bytes: u64) -> Self {
         let clock = Arc::new(ManualClock::new());
         let stats = Arc::new(Stats::default());
-        let limits = DiskLimits { disk_bytes, behind_bytes: 64 * MIB };
+        let limits = DiskLimits { disk_bytes, behind_bytes };
         let cache = DiskCache::open(dir, limits, clock.clone(), Arc::clone(&stats)).unwrap();
         Self { dir: dir.to_owned(), cache, clock, stats }
     }
@@ -36,10 +41,17 @@ impl Bench {
     fn fill(&self, object: &Object) {
         let body = body(object);
         for start in (0..body.len()).step_by(128 << 10) {
-            let piece = body.slice(start..(start + (128 << 10)).min(body.len()));
-            self.cache.keep(object, start as u64, &piece);
+            self.keep(object, start..(start + (128 << 10)).min(body.len()));
         }
         self.cache.settle();
+    }
+
+    /// Keeps some of an object's bytes. There is room, so nothing waits.
+    fn keep(&self, object: &Object, range: Range<usize>) {
+        let (start, bytes) = (range.start as u64, body(object).slice(range));
+        let mut fetching = self.cache.fetching();
+        let kept = self.cache.keep(object, start, &bytes, &mut fetching);
+        assert!(kept.now_or_never().is_some());
     }
 
     fn read(&self, object: &Object) -> Bytes {
@@ -268,7 +280,7 @@ fn only_whole_blocks_are_kept_and_a_look_ends_at_the_first_that_lacks() {
     let o = object("o", 100_000);
     let all = body(&o);
     for range in [1000..9000usize, 20_000..20_480, 40_960..61_440, 99_000..100_000, 98_304..100_000] {
-        bench.cache.keep(&o, range.start as u64, &all.slice(range));
+        bench.keep(&o, range);
     }
     bench.cache.settle();
     let look = |at: u64, end: u64| bench.cache.read(&o, ByteRange::new(at, end).unwrap());
@@ -377,16 +389,14 @@ fn a_directory_that_others_could_fill_is_refused() {
 #[test]
 fn what_the_disk_cannot_keep_up_with_is_not_kept_and_nobody_waits() {
     let dir = tempfile::tempdir().unwrap();
-    let stats = Arc::new(Stats::default());
-    let limits = DiskLimits { disk_bytes: 100 * MIB, behind_bytes: 50_000 };
-    let cache = DiskCache::open(dir.path(), limits, Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
+    let bench = Bench::with_queue(dir.path(), 100 * MIB, 100_000);
     let o = object("o", MIB);
     for _ in 0..10 {
-        // Its bytes are few, but the memory they hold is not.
-        cache.keep(&o, MIB - 5000, &body(&o).slice(MIB as usize - 5000..));
-        cache.keep(&o, 0, &body(&o));
+        bench.keep(&o, MIB as usize - 5000..MIB as usize);
+        // There never is room for this one.
+        bench.keep(&o, 0..MIB as usize);
     }
-    assert_eq!(stats.disk_dropped.value(), 10);
+    assert_eq!(bench.stats.disk_dropped.value(), 10);
 }
 
 #[test]
@@ -408,7 +418,7 @@ fn a_whole_file_is_complete_and_verified() {
     let bench = Bench::open(dir.path(), 200 * MIB);
     let o = object("o", 300_000);
     assert!(bench.cache.whole(&o).is_none());
-    bench.cache.keep(&o, 0, &body(&o).slice(..290_000));
+    bench.keep(&o, 0..290_000);
     bench.cache.settle();
     assert!(bench.cache.whole(&o).is_none(), "some of it lacks");
     bench.fill(&o);
