@@ -48,7 +48,7 @@ impl Cached {
 }
 
 /// A counter of `pailfs status --json`, or the number of requests of an API name.
-fn figure(m: &Mounted, name: &str) -> u64 {
+pub fn figure(m: &Mounted, name: &str) -> u64 {
     let endpoint = crate::harness::mount::endpoint(Server::Demo);
     let output = pailfs(&endpoint).arg("status").arg(m.path()).arg("--json").output().unwrap();
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -73,7 +73,7 @@ fn warm(m: &Mounted, name: &str, body: &[u8]) {
 }
 
 /// Takes this file's pages from the kernel, as memory pressure would.
-fn drop_pages(path: PathBuf) {
+pub fn drop_pages(path: PathBuf) {
     let file = File::open(path).unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
