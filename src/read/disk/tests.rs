@@ -436,17 +436,52 @@ fn what_the_disk_cannot_keep_up_with_is_not_kept_and_nobody_waits() {
     assert_eq!(bench.stats.disk_dropped.value(), 10);
 }
 
-#[test]
-fn opening_does_not_look_at_what_is_there() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(Bench::open(dir.path(), MIB));
-    // A look at any of these would fail.
-    for shard in 0..256 {
-        fs::write(dir.path().join(format!("v1/{shard:02x}")), "").unwrap();
+/// Files and directories of a cache that anybody opens, as the kernel counts them.
+struct Watch(std::os::fd::OwnedFd);
+
+impl Watch {
+    fn on(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        use rustix::fs::inotify;
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        for dir in dirs {
+            inotify::add_watch(&watch, dir, inotify::WatchFlags::OPEN).unwrap();
+        }
+        Self(watch)
     }
-    fs::create_dir(dir.path().join("v1/usage")).unwrap();
-    let bench = Bench::open(dir.path(), MIB);
-    assert_eq!(bench.stats.disk_errors.value(), 0);
+
+    fn opened(&self) -> usize {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
+        let mut events = rustix::fs::inotify::Reader::new(&self.0, &mut buffer);
+        std::iter::from_fn(|| events.next().ok().map(drop)).count()
+    }
+}
+
+#[test]
+fn opening_looks_at_nothing_and_a_block_is_read_and_written_however_many_there_are() {
+    let opened = |versions: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (object("old", 1000), object("new", 1000));
+        Bench::open(dir.path(), 100 * MIB).fill(&old);
+        let shard = |number: usize| dir.path().join(format!("v1/{number:02x}"));
+        for number in 0..256 {
+            let _ = fs::create_dir(shard(number));
+        }
+        for number in 0..versions {
+            for ending in ["index", "data"] {
+                fs::write(shard(number % 256).join(format!("{number:032x}.{ending}")), "").unwrap();
+            }
+        }
+        let watch = Watch::on((0..256).map(shard).chain([dir.path().to_owned(), dir.path().join("v1")]));
+        let bench = Bench::open(dir.path(), 100 * MIB);
+        assert_eq!(watch.opened(), 0, "opening the cache opened something");
+        assert!(bench.has(&old));
+        bench.fill(&new);
+        assert!(bench.has(&new));
+        watch.opened()
+    };
+    let few = opened(0);
+    assert!((4..40).contains(&few), "{few}");
+    assert_eq!(opened(1_000), few);
 }
 
 #[test]
