@@ -301,6 +301,32 @@ async fn what_the_disk_lacks_is_fetched_and_what_it_spoiled_too() {
     assert!(bench.read(&object, &bench.reader.cursor(), 0, 4 << 20).await.unwrap() == body);
 }
 
+/// The network is memory here, and there is little room for what waits. The disk's clock stands still, so that no
+/// busy machine makes it look hung.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_read_in_order_leaves_the_whole_file_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Bench::new();
+    let mut body = vec![0; 48 << 20];
+    for (number, page) in body.chunks_mut(4096).enumerate() {
+        page[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    let object = memory.object(&body).await;
+    let stats = Arc::clone(&memory.stats);
+    let limits = DiskLimits { disk_bytes: 1 << 30, behind_bytes: 2 << 20 };
+    let clock = Arc::new(crate::base::ManualClock::new());
+    let disk = DiskCache::open(dir.path(), limits, clock, Arc::clone(&stats)).unwrap();
+    let reader = Reader::new(Gate::new(64), Budget::new(32 << 20), Some(disk), Arc::clone(&stats));
+    let bench = Bench { store: Arc::clone(&memory.store), reader, stats };
+    let w = bench.reader.cursor();
+    for (number, expected) in body.chunks(1 << 20).enumerate() {
+        assert!(bench.read(&object, &w, (number as u64) << 20, 1 << 20).await.unwrap() == expected);
+    }
+    bench.written(body.len() as u64).await;
+    assert_eq!(bench.stats.disk_dropped.value(), 0);
+    assert_eq!(bench.stats.bytes_received.value(), body.len() as u64);
+}
+
 #[tokio::test]
 async fn all_that_the_disk_has_of_a_run_is_taken_and_the_gaps_are_fetched() {
     let dir = tempfile::tempdir().unwrap();

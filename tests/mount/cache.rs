@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::harness::mount::{Mounted, pailfs, wait_for};
 use crate::harness::{Server, block_on};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -118,21 +118,6 @@ fn what_was_read_once_is_read_again_without_s3_and_after_a_restart_and_beside() 
     assert!(read(after.at("f")) == body);
     assert_eq!(figure(&after, "GetObject"), 0);
     assert_eq!(figure(&after, "passthrough_opens"), 0);
-}
-
-/// A reader that goes through a large file once is enough, however little memory there is for what waits.
-#[test]
-fn one_read_in_order_leaves_the_whole_file_on_disk() {
-    let test = "one_read_in_order_leaves_the_whole_file_on_disk";
-    let Some(c) = Cached::fresh(test, &["--memory-limit", "64M"]) else { return };
-    let body = stamped(96 * MIB);
-    block_on(c.m.place.put("f", body.clone())).unwrap();
-    warm(&c.m, "f", &body);
-    assert_eq!(figure(&c.m, "disk_dropped"), 0);
-    assert_eq!(figure(&c.m, "disk_bytes_written"), body.len() as u64);
-    let beside = c.again(&[]);
-    assert!(read(beside.at("f")) == body);
-    assert_eq!(figure(&beside, "GetObject"), 0);
 }
 
 /// C1 holds over the cache: its files are known by ETag.

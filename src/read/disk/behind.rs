@@ -18,9 +18,9 @@ const TURN_PART: u64 = 4;
 const SLOWDOWN_MAX: u32 = 4;
 /// What may be waited before there was a network to wait for, and what is saved up at most: disks and schedulers have
 /// their moments.
-const SAVED_MAX: Duration = Duration::from_secs(1);
+const SAVED_MAX: Duration = Duration::from_secs(3);
 /// A disk that has not begun or ended a turn for this long is not waited for: it hangs, or is of no use to a reader.
-const STALL: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(3);
 
 /// What fetches may still be held up for, by how long the network has held them up. Pure.
 ///
