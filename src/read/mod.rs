@@ -29,7 +29,7 @@ use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::Store;
 use crate::stats::Stats;
-pub use disk::{DiskCache, DiskLimits};
+pub use disk::{DiskCache, DiskLimits, Fetching};
 use fetch::{Block, Fetcher};
 use segments::Piece;
 use window::{Advice, PART_MAX, Share, Window};
