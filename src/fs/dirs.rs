@@ -17,6 +17,7 @@ use crate::s3::{Attributes, Condition, ListRequest, PutRequest};
 use crate::tree::keys::{DirKey, Name, Place};
 use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
+use crate::tree::walk::DIRS_MAX;
 use crate::tree::{AttrChanges, DirPlace, Found, Ino, Known, Listed, ROOT, Ticket, VolumeId};
 use crate::write::delete_object;
 
@@ -73,8 +74,39 @@ struct Reading {
     hashes: Option<Vec<u64>>,
     /// Entries shown so far.
     entries: usize,
-    /// The first directory among them, and how many came before it.
-    first_dir: Option<(DirKey, usize)>,
+    /// Some of the directories among them, and how many entries came before the first.
+    dirs: Sample,
+    before: usize,
+}
+
+/// Some of a directory's subdirectories, evenly spread, the first among them.
+#[derive(Default)]
+struct Sample {
+    kept: Vec<DirKey>,
+    /// Of so many, less one, each is kept.
+    passed_over: usize,
+    seen: usize,
+}
+
+impl Sample {
+    fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    fn see(&mut self, dir: impl FnOnce() -> Option<DirKey>) {
+        let is_kept = self.seen % (self.passed_over + 1) == 0;
+        self.seen += 1;
+        if !is_kept {
+            return;
+        }
+        if self.kept.len() >= DIRS_MAX {
+            // Every second one goes; this one is the next that stays.
+            let mut stays = [true, false].into_iter().cycle();
+            self.kept.retain(|_| stays.next().unwrap_or(true));
+            self.passed_over = 2 * self.passed_over + 1;
+        }
+        self.kept.extend(dir());
+    }
 }
 
 /// Lines that have to be left for a LIST to be cheaper than asking for each.
@@ -328,7 +360,8 @@ impl Fs {
             begun: None,
             hashes: from.after.is_none().then(Vec::new),
             entries: 0,
-            first_dir: None,
+            dirs: Sample::default(),
+            before: 0,
         })
     }
 
@@ -346,8 +379,11 @@ impl Fs {
         );
         for (name, found) in &merged.lines {
             tree.remember(ino, name, found.clone(), &reading.ticket, asked);
-            if reading.first_dir.is_none() && matches!(found, Found::Dir { .. }) {
-                reading.first_dir = reading.dir.child(name).ok().map(|child| (child, reading.entries));
+            if matches!(found, Found::Dir { .. }) {
+                if reading.dirs.is_empty() {
+                    reading.before = reading.entries;
+                }
+                reading.dirs.see(|| reading.dir.child(name).ok());
             }
             reading.entries += 1;
             if let Some(hashes) = &mut reading.hashes {
@@ -362,8 +398,8 @@ impl Fs {
             if let Some(hashes) = reading.hashes.take() {
                 tree.complete(ino, hashes, &reading.ticket, begun.min(asked), self.clock.now());
             }
-            let (first_dir, before) = reading.first_dir.as_ref().map(|(dir, n)| (dir, *n)).unzip();
-            tree.listed_to_end(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
+            let before = if reading.dirs.is_empty() { reading.entries } else { reading.before };
+            tree.listed_to_end(reading.id, &reading.dir, &reading.dirs.kept, before);
         }
         if reading.pages.is_torn() {
             tree.begins_elsewhere(reading.id);

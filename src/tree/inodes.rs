@@ -96,7 +96,7 @@ struct Change {
 pub struct Opening {
     pub extent: Extent,
     /// To be asked for now, ahead of whoever is walking.
-    pub ask: Option<Ask>,
+    pub asks: Vec<Ask>,
     /// A question on its way whose answer may tell.
     pub coming: Option<u64>,
 }
@@ -583,7 +583,7 @@ impl Tree {
 
     /// A directory is about to be listed.
     pub fn open_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
-        let plain = Opening { extent: Extent::Unknown, ask: None, coming: None };
+        let plain = Opening { extent: Extent::Unknown, asks: Vec::new(), coming: None };
         // A listing that begins in the middle may leave names out without a sign of it, so the server has to be known.
         if self.order_of(volume) != Order::Known || self.ttl.is_zero() {
             return plain;
@@ -591,23 +591,23 @@ impl Tree {
         let extent = self.extent(volume, dir, now);
         let known = matches!(extent, Extent::Whole { .. });
         let may_begin = self.is_placed(volume, dir);
-        let ask = match ahead::ends_well(dir.prefix()) {
+        let asks = match ahead::ends_well(dir.prefix()) {
             true => self.walks.opened(volume, dir.prefix(), known, may_begin),
-            false => None,
+            false => Vec::new(),
         };
         let coming = if may_begin { self.walks.coming(volume, dir.prefix()) } else { None };
-        Opening { extent, ask, coming }
+        Opening { extent, asks, coming }
     }
 
     /// The same for a directory whose opener has waited for what was coming.
     pub fn reopen_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
         let extent = self.extent(volume, dir, now);
-        let ask = match extent {
+        let asks = match extent {
             Extent::Whole { .. } => self.walks.served(volume, dir.prefix()),
-            _ => None,
+            _ => Vec::new(),
         };
         let coming = self.walks.coming(volume, dir.prefix());
-        Opening { extent, ask, coming }
+        Opening { extent, asks, coming }
     }
 
     /// A directory was listed to its end with these names, hashed, asked for with this ticket.
@@ -647,16 +647,11 @@ impl Tree {
         }
     }
 
-    /// A directory was listed to its end.
-    pub fn listed_to_end(
-        &mut self,
-        volume: VolumeId,
-        dir: &DirKey,
-        first_dir: Option<&DirKey>,
-        before: usize,
-    ) {
-        let first_dir = first_dir.map(|first| first.prefix().to_owned());
-        self.walks.listed(volume, dir.prefix(), first_dir, before);
+    /// A directory was listed to its end: some of its subdirectories, the first among them, and how many entries came
+    /// before that.
+    pub fn listed_to_end(&mut self, volume: VolumeId, dir: &DirKey, dirs: &[DirKey], before: usize) {
+        let dirs = dirs.iter().map(|dir| dir.prefix().to_owned()).collect();
+        self.walks.listed(volume, dir.prefix(), dirs, before);
     }
 
     /// Takes a page that was listed ahead; returns what to ask for next. A page that is not what was asked for is
@@ -667,22 +662,25 @@ impl Tree {
         page: ListPage,
         (ticket, asked): (&Ticket, Instant),
         now: Instant,
-    ) -> Option<Ask> {
+    ) -> Vec<Ask> {
         if self.order_of(ask.volume) == Order::Other {
-            return None;
+            return Vec::new();
         }
         let last = page.objects.last().map(|object| object.key.as_str());
         let is_last = page.next.is_none();
-        let span = ask.span(if is_last { None } else { last });
+        let last = if is_last { None } else { last.map(str::to_owned) };
+        let span = ask.span(last.as_deref());
         if (last.is_none() && !is_last) || !ahead::is_sound(&page.objects, &ask.prefix, &span) {
             self.distrust(ask.volume);
-            return None;
+            return Vec::new();
         }
         if self.order_of(ask.volume) == Order::Unknown && ahead::shows_byte_order(&page.objects) {
             self.orders.entry(ask.volume).or_default().order = Order::Known;
         }
-        let last = if is_last { None } else { last.map(str::to_owned) };
-        self.ahead.feed(ask.volume, span, page.objects, asked, ticket.0, now);
+        let Some(taken) = self.walks.taken_of(ask, last.as_deref()) else { return Vec::new() };
+        let mut objects = page.objects;
+        objects.truncate(objects.partition_point(|object| taken.contains(&object.key)));
+        self.ahead.feed(ask.volume, taken, objects, asked, ticket.0, now);
         self.walks.answered(ask, last.as_deref(), page.next)
     }
 

@@ -360,6 +360,50 @@ pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
     answer.map_err(|error: Error| error.kind()).expect_err("this was to fail")
 }
 
+/// Yields without a request after which nothing moves any more.
+const STILL: u32 = 500;
+
+/// What some work cost.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Round trips to S3, one after the other.
+    pub rounds: u64,
+    /// LISTs.
+    pub lists: u64,
+}
+
+/// Runs a test on a runtime of one thread: what has nothing to do any more waits for S3.
+pub fn on_one_thread<T>(test: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    runtime.block_on(test)
+}
+
+/// Runs `work` while answers to LIST come in rounds: when nothing moves any more, all that was asked for is answered at
+/// once. To be used in [`on_one_thread`].
+pub async fn in_rounds<T>(client: &Client, work: impl Future<Output = T>) -> (T, Cost) {
+    let asked = || client.stats.requests_of("ListObjectsV2");
+    let held = client.store.hold_listings();
+    let before = asked();
+    let (mut rounds, mut answered, mut still) = (0, before, 0);
+    let mut work = std::pin::pin!(work);
+    let answer = loop {
+        if let std::task::Poll::Ready(answer) = futures::poll!(work.as_mut()) {
+            break answer;
+        }
+        let seen = asked();
+        tokio::task::yield_now().await;
+        still = if asked() == seen { still + 1 } else { 0 };
+        if still > STILL {
+            assert!(seen > answered, "it waits for nothing after {rounds} rounds");
+            held.add_permits(usize::try_from(seen - answered).expect("a few"));
+            (rounds, answered, still) = (rounds + 1, seen, 0);
+        }
+    };
+    held.add_permits(usize::MAX >> 4);
+    (answer, Cost { rounds, lists: asked() - before })
+}
+
 /// Waits for something that another task does.
 pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     for _ in 0..1_000_000 {

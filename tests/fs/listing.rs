@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use pailfs::error::Kind;
 
-use crate::client::{Client, READ, kind_of, until};
+use crate::client::{Client, Cost, READ, in_rounds, kind_of, on_one_thread, until};
 use crate::harness::block_on;
 
 fn lists(stats: &Stats) -> u64 {
@@ -109,18 +109,33 @@ async fn tree(client: &Client) {
 
 #[test]
 fn a_walk_over_a_tree_costs_little_more_than_its_raw_listing() {
-    block_on(async {
+    on_one_thread(async {
         let client = Client::new();
         tree(&client).await;
-        let before = lists(&client.stats);
         client.store.clear_calls();
-        assert_eq!(client.find("").await.unwrap().len(), 8_002 + 1_100);
-        let asked = lists(&client.stats) - before;
-        // The raw listing is 9 pages.
-        assert!(asked <= 13, "{asked} LISTs");
+        let (found, cost) = in_rounds(&client, client.find("")).await;
+        assert_eq!(found.unwrap().len(), 8_002 + 1_100);
+        println!("find: {cost:?}, {} directories ahead", client.stats.listed_ahead_hits.value());
+        // The raw listing is 9 pages, one after the other.
+        assert!(cost.lists <= 13, "{} LISTs", cost.lists);
+        assert!(cost.rounds <= 7, "{} rounds", cost.rounds);
         let calls = client.store.calls();
         assert!(calls.iter().all(|call| *call == "ListObjectsV2"), "{calls:?}");
-        println!("find: {asked} LISTs, {} directories ahead", client.stats.listed_ahead_hits.value());
+    });
+}
+
+#[test]
+fn one_directory_costs_its_pages_and_no_walk() {
+    on_one_thread(async {
+        let client = Client::new();
+        tree(&client).await;
+        let (names, cost) = in_rounds(&client, client.list("")).await;
+        assert_eq!((names.unwrap().len(), cost), (102, Cost { rounds: 1, lists: 1 }));
+        client.pass_ttl();
+        // One in the middle: two names, and its listing.
+        let (names, cost) = in_rounds(&client, client.list("d050/s5")).await;
+        assert_eq!((names.unwrap().len(), cost), (8, Cost { rounds: 3, lists: 3 }));
+        assert_eq!(client.stats.listed_ahead_pages.value(), 0);
     });
 }
 
