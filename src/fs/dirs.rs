@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::handles::Handle;
 use super::lookup::no_such_name;
-use super::pages::{Asker, Pages, Sharding};
+use super::pages::{Asker, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
 use super::{Attr, Fs, lock};
@@ -51,8 +51,6 @@ struct Stream {
     complete: bool,
     /// Somebody has taken a line since the beginning.
     used: bool,
-    /// It takes so long to read that it is worth dividing from the start.
-    is_large: bool,
 }
 
 /// A directory being listed.
@@ -169,7 +167,6 @@ impl Fs {
                     listed_again = true;
                     let mark = stream.lines.mark_before(at);
                     self.restart(&mut stream, mark);
-                    stream.is_large = true;
                     continue 'place;
                 }
                 let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
@@ -189,7 +186,7 @@ impl Fs {
     fn is_worth_listing_again(&self, stream: &Stream, line: &Line, at: u64) -> bool {
         let ttl = self.options.ttl;
         let many = !stream.complete || stream.lines.end() - at > LIST_AGAIN_MIN;
-        many && stream.reading.is_some() && !ttl.is_zero() && self.clock.now() >= line.asked + ttl
+        many && stream.reading.is_some() && !ttl.is_zero() && self.clock.now() >= line.asked + shown_for(ttl)
     }
 
     pub fn releasedir(&self, fh: u64) {
@@ -282,8 +279,7 @@ impl Fs {
             let DirPlace::In { volume, dir } = place else {
                 return self.list_buckets(stream).await;
             };
-            let is_large = stream.is_large && stream.lines.end() > 0;
-            stream.reading = Some(self.begin_reading(volume, dir, &stream.from, is_large).await?);
+            stream.reading = Some(self.begin_reading(volume, dir, &stream.from).await?);
         }
         let Some(reading) = &mut stream.reading else { return Ok(()) };
         let ended = || Err(Error::new(Kind::Internal, "a listing ended without its last page"));
@@ -296,7 +292,7 @@ impl Fs {
                     if reading.listing.start_over() {
                         let asker =
                             Asker::new(&reading.volume, reading.dir.prefix(), &self.clock, &self.stats);
-                        reading.pages = Pages::start(asker, None, Sharding::Never, false, &self.shards_free);
+                        reading.pages = Pages::start(asker, None, Sharding::Never, &self.room);
                         return Ok(());
                     }
                 }
@@ -319,13 +315,7 @@ impl Fs {
         Ok(())
     }
 
-    async fn begin_reading(
-        self: &Arc<Self>,
-        id: VolumeId,
-        dir: DirKey,
-        from: &Mark,
-        is_large: bool,
-    ) -> Result<Reading> {
+    async fn begin_reading(self: &Arc<Self>, id: VolumeId, dir: DirKey, from: &Mark) -> Result<Reading> {
         let volume = self.volume(id)?;
         // Whoever comes back to a mark is not walking.
         let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
@@ -335,7 +325,7 @@ impl Fs {
         let pages = match whole {
             Some(page) => {
                 self.stats.listed_ahead_hits.add(1);
-                Pages::here(asker, page, &self.shards_free)
+                Pages::here(asker, page, &self.room)
             }
             None => {
                 let (start_after, sharding) = match (order, tree.begins_anywhere(id)) {
@@ -345,7 +335,7 @@ impl Fs {
                     // What is before the mark comes once more, and is passed over.
                     (_, false) => (None, Sharding::Never),
                 };
-                Pages::start(asker, start_after, sharding, is_large, &self.shards_free)
+                Pages::start(asker, start_after, sharding, &self.room)
             }
         };
         Ok(Reading {

@@ -115,7 +115,7 @@ const REQUESTS_MAX: usize = 64;
 /// connections' buffers, the program itself.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
-/// Shards of large directories over the whole mount: at most 256,000 entries that wait for their turn.
+/// Shards of large directories listed at once over the whole mount, beside those being read.
 const SHARDS_MAX: usize = 32;
 
 /// A mounted file system.
@@ -143,8 +143,8 @@ pub struct Fs {
     lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
-    /// Shards of listings that may be added: each keeps pages that wait for their turn.
-    shards_free: Arc<tokio::sync::Semaphore>,
+    /// Room for pages of listings that are asked for before they are wanted.
+    room: pages::Room,
 }
 
 impl Fs {
@@ -204,11 +204,11 @@ impl Fs {
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             news: news::Newsroom::new(),
+            room: pages::Room::new(SHARDS_MAX, budget.clone(), options.ttl),
             budget,
             mounted_at: now,
             lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
-            shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,
         }))
     }

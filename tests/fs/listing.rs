@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use pailfs::fs::Order;
 use pailfs::s3::Listing;
@@ -12,7 +13,7 @@ use proptest::prelude::*;
 
 use pailfs::error::Kind;
 
-use crate::client::{Client, Cost, READ, in_rounds, kind_of, on_one_thread, until};
+use crate::client::{Client, Cost, READ, in_rounds, kind_of, let_others_run, on_one_thread, until};
 use crate::harness::block_on;
 
 fn lists(stats: &Stats) -> u64 {
@@ -159,22 +160,82 @@ fn nothing_is_listed_ahead_on_a_server_that_is_not_known_to_begin_where_it_is_to
     });
 }
 
+/// Lists a directory of so many names with their attributes.
+fn listing_of(count: usize, unknown: bool) -> (Cost, Client) {
+    on_one_thread(async {
+        let client = Client::new();
+        let client = if unknown { client.with_order_unknown() } else { client };
+        flat(&client, count).await;
+        let (names, cost) = in_rounds(&client, client.list_unsorted("")).await;
+        let names = names.unwrap();
+        assert!(names.is_sorted() && names.len() == count);
+        let (shards, probes) = (client.stats.shards.value(), client.stats.shard_probes.value());
+        println!("{count} names: {cost:?}, {shards} shards, {probes} probes");
+        (cost, client)
+    })
+}
+
 #[test]
 fn a_large_directory_is_listed_in_shards() {
+    let (cost, client) = listing_of(100_000, false);
+    assert!(cost.rounds <= 35, "{} rounds for 100 pages", cost.rounds);
+    assert!(cost.lists <= 130, "{} LISTs for 100 pages", cost.lists);
+    assert!(client.stats.shards.value() > 0);
+    let (cost, _) = listing_of(20_000, false);
+    assert!(cost.rounds <= 20, "{} rounds for 20 pages", cost.rounds);
+    assert!(cost.lists <= 45, "{} LISTs for 20 pages", cost.lists);
+}
+
+#[test]
+fn a_small_directory_is_its_pages_and_shards_are_for_servers_that_are_known() {
+    let (cost, _) = listing_of(3_000, false);
+    assert_eq!(cost, Cost { rounds: 3, lists: 3 });
+    let (cost, client) = listing_of(20_000, true);
+    assert_eq!(cost, Cost { rounds: 20, lists: 20 });
+    assert_eq!(client.stats.shards.value() + client.stats.shard_probes.value(), 0);
+}
+
+/// What is asked for long before it is wanted has to be asked for again.
+#[test]
+fn shards_run_no_further_ahead_than_what_they_say_is_believed() {
     block_on(async {
-        for (unknown, count) in [(false, 40_000), (true, 40_000)] {
+        for names_a_second in [5_000, 20_000, 60_000] {
             let client = Client::new();
-            let client = if unknown { client.with_order_unknown() } else { client };
-            flat(&client, count).await;
-            let names = client.list_unsorted("").await.unwrap();
-            assert!(names.is_sorted() && names.len() == count);
-            assert_eq!(client.stats.shards.value() > 0, !unknown, "shards are for servers that are known");
+            flat(&client, 60_000).await;
+            let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));
+            let fh = client.fs.opendir(ROOT).unwrap();
+            let (mut cookie, mut seen) = (0, 0);
+            loop {
+                let (from, mut taken, mut inos) = (cookie, 0u32, Vec::new());
+                let mut take = |entry: &pailfs::fs::DirEntry| {
+                    if taken == 100 {
+                        return false;
+                    }
+                    taken += 1;
+                    cookie = entry.cookie;
+                    inos.push(entry.attr.expect("attributes come with the name").ino);
+                    true
+                };
+                client.fs.readdir(fh, from, true, &mut take).await.unwrap();
+                for ino in &inos {
+                    client.fs.forget(*ino, 1);
+                }
+                if taken == 0 {
+                    break;
+                }
+                seen += taken;
+                let_others_run().await;
+                client.clock.advance(Duration::from_secs(1) * taken / names_a_second);
+            }
+            client.fs.releasedir(fh);
+            assert_eq!(seen, 60_000);
+            let asked = lists(&client.stats) - before;
             println!(
-                "{} LISTs, {} shards, {} probes",
-                lists(&client.stats),
-                client.stats.shards.value(),
-                client.stats.shard_probes.value()
+                "{names_a_second} names a second: {asked} LISTs, {} shards",
+                client.stats.shards.value()
             );
+            assert_eq!(client.stats.requests_of("HeadObject"), heads);
+            assert!(asked <= 110, "{asked} LISTs for 60 pages at {names_a_second} names a second");
         }
     });
 }
