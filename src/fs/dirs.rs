@@ -317,6 +317,10 @@ impl Fs {
 
     async fn begin_reading(self: &Arc<Self>, id: VolumeId, dir: DirKey, from: &Mark) -> Result<Reading> {
         let volume = self.volume(id)?;
+        if self.buckets.is_some() {
+            // Finding out means writing to the bucket, so it waits until somebody looks into it.
+            self.find_order(id, &volume);
+        }
         // Whoever comes back to a mark is not walking.
         let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
         let asker = Asker::new(&volume, dir.prefix(), &self.clock, &self.stats);

@@ -242,15 +242,16 @@ impl Fs {
         self.tree().order_of(VolumeId(0))
     }
 
-    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>) {
-        if volume.order != Order::Unknown || volume.order_probe.is_none() {
-            return;
-        }
-        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+    /// The same of one bucket, once.
+    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Volume) {
+        let Some(probe) = volume.take_order_probe() else { return };
+        let (found, fs, prefix) = (probe(), Arc::downgrade(self), volume.prefix.clone());
         tokio::spawn(async move {
-            let Some(probe) = &volume.order_probe else { return };
-            if let Some(order) = probe().await {
-                fs.tree().set_order(id, order, &volume.prefix);
+            let (Some(order), Some(fs)) = (found.await, fs.upgrade()) else { return };
+            let mut tree = fs.tree();
+            // What a listing has shown meanwhile is true of this server, whatever it answered to the probe.
+            if tree.order_of(id) == Order::Unknown {
+                tree.set_order(id, order, &prefix);
             }
         });
     }

@@ -1,12 +1,12 @@
 //! A program on an in-process mount: paths instead of inodes, and every lookup given back.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pailfs::base::{ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Fs, OpenFlags, Options, Order, Root, Volume};
+use pailfs::fs::{Attr, Buckets, Fs, OpenFlags, Options, Order, Root, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
@@ -68,6 +68,10 @@ impl Client {
     }
 
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
+        Self::of_root(Root::Volume(volume), store, clock, stats)
+    }
+
+    fn of_root(root: Root, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
         let staging = tempfile::tempdir().expect("a directory can be made");
         let options = Options {
             staging_dir: staging.path().to_owned(),
@@ -77,8 +81,7 @@ impl Client {
             memory_limit: 64 << 20,
             ..Options::default()
         };
-        let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
-            .expect("options are fine");
+        let fs = Fs::new(root, options, clock.clone(), Arc::clone(&stats)).expect("options are fine");
         Self { fs, store, clock, stats, _staging: staging }
     }
 
@@ -96,6 +99,22 @@ impl Client {
         });
         let volume = volume.order(Order::Unknown).order_probe(probe);
         Self::of_volume(volume, self.store, self.clock, self.stats)
+    }
+
+    /// All buckets of the same server as directories; which were asked for their order is pushed to `asked`.
+    pub fn with_all_buckets(self, asked: &Arc<Mutex<Vec<String>>>) -> Self {
+        let asked = Arc::clone(asked);
+        let open = move |bucket: &str, store: Arc<dyn Store>| {
+            let (name, asked) = (bucket.to_owned(), Arc::clone(&asked));
+            let probe = Box::new(move || -> futures::future::BoxFuture<'static, Option<Order>> {
+                asked.lock().expect("nobody panics with it").push(name.clone());
+                Box::pin(async { Some(Order::Known) })
+            });
+            Volume::new(bucket, "", store).order(Order::Unknown).order_probe(probe)
+        };
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        let buckets = Buckets { store, session: None, read_only: false, open: Box::new(open) };
+        Self::of_root(Root::Buckets(buckets), self.store, self.clock, self.stats)
     }
 
     /// Lets everything remembered grow old.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pailfs::fs::Order;
-use pailfs::s3::Listing;
+use pailfs::s3::{Listing, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::ROOT;
 use pailfs::tree::keys::{DirKey, path_of};
@@ -157,6 +158,31 @@ fn nothing_is_listed_ahead_on_a_server_that_is_not_known_to_begin_where_it_is_to
         assert_eq!(client.find("").await.unwrap().len(), 8_002 + 1_100);
         let asked = lists(&client.stats) - before;
         assert!(asked <= 13, "{asked} LISTs");
+    });
+}
+
+#[test]
+fn the_order_of_a_bucket_is_found_when_it_is_first_looked_into_and_then_relied_on() {
+    block_on(async {
+        let client = Client::new();
+        tree(&client).await;
+        client.store.create_bucket("other", None).await.unwrap();
+        let asked = Arc::default();
+        let client = client.with_all_buckets(&asked);
+        assert_eq!(client.list("").await.unwrap(), ["bucket/", "other/"]);
+        client.stat("other").await.unwrap();
+        client.stat("bucket").await.unwrap();
+        // Finding out writes to the bucket: to see that it is there is no reason to.
+        assert!(asked.lock().unwrap().is_empty());
+        assert_eq!(client.list("bucket").await.unwrap().len(), 102);
+        until("the bucket's server is known", || asked.lock().unwrap().len() == 1).await;
+        let_others_run().await;
+        client.pass_ttl();
+        let before = lists(&client.stats);
+        assert_eq!(client.find("bucket/").await.unwrap().len(), 8_002 + 1_100);
+        let cost = lists(&client.stats) - before;
+        assert!(cost <= 14 && client.stats.listed_ahead_hits.value() > 1_000, "{cost} LISTs");
+        assert_eq!(*asked.lock().unwrap(), ["bucket"], "each that is looked into, once");
     });
 }
 
