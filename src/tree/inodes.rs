@@ -8,7 +8,7 @@ use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
 use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
-use super::{AttrChanges, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
+use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
 
@@ -203,17 +203,28 @@ impl Tree {
     /// The inode, whether or not its facts are still fresh.
     pub fn entry(&self, ino: Ino) -> Result<Entry> {
         let node = self.node(ino)?;
-        Ok(Entry { ino, found: node.found.clone(), changes: node.changes })
+        Ok(Entry {
+            ino,
+            found: node.found.clone(),
+            changes: node.changes,
+            believed: self.believed(ino, node),
+        })
     }
 
     /// Whether the inode's facts may be answered without asking S3.
     pub fn is_fresh(&self, ino: Ino, now: Instant) -> bool {
-        self.nodes.get(&ino).is_some_and(|node| {
-            ino == ROOT
-                || self.locals.contains(&ino)
-                || node.link.is_none()
-                || node.fresh_until.is_some_and(|t| now < t)
+        self.nodes.get(&ino).is_some_and(|node| match self.believed(ino, node) {
+            Believed::Always => true,
+            Believed::Until(until) => now < until,
+            Believed::No => false,
         })
+    }
+
+    fn believed(&self, ino: Ino, node: &Node) -> Believed {
+        if ino == ROOT || self.locals.contains(&ino) || node.link.is_none() {
+            return Believed::Always;
+        }
+        node.fresh_until.map_or(Believed::No, Believed::Until)
     }
 
     /// Whether the file exists on this mount only.
@@ -307,9 +318,8 @@ impl Tree {
     /// What is known of a name now.
     pub fn known(&mut self, parent: Ino, name: &Name, now: Instant) -> Known {
         if let Some(&ino) = self.nodes.get(&parent).and_then(|node| node.children.get(name)) {
-            let node = &self.nodes[&ino];
             if self.is_fresh(ino, now) {
-                return Known::Is(Entry { ino, found: node.found.clone(), changes: node.changes });
+                return self.entry(ino).map_or(Known::Unknown, Known::Is);
             }
             return match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
@@ -338,19 +348,36 @@ impl Tree {
                     self.entry(ino).map_or(Known::Unknown, Known::Is)
                 }
                 Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
-                _ if self.is_left_out(parent, name, now) => Known::Absent,
+                _ if self.left_out_until(parent, name).is_some_and(|until| now < until) => Known::Absent,
                 _ => Known::Unknown,
             },
         }
     }
 
-    /// Whether the directory was listed to its end lately, and without this name.
-    fn is_left_out(&self, parent: Ino, name: &Name, now: Instant) -> bool {
-        let Some(complete) = self.complete.get(&parent) else { return false };
+    /// For how much longer a name is known to be absent.
+    pub fn absent_for(&self, parent: Ino, name: &Name, now: Instant) -> Duration {
+        if self.child(parent, name).is_some() {
+            return Duration::ZERO;
+        }
+        let until = match self.remembered.peek(&(parent, name.clone())) {
+            Some((Memory::Absent, until)) => Some(*until),
+            Some((Memory::Found(_), _)) => None,
+            None => match self.find_ahead(parent, name, now) {
+                Some((None, asked)) => Some(asked + self.negative_ttl),
+                Some((Some(_), _)) => None,
+                None => self.left_out_until(parent, name),
+            },
+        };
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now).min(self.negative_ttl))
+    }
+
+    /// Until when a name is absent because its directory was listed to its end without it.
+    fn left_out_until(&self, parent: Ino, name: &Name) -> Option<Instant> {
+        let complete = self.complete.get(&parent)?;
         // An escape may stand for something beside a name that was listed.
-        now < complete.asked + self.negative_ttl
-            && !name.as_str().contains("%~")
-            && complete.names.binary_search(&hash_of(name)).is_err()
+        let is_left_out =
+            !name.as_str().contains("%~") && complete.names.binary_search(&hash_of(name)).is_err();
+        is_left_out.then_some(complete.asked + self.negative_ttl)
     }
 
     /// The child as it stands in the table, fresh or not.
@@ -427,15 +454,15 @@ impl Tree {
 
     // ---- learning from S3
 
-    /// Takes what S3 said of a name. Returns what is true now: the answer, or what changed here since
-    /// the question was asked.
+    /// Takes what S3 said of a name, asked for at `asked`. Returns what is true now: the answer, or what changed here
+    /// since the question was asked.
     pub fn learn(
         &mut self,
         parent: Ino,
         name: &Name,
         answer: Option<Found>,
         ticket: &Ticket,
-        now: Instant,
+        asked: Instant,
     ) -> Option<Entry> {
         let current = self.child(parent, name);
         if self.overrules(parent, name, ticket) {
@@ -450,13 +477,13 @@ impl Tree {
                     self.detach_taken(ino);
                 }
                 if self.nodes.contains_key(&parent) {
-                    let until = now + self.negative_ttl;
+                    let until = asked + self.negative_ttl;
                     self.remembered.put((parent, name.clone()), (Memory::Absent, until));
                 }
                 None
             }
             Some(found) => {
-                let until = Some(now + self.ttl);
+                let until = Some(asked + self.ttl);
                 let ino = self.put(parent, name, found, until)?;
                 self.entry(ino).ok()
             }
