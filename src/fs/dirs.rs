@@ -92,7 +92,7 @@ impl Sample {
     }
 
     fn see(&mut self, dir: impl FnOnce() -> Option<DirKey>) {
-        let is_kept = self.seen % (self.passed_over + 1) == 0;
+        let is_kept = self.seen.is_multiple_of(self.passed_over + 1);
         self.seen += 1;
         if !is_kept {
             return;

@@ -64,7 +64,7 @@ pub struct Options {
     pub negative_ttl: Duration,
     /// How long one metadata operation or read may take before it fails `TimedOut`.
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead and uploads, in bytes.
+    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes are staged.
     pub staging_dir: PathBuf,
@@ -190,6 +190,9 @@ impl Fs {
         };
         let budget = Budget::new(memory - behind_bytes);
         let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), disk, Arc::clone(&stats));
+        let spare = reader.clone();
+        let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));
+        let room = pages::Room::new(SHARDS_MAX, budget.limit_bytes(), spare, options.ttl);
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -204,7 +207,7 @@ impl Fs {
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             news: news::Newsroom::new(),
-            room: pages::Room::new(SHARDS_MAX, budget.clone(), options.ttl),
+            room,
             budget,
             mounted_at: now,
             lookups: lookup::Lookups::default(),

@@ -86,42 +86,60 @@ pub(super) fn shown_for(ttl: Duration) -> Duration {
 pub(super) struct Room {
     /// Shards that may be added.
     shards: Arc<Semaphore>,
-    budget: Budget,
+    /// The part of the memory that pages may take at most, so that bytes of files have the rest.
+    share: Budget,
+    memory: Spare,
     /// How long a page is believed.
     ttl: Duration,
 }
 
+/// Gives memory that nobody needs more than a guess does.
+pub(super) type Spare = Arc<dyn Fn(u64) -> Option<Grant> + Send + Sync>;
+
+/// What pages hold of the mount's memory, and of the part of it that is theirs.
+struct Held {
+    _share: Grant,
+    _memory: Grant,
+}
+
 impl Room {
-    pub(super) fn new(shards_max: usize, budget: Budget, ttl: Duration) -> Self {
-        Self { shards: Arc::new(Semaphore::new(shards_max)), budget, ttl }
+    /// Pages take up to half of `limit_bytes`, out of `memory`.
+    pub(super) fn new(shards_max: usize, limit_bytes: u64, memory: Spare, ttl: Duration) -> Self {
+        let share = Budget::new(limit_bytes / 2);
+        Self { shards: Arc::new(Semaphore::new(shards_max)), share, memory, ttl }
     }
 
-    /// Memory for pages. Half of it is left to bytes of files, which programs wait for; names ahead are a guess.
-    pub(super) fn for_pages(&self, count: usize) -> Option<Grant> {
+    /// Memory for one page, until it is dropped.
+    pub(super) fn for_page(&self) -> Option<impl Sized + use<>> {
+        self.for_pages(1)
+    }
+
+    fn for_pages(&self, count: usize) -> Option<Held> {
         let bytes = count as u64 * PAGE_BYTES;
-        let is_free = self.budget.free_bytes() >= bytes + self.budget.limit_bytes() / 2;
-        is_free.then(|| self.budget.try_take(bytes)).flatten()
+        let is_too_much = bytes > self.share.limit_bytes();
+        let share = if is_too_much { None } else { self.share.try_take(bytes) }?;
+        Some(Held { _share: share, _memory: (self.memory)(bytes)? })
     }
 
     /// What a shard beside the one being read takes.
     fn for_shard(&self) -> Option<Place> {
         let permit = Arc::clone(&self.shards).try_acquire_owned().ok()?;
-        let grant = self.for_pages(SHARD_READY_MAX)?;
-        Some(Place { _permit: Some(permit), _grant: Some(grant), ready_max: SHARD_READY_MAX })
+        let held = self.for_pages(SHARD_READY_MAX)?;
+        Some(Place { _permit: Some(permit), _held: Some(held), ready_max: SHARD_READY_MAX })
     }
 
     /// What the shard being read takes: where there is no memory, one page ahead.
     fn for_reader(&self) -> Place {
-        let grant = self.for_pages(READY_MAX);
-        let ready_max = if grant.is_some() { READY_MAX } else { 1 };
-        Place { _permit: None, _grant: grant, ready_max }
+        let held = self.for_pages(READY_MAX);
+        let ready_max = if held.is_some() { READY_MAX } else { 1 };
+        Place { _permit: None, _held: held, ready_max }
     }
 }
 
 /// A share of the room.
 struct Place {
     _permit: Option<OwnedSemaphorePermit>,
-    _grant: Option<Grant>,
+    _held: Option<Held>,
     ready_max: usize,
 }
 
@@ -659,6 +677,13 @@ mod tests {
         Asker::new(&volume, prefix, &clock, &Arc::default())
     }
 
+    fn room(memory: u64) -> (Room, Budget) {
+        let budget = Budget::new(memory);
+        let spare = budget.clone();
+        let spare: Spare = Arc::new(move |bytes| spare.try_take(bytes));
+        (Room::new(32, memory, spare, Duration::from_secs(1)), budget)
+    }
+
     /// What all pages say, in their order.
     async fn all(mut pages: Pages) -> Vec<String> {
         let mut keys = Vec::new();
@@ -700,7 +725,7 @@ mod tests {
                 let listing = Listing { page_max: Some(page_max), start_after_drops, ..Listing::default() };
                 let store = store(&keys, listing).await;
                 let sharding = if is_whole { Sharding::Whole } else { Sharding::Grouped };
-                let free = Room::new(32, Budget::new(256 << 20), Duration::from_secs(1));
+                let (free, budget) = room(256 << 20);
                 let mut pages = Pages::start(asker(&store, prefix), None, sharding, &free);
                 let mut first = Vec::new();
                 for _ in 0..later {
@@ -717,7 +742,7 @@ mod tests {
                 pages.divide(points.iter().map(|point| format!("{prefix}{point}")).collect());
                 first.extend(all(pages).await);
                 assert_eq!(free.shards.available_permits(), 32, "every permit comes back");
-                assert_eq!(free.budget.free_bytes(), 256 << 20, "and all memory");
+                assert_eq!(budget.free_bytes(), 256 << 20, "and all memory");
                 first
             });
             prop_assert_eq!(found, naive(&keys, prefix));
@@ -736,14 +761,14 @@ mod tests {
             runtime.block_on(async {
                 let keys: BTreeSet<String> = (0..400).map(|i| format!("{i:03}")).collect();
                 let store = store(&keys, Listing { page_max: Some(2), ..Listing::default() }).await;
-                let free = Room::new(32, Budget::new(memory), Duration::from_secs(1));
+                let (free, budget) = room(memory);
                 let mut pages = Pages::start(asker(&store, ""), None, Sharding::Grouped, &free);
                 pages.next().await.unwrap().unwrap();
                 pages.divide(vec!["1".into(), "2".into(), "3".into()]);
                 for _ in 0..10_000 {
                     tokio::task::yield_now().await;
                 }
-                let held = memory.next_multiple_of(4 << 10) - free.budget.free_bytes();
+                let held = memory.next_multiple_of(4 << 10) - budget.free_bytes();
                 assert!(held <= memory / 2 + (4 << 10), "{held} of {memory} bytes");
                 let asked = store.calls().iter().filter(|call| **call == "ListObjectsV2").count();
                 assert!(asked <= 1 + 2 * READY_MAX + shards * SHARD_READY_MAX, "{asked} pages of 200");

@@ -60,7 +60,7 @@ impl Fs {
 
     async fn take_page_ahead(&self, volume: &Volume, ask: &Ask) -> Vec<Ask> {
         // Until it is taken it is memory beside what is kept. A walk that there is no memory for ends.
-        let Some(_room) = self.room.for_pages(1) else { return Vec::new() };
+        let Some(_room) = self.room.for_page() else { return Vec::new() };
         let asking = self.asking();
         let asked = self.clock.now();
         let request = ListRequest {

@@ -555,11 +555,11 @@ mod tests {
                 let last = (to < count).then(|| format!("{}9", name(to - 1)));
                 // The walker may be past all that the rest of a lane could tell.
                 let span = walks.taken_of(&ask, last.as_deref());
-                for dir in from..to {
-                    let is_taken =
-                        span.as_ref().is_some_and(|span| span.contains(&format!("{}9", name(dir))));
-                    assert!(!(is_taken && known[dir]), "{dir} is taken twice");
-                    known[dir] |= is_taken;
+                for (dir, known) in known.iter_mut().enumerate().take(to).skip(from) {
+                    let key = format!("{}9", name(dir));
+                    let is_taken = span.as_ref().is_some_and(|span| span.contains(&key));
+                    assert!(!(is_taken && *known), "{dir} is taken twice");
+                    *known |= is_taken;
                 }
                 next.extend(walks.answered(&ask, last.as_deref(), last.as_ref().map(|_| to.to_string())));
             }

@@ -126,6 +126,22 @@ fn a_walk_over_a_tree_costs_little_more_than_its_raw_listing() {
     });
 }
 
+/// What was read fills the memory, and is kept because nobody else wants it.
+#[test]
+fn what_was_read_gives_way_to_listing_ahead() {
+    block_on(async {
+        let client = Client::new();
+        tree(&client).await;
+        client.put_object("z-large", &vec![7; 44 << 20]).await;
+        assert_eq!(client.read("z-large").await.unwrap().len(), 44 << 20);
+        client.pass_ttl();
+        let before = lists(&client.stats);
+        assert_eq!(client.find("").await.unwrap().len(), 8_003 + 1_100);
+        let asked = lists(&client.stats) - before;
+        assert!(asked <= 13, "{asked} LISTs");
+    });
+}
+
 #[test]
 fn one_directory_costs_its_pages_and_no_walk() {
     on_one_thread(async {
