@@ -33,9 +33,9 @@ const SHARD_READY_MAX: usize = 11;
 /// Memory of a page of 1,000 names of 40 characters. One that is on its way takes twice as much for a moment, as it came
 /// and as it is read; most wait.
 const PAGE_BYTES: u64 = 288 << 10;
-/// Shards listed at once, the one being read among them: as many as keep a reader of 60,000 names a second busy at a
-/// round trip of 100 ms.
-const RUNNING_MAX: usize = 6;
+/// Shards listed at once, the one being read among them. With six, a server of two cores answered the one that the reader
+/// waited for so late that what the others had ready was too old.
+const RUNNING_MAX: usize = 3;
 /// Full pages after which a directory counts as large. Dividing it costs some fifteen small requests more.
 const PAGES_MIN: u32 = 3;
 /// Pages of one shard after which it counts as large.
@@ -75,10 +75,10 @@ pub(super) struct Asker {
     stats: Arc<Stats>,
 }
 
-/// How long what a listing said is shown, of the time that it is believed for: a quarter is left to whoever asks for the
+/// How long what a listing said is shown, of the time that it is believed for: an eighth is left to whoever asks for the
 /// attributes of the names that they were just shown.
 pub(super) fn shown_for(ttl: Duration) -> Duration {
-    ttl * 3 / 4
+    ttl * 7 / 8
 }
 
 /// Room for pages that are asked for before they are wanted, over the whole mount.
@@ -756,7 +756,7 @@ mod tests {
         let reader = READY_MAX as u64 * PAGE_BYTES;
         // The other half is for bytes of files.
         for (memory, shards) in
-            [(100 * shard, 3), (2 * (reader + shard), 1), (2 * reader, 0), (PAGE_BYTES, 0)]
+            [(100 * shard, 2), (2 * (reader + shard), 1), (2 * reader, 0), (PAGE_BYTES, 0)]
         {
             runtime.block_on(async {
                 let keys: BTreeSet<String> = (0..400).map(|i| format!("{i:03}")).collect();
