@@ -56,7 +56,7 @@ pub struct MountConfig {
     pub negative_ttl: Duration,
     /// How long any operation may take before it fails.
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead and uploads, in bytes.
+    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where blocks that were read are kept on disk, if anywhere.
     pub cache: Option<Cache>,

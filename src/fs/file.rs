@@ -1030,7 +1030,7 @@ impl Fs {
         let staging = match &state.staging {
             Some(staging) => Arc::clone(staging),
             None => {
-                let fresh = Arc::new(Staging::new(self.room.dir())?);
+                let fresh = Arc::new(Staging::new(self.disk.dir())?);
                 state.staging = Some(Arc::clone(&fresh));
                 fresh
             }

@@ -55,7 +55,7 @@ impl Fs {
     }
 
     fn take(self: &Arc<Self>, file: &Arc<File>, offset: Option<u64>, data: &[u8]) -> Result<Taken> {
-        let taken = file.write(offset, data, &self.room, self.clock.wall())?;
+        let taken = file.write(offset, data, &self.disk, self.clock.wall())?;
         if let Taken::Here(parts) = &taken {
             self.tree().clear_mtime(file.ino);
             self.stats.bytes_written.add(data.len() as u64);
@@ -87,7 +87,7 @@ impl Fs {
                 file.stop_leaving();
             }
         }
-        if self.room.is_short() {
+        if self.disk.is_short() {
             file.let_go_of_sent();
         }
     }
@@ -106,7 +106,7 @@ impl Fs {
             left.as_mut().enable();
             let files: Vec<Arc<File>> = lock(&self.files).all().cloned().collect();
             let freed = files.iter().filter(|file| file.let_go_of_sent()).count();
-            if freed > 0 || !self.room.is_short() || self.leaving.load(Ordering::Relaxed) == 0 {
+            if freed > 0 || !self.disk.is_short() || self.leaving.load(Ordering::Relaxed) == 0 {
                 return;
             }
             if tokio::time::timeout(self.options.timeout, left).await.is_err() {

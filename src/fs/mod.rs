@@ -67,7 +67,7 @@ pub struct Options {
     pub negative_ttl: Duration,
     /// How long one metadata operation or read may take before it fails `TimedOut`.
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead and uploads, in bytes.
+    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes are staged.
     pub staging_dir: PathBuf,
@@ -123,7 +123,7 @@ const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
 /// The smallest part that leaves ahead of a commit.
 const PART_MIN_BYTES: u64 = 8 << 20;
-/// Shards of large directories over the whole mount: at most 256,000 entries that wait for their turn.
+/// Shards of large directories listed at once over the whole mount, beside those being read.
 const SHARDS_MAX: usize = 32;
 
 /// A mounted file system.
@@ -146,7 +146,7 @@ pub struct Fs {
     /// What uploads share with each other and with who reads: the memory, and the requests under way.
     lanes: Lanes,
     /// Where written bytes are staged.
-    room: Room,
+    disk: Room,
     /// Parts that are to leave ahead of a commit, and whether one did.
     leaving: AtomicUsize,
     leaving_slots: tokio::sync::Semaphore,
@@ -157,8 +157,8 @@ pub struct Fs {
     lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
-    /// Shards of listings that may be added: each keeps pages that wait for their turn.
-    shards_free: Arc<tokio::sync::Semaphore>,
+    /// Room for pages of listings that are asked for before they are wanted.
+    room: pages::Room,
 }
 
 impl Fs {
@@ -207,6 +207,9 @@ impl Fs {
         let gate = Gate::new(REQUESTS_MAX);
         let lanes = Lanes { budget: budget.clone(), gate: gate.clone(), stats: Arc::clone(&stats) };
         let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
+        let spare = reader.clone();
+        let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));
+        let room = pages::Room::new(SHARDS_MAX, budget.limit_bytes(), spare, options.ttl);
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -222,17 +225,17 @@ impl Fs {
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             news: news::Newsroom::new(),
             lanes,
-            room: Room::new(&options.staging_dir, options.staging_reserve),
+            disk: Room::new(&options.staging_dir, options.staging_reserve),
             leaving: AtomicUsize::new(0),
             // A quarter of the memory is theirs at most.
             leaving_slots: tokio::sync::Semaphore::new(
                 usize::try_from(budget_bytes / 4 / PART_MIN_BYTES).unwrap_or(1).clamp(1, leave::LEAVING_MAX),
             ),
             left: tokio::sync::Notify::new(),
+            room,
             mounted_at: now,
             lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
-            shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,
         }))
     }
@@ -266,15 +269,16 @@ impl Fs {
         self.tree().order_of(VolumeId(0))
     }
 
-    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>) {
-        if volume.order != Order::Unknown || volume.order_probe.is_none() {
-            return;
-        }
-        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+    /// The same of one bucket, once.
+    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Volume) {
+        let Some(probe) = volume.take_order_probe() else { return };
+        let (found, fs, prefix) = (probe(), Arc::downgrade(self), volume.prefix.clone());
         tokio::spawn(async move {
-            let Some(probe) = &volume.order_probe else { return };
-            if let Some(order) = probe().await {
-                fs.tree().set_order(id, order, &volume.prefix);
+            let (Some(order), Some(fs)) = (found.await, fs.upgrade()) else { return };
+            let mut tree = fs.tree();
+            // What a listing has shown meanwhile is true of this server, whatever it answered to the probe.
+            if tree.order_of(id) == Order::Unknown {
+                tree.set_order(id, order, &prefix);
             }
         });
     }

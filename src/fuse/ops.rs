@@ -86,10 +86,6 @@ impl Adapter {
         });
     }
 
-    fn ttl(&self) -> Duration {
-        self.fs.options().ttl
-    }
-
     /// An open that may write, or change the file's length on its way.
     fn open_cached(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
         let Some(counted) = self.passthrough.cached(ino) else { return send_elsewhere(&self.fs, ino, reply) };
@@ -257,23 +253,21 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let ttl = self.ttl();
-        let done = move |reply: ReplyEntry, attr: Attr| reply.entry(&ttl, &file_attr(&attr), GENERATION);
-        let negative_ttl = self.fs.options().negative_ttl;
-        match self.fs.lookup_now(Ino(parent.0), name) {
-            Some(Err(error)) if error.is_not_found() => absent(reply, negative_ttl),
-            Some(answer) => settle("lookup", reply, answer, done),
+        let parent = Ino(parent.0);
+        match self.fs.lookup_now(parent, name) {
+            Some(Err(error)) if error.is_not_found() => absent(reply, self.fs.absent_for(parent, name)),
+            Some(answer) => settle("lookup", reply, answer, entry),
             None => {
                 let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
                 let work = async move {
-                    match fs.lookup(Ino(parent.0), &name).await {
-                        Err(error) if error.is_not_found() => Ok(None),
-                        answer => answer.map(Some),
+                    match fs.lookup(parent, &name).await {
+                        Err(error) if error.is_not_found() => Ok(Err(fs.absent_for(parent, &name))),
+                        answer => answer.map(Ok),
                     }
                 };
-                self.spawn("lookup", reply, work, move |reply, found| match found {
-                    Some(attr) => done(reply, attr),
-                    None => absent(reply, negative_ttl),
+                self.spawn("lookup", reply, work, |reply, found| match found {
+                    Ok(attr) => entry(reply, attr),
+                    Err(ttl) => absent(reply, ttl),
                 });
             }
         }
@@ -284,13 +278,11 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ttl = self.ttl();
-        let done = move |reply: ReplyAttr, attr: Attr| reply.attr(&ttl, &file_attr(&attr));
         match self.fs.getattr_now(Ino(ino.0)) {
-            Some(answer) => settle("getattr", reply, answer, done),
+            Some(answer) => settle("getattr", reply, answer, attributes),
             None => {
                 let fs = Arc::clone(&self.fs);
-                self.spawn("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, done);
+                self.spawn("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
             }
         }
     }
@@ -314,7 +306,6 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let ttl = self.ttl();
         let set = SetAttr {
             mode,
             uid,
@@ -333,14 +324,13 @@ impl Filesystem for Adapter {
             let _counted = counted;
             fs.setattr(Ino(ino.0), fh.map(|fh| fh.0), set).await
         };
-        self.spawn("setattr", reply, work, move |reply, attr| reply.attr(&ttl, &file_attr(&attr)));
+        self.spawn("setattr", reply, work, attributes);
     }
 
     fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.mkdir(Ino(parent.0), &name, mode & !umask).await };
-        self.spawn("mkdir", reply, work, move |reply, attr| reply.entry(&ttl, &file_attr(&attr), GENERATION));
+        self.spawn("mkdir", reply, work, entry);
     }
 
     fn mknod(
@@ -356,7 +346,6 @@ impl Filesystem for Adapter {
         if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::RegularFile {
             return reply.error(Errno::EPERM);
         }
-        let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move {
             let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
@@ -365,7 +354,7 @@ impl Filesystem for Adapter {
             fs.release(opened.fh);
             saved.map(|()| attr)
         };
-        self.spawn("mknod", reply, work, move |reply, attr| reply.entry(&ttl, &file_attr(&attr), GENERATION));
+        self.spawn("mknod", reply, work, entry);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -430,7 +419,6 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), mode & !umask).await };
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
@@ -442,7 +430,7 @@ impl Filesystem for Adapter {
             };
             counted.keep();
             let flags = fopen(opened.keep_cache);
-            reply.created(&ttl, &file_attr(&attr), GENERATION, FileHandle(opened.fh), flags);
+            reply.created(&attr.ttl, &file_attr(&attr), GENERATION, FileHandle(opened.fh), flags);
         });
     }
 
@@ -563,7 +551,6 @@ impl Filesystem for Adapter {
         reply: ReplyDirectoryPlus,
     ) {
         let fs = Arc::clone(&self.fs);
-        let ttl = self.ttl();
         let mut reply = reply;
         self.runtime.spawn(async move {
             // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
@@ -581,6 +568,7 @@ impl Filesystem for Adapter {
                     let name = OsStr::new(entry.name.as_str());
                     let full = match &entry.attr {
                         Some(attr) => {
+                            let ttl = attr.ttl;
                             let attr = file_attr(attr);
                             reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION)
                         }
@@ -742,7 +730,17 @@ fn placeholder(ino: INodeNo, is_dir: bool) -> fuser::FileAttr {
     }
 }
 
-/// Says that a name is absent, in a way the kernel remembers for the negative TTL.
+/// A name, which the kernel believes for as long as we do.
+fn entry(reply: ReplyEntry, attr: Attr) {
+    reply.entry(&attr.ttl, &file_attr(&attr), GENERATION);
+}
+
+/// The same of an inode's attributes.
+fn attributes(reply: ReplyAttr, attr: Attr) {
+    reply.attr(&attr.ttl, &file_attr(&attr));
+}
+
+/// Says that a name is absent, in a way the kernel remembers for as long as we do.
 fn absent(reply: ReplyEntry, ttl: Duration) {
     if ttl.is_zero() {
         return reply.error(Errno::ENOENT);

@@ -314,7 +314,7 @@ impl Fetcher {
     }
 
     /// Memory for a guess, from what is free or was read already.
-    fn spare(&self, bytes: u64) -> Option<Grant> {
+    pub(super) fn spare(&self, bytes: u64) -> Option<Grant> {
         self.budget.try_take(bytes).or_else(|| {
             lock(&self.segments).shed(bytes, Need::Ahead);
             self.budget.try_take(bytes)

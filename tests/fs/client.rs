@@ -1,12 +1,12 @@
 //! A program on an in-process mount: paths instead of inodes, and every lookup given back.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pailfs::base::{ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
+use pailfs::fs::{Attr, Buckets, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
@@ -68,11 +68,11 @@ impl Client {
     }
 
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
-        Self::with_options(volume, Options::default(), store, clock, stats)
+        Self::of_root(Root::Volume(volume), Options::default(), store, clock, stats)
     }
 
-    fn with_options(
-        volume: Volume,
+    fn of_root(
+        root: Root,
         options: Options,
         store: Arc<MemStore>,
         clock: Arc<ManualClock>,
@@ -87,8 +87,7 @@ impl Client {
             memory_limit: 64 << 20,
             ..options
         };
-        let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
-            .expect("options are fine");
+        let fs = Fs::new(root, options, clock.clone(), Arc::clone(&stats)).expect("options are fine");
         Self { fs, store, clock, stats, _staging: staging }
     }
 
@@ -112,7 +111,7 @@ impl Client {
     pub fn with_a_short_disk(self) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
         let options = Options { staging_reserve: Some(u64::MAX), ..Options::default() };
-        Self::with_options(volume, options, self.store, self.clock, self.stats)
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
     }
 
     /// Bytes of the local disk that written bytes take.
@@ -127,6 +126,22 @@ impl Client {
             staged.then(|| std::fs::metadata(fd.path()).ok()).flatten()
         });
         files.filter(|file| file.dev() == staging.st_dev).map(|file| file.blocks() * 512).sum()
+    }
+
+    /// All buckets of the same server as directories; which were asked for their order is pushed to `asked`.
+    pub fn with_all_buckets(self, asked: &Arc<Mutex<Vec<String>>>) -> Self {
+        let asked = Arc::clone(asked);
+        let open = move |bucket: &str, store: Arc<dyn Store>| {
+            let (name, asked) = (bucket.to_owned(), Arc::clone(&asked));
+            let probe = Box::new(move || -> futures::future::BoxFuture<'static, Option<Order>> {
+                asked.lock().expect("nobody panics with it").push(name.clone());
+                Box::pin(async { Some(Order::Known) })
+            });
+            Volume::new(bucket, "", store).order(Order::Unknown).order_probe(probe)
+        };
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        let buckets = Buckets { store, session: None, read_only: false, open: Box::new(open) };
+        Self::of_root(Root::Buckets(buckets), Options::default(), self.store, self.clock, self.stats)
     }
 
     /// Lets everything remembered grow old.
@@ -395,6 +410,50 @@ impl Client {
 /// The kind of a failure, or what was answered instead.
 pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
     answer.map_err(|error: Error| error.kind()).expect_err("this was to fail")
+}
+
+/// Yields without a request after which nothing moves any more.
+const STILL: u32 = 500;
+
+/// What some work cost.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Round trips to S3, one after the other.
+    pub rounds: u64,
+    /// LISTs.
+    pub lists: u64,
+}
+
+/// Runs a test on a runtime of one thread: what has nothing to do any more waits for S3.
+pub fn on_one_thread<T>(test: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    runtime.block_on(test)
+}
+
+/// Runs `work` while answers to LIST come in rounds: when nothing moves any more, all that was asked for is answered at
+/// once. To be used in [`on_one_thread`].
+pub async fn in_rounds<T>(client: &Client, work: impl Future<Output = T>) -> (T, Cost) {
+    let asked = || client.stats.requests_of("ListObjectsV2");
+    let held = client.store.hold_listings();
+    let before = asked();
+    let (mut rounds, mut answered, mut still) = (0, before, 0);
+    let mut work = std::pin::pin!(work);
+    let answer = loop {
+        if let std::task::Poll::Ready(answer) = futures::poll!(work.as_mut()) {
+            break answer;
+        }
+        let seen = asked();
+        tokio::task::yield_now().await;
+        still = if asked() == seen { still + 1 } else { 0 };
+        if still > STILL {
+            assert!(seen > answered, "it waits for nothing after {rounds} rounds");
+            held.add_permits(usize::try_from(seen - answered).expect("a few"));
+            (rounds, answered, still) = (rounds + 1, seen, 0);
+        }
+    };
+    held.add_permits(usize::MAX >> 4);
+    (answer, Cost { rounds, lists: asked() - before })
 }
 
 /// Waits for something that another task does.
