@@ -573,16 +573,28 @@ impl Fs {
     }
 }
 
-/// Up to two keys of a directory, its marker included: enough to tell empty, marked and full apart.
+/// Pages in a row that may have nothing in them.
+const EMPTY_PAGES_MAX: u32 = 1_000;
+
+/// Two keys or more of a directory if it has them, its marker included: enough to tell empty, marked and full apart.
 async fn keys_below(volume: &Volume, dir: &DirKey) -> Result<Vec<(String, u64)>> {
-    let request = ListRequest {
+    let mut request = ListRequest {
         bucket: volume.bucket.clone(),
         prefix: dir.prefix().to_owned(),
         max_keys: Some(2),
         ..ListRequest::default()
     };
-    let page = volume.store.list(request).await?;
-    Ok(page.objects.into_iter().map(|object| (object.key, object.size)).collect())
+    let mut below = Vec::new();
+    // A page may have fewer keys than were asked for, and none at all, with more to come.
+    for _ in 0..EMPTY_PAGES_MAX {
+        let page = volume.store.list(request.clone()).await?;
+        below.extend(page.objects.into_iter().map(|object| (object.key, object.size)));
+        match page.next {
+            Some(next) if below.len() < 2 => request.continuation = Some(next),
+            _ => return Ok(below),
+        }
+    }
+    Err(Error::new(Kind::Server, "the server goes on listing a directory without a name in it"))
 }
 
 /// Writes a directory's marker: an empty object whose key ends with `/`, typed as s3fs and Hadoop type it.

@@ -483,6 +483,21 @@ proptest! {
 }
 
 #[test]
+fn a_directory_is_not_empty_because_a_page_has_its_marker_alone() {
+    block_on(async {
+        let client = Client::new();
+        for key in ["d/", "d/e/f", "only/"] {
+            client.put_object(key, b"").await;
+        }
+        client.store.list_like(Listing { page_max: Some(1), ..Listing::default() });
+        assert_eq!(kind_of(client.rmdir("d").await), Kind::NotEmpty);
+        assert_eq!(client.list("d").await.unwrap(), ["e/"]);
+        client.rmdir("only").await.unwrap();
+        assert_eq!(client.keys().await, ["d/", "d/e/f"]);
+    });
+}
+
+#[test]
 fn names_of_a_directory_just_listed_cost_nothing_whether_they_are_there_or_not() {
     block_on(async {
         let client = Client::new();
