@@ -17,3 +17,4 @@ mod semantics;
 mod servers;
 mod sessions;
 mod stuck;
+mod writing;
