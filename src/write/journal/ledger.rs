@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::record::{BaseObject, Begun, FileId, IntentId, Kept, Place, Record, Run};
-use crate::base::{ByteRange, ETag};
+use super::record::{BaseObject, Begun, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
 use crate::write::{Extents, What};
@@ -21,8 +21,8 @@ pub enum Owed {
     Upload(OwedUpload),
     /// Keys below a prefix that were on their way.
     Rename { id: IntentId, from: Place, to: Place },
-    /// Keys that were being deleted, with the versions that were meant.
-    Delete { id: IntentId, bucket: String, keys: Vec<(String, Option<ETag>)> },
+    /// Keys that were being deleted.
+    Delete { id: IntentId, bucket: String, keys: Vec<Doomed> },
 }
 
 /// A file that S3 does not have as it was here.
@@ -98,7 +98,7 @@ pub(super) struct Ledger {
     /// By their files, in the order they were begun.
     uploads: BTreeMap<FileId, Vec<OwedUpload>>,
     renames: BTreeMap<IntentId, (Place, Place)>,
-    deletes: BTreeMap<IntentId, (String, Vec<(String, Option<ETag>)>)>,
+    deletes: BTreeMap<IntentId, (String, Vec<Doomed>)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

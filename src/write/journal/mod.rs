@@ -53,7 +53,7 @@ use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
 pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
-pub use record::{BaseObject, Begun, FileId, IntentId, Kept, Place, Record, Run};
+pub use record::{BaseObject, Begun, Doomed, FileId, IntentId, Kept, Place, Record, Run};
 
 /// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
 /// two of them that is nothing, while reading so much at the next start takes a fraction of a second.

@@ -59,6 +59,13 @@ pub struct BaseObject {
     pub size: u64,
 }
 
+/// A key to delete, only as the version that is named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doomed {
+    pub key: String,
+    pub etag: Option<ETag>,
+}
+
 /// A file as it is when the first change to it is about to be written down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
@@ -178,11 +185,11 @@ pub enum Record {
     Renamed {
         id: IntentId,
     },
-    /// Keys are about to be deleted, each only as the version that is named.
+    /// Keys are about to be deleted.
     Deleting {
         id: IntentId,
         bucket: String,
-        keys: Vec<(String, Option<ETag>)>,
+        keys: Vec<Doomed>,
     },
     Deleted {
         id: IntentId,

@@ -187,7 +187,10 @@ impl Writer {
                 records.push(Record::Renaming { id: IntentId(id), from: place("a/"), to: place("b/") });
             }
             Act::Intend(id) => {
-                let keys = vec![("x".to_owned(), Some(ETag::new("1"))), ("y".to_owned(), None)];
+                let keys = vec![
+                    Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")) },
+                    Doomed { key: "y".to_owned(), etag: None },
+                ];
                 records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), keys });
             }
             Act::Done(id) if id % 2 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
