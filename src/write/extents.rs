@@ -36,7 +36,7 @@ pub struct Segment {
 }
 
 /// The sources of a file's bytes: sorted, disjoint, covering exactly `0..len`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extents {
     /// Start of each run -> its end and source.
     runs: BTreeMap<u64, (u64, What)>,
@@ -80,6 +80,24 @@ impl Extents {
             self.runs.split_off(&len);
             self.len = len;
         }
+    }
+
+    /// Makes zeros of what lies in `range`; the length stays.
+    pub fn zero(&mut self, range: ByteRange, stamp: u64) {
+        if let Some(hole) = ByteRange::new(range.start(), range.end().min(self.len)) {
+            self.set(hole, What::Zero(stamp));
+        }
+    }
+
+    /// Adds a run at the end, exactly as it is: how extents that were written down are made again. `false` where it
+    /// does not begin at the end.
+    pub fn push(&mut self, segment: Segment) -> bool {
+        let fits = segment.range.start() == self.len;
+        if fits {
+            self.runs.insert(self.len, (segment.range.end(), segment.what));
+            self.len = segment.range.end();
+        }
+        fits
     }
 
     /// Marks bytes of the base as staged, once they have been fetched.
@@ -242,6 +260,7 @@ mod tests {
     enum Op {
         Write(u64, u64),
         Truncate(u64),
+        Zero(u64, u64),
         /// A commit begins, `n` more operations happen, and it ends.
         Commit,
         Finish,
@@ -251,6 +270,7 @@ mod tests {
         prop_oneof![
             (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Write(at, len)),
             (0u64..80).prop_map(Op::Truncate),
+            (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Zero(at, len)),
             Just(Op::Commit),
             Just(Op::Finish),
         ]
@@ -317,6 +337,11 @@ mod tests {
                         oracle.resize(len as usize, 0);
                         extents.truncate(len, stamp);
                     }
+                    Op::Zero(at, len) => {
+                        let end = oracle.len().min((at + len) as usize);
+                        if let Some(hole) = oracle.get_mut(at as usize..end) { hole.fill(0); }
+                        extents.zero(ByteRange::at(at, len).unwrap(), stamp);
+                    }
                     Op::Commit => if in_flight.is_none() {
                         in_flight = Some((stamp, oracle.clone()));
                     },
@@ -329,6 +354,9 @@ mod tests {
                 prop_assert_eq!(extents.len(), oracle.len() as u64);
                 // While a commit is on its way the old base is still what Base means.
                 prop_assert_eq!(&bytes(&extents, &base, &staged), &oracle);
+                let mut again = Extents::default();
+                prop_assert!(extents.all().into_iter().all(|run| again.push(run)));
+                prop_assert_eq!(&again, &extents);
             }
         }
     }
