@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::RwLock;
 
+use super::deletes::Deletes;
 use crate::base::ETag;
 use crate::error::Result;
 use crate::read::{Object, ObjectId};
@@ -28,6 +29,7 @@ pub struct Volume {
     pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
+    pub(super) deletes: Deletes,
     probe: Option<Probe>,
     pub(super) order_probe: Option<OrderProbe>,
 }
@@ -47,6 +49,7 @@ impl Volume {
             reach: String::new(),
             origin: Arc::from(""),
             namespace: RwLock::new(()),
+            deletes: Deletes::default(),
             probe: None,
             order_probe: None,
         }

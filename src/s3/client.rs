@@ -1,6 +1,6 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -609,55 +609,28 @@ impl Store for Client {
         })
     }
 
-    async fn delete_many(&self, bucket: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let identifiers = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(key).build().ok());
-        let batch = Delete::builder()
-            .set_objects(Some(identifiers.collect()))
-            .quiet(true)
-            .build()
-            .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
-        let answer = self
-            .call("DeleteObjects", bucket, "", &Condition::Any, |s3| {
-                s3.delete_objects()
-                    .bucket(bucket)
-                    .delete(batch.clone())
-                    .set_request_payer(self.payer())
-                    .send()
-            })
-            .await;
-        let answer = match answer {
+    async fn delete_many(&self, bucket: &str, keys: Vec<DeleteKey>) -> Result<Vec<(String, Result<()>)>> {
+        // XML has no way to name the others.
+        let (named, odd): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|entry| fits_xml(&entry.key));
+        let (mut failed, mut again) = match self.delete_named(bucket, &named).await {
             Err(error)
                 if error.kind() == Kind::Unsupported || refuses_checksum(&error) || wants_md5(&error) =>
             {
-                return Ok(self.delete_one_by_one(bucket, keys).await);
+                (HashMap::new(), named)
             }
             answer => answer?,
         };
-        let mut failed: BTreeMap<String, Error> = answer
-            .errors()
-            .iter()
-            .filter_map(|e| {
-                let kind = match e.code() {
-                    Some("AccessDenied") => Kind::AccessDenied,
-                    Some("SlowDown") => Kind::Throttled,
-                    Some("NoSuchKey") => return None,
-                    _ => Kind::Server,
-                };
-                let key = e.key()?.to_owned();
-                let error = Error::new(kind, e.message().unwrap_or("the key was not deleted"))
-                    .with_code(e.code().unwrap_or("Unknown"))
-                    .on("DeleteObjects", bucket, &key);
-                Some((key, error))
-            })
-            .collect();
+        again.extend(odd);
+        for (key, result) in self.delete_one_by_one(bucket, again).await {
+            if let Err(error) = result {
+                failed.insert(key, error);
+            }
+        }
         Ok(keys
             .into_iter()
-            .map(|key| {
-                let result = failed.remove(&key).map_or(Ok(()), Err);
-                (key, result)
+            .map(|entry| {
+                let result = failed.remove(&entry.key).map_or(Ok(()), Err);
+                (entry.key, result)
             })
             .collect())
     }
@@ -1054,18 +1027,87 @@ impl Store for Client {
 }
 
 impl Client {
-    async fn delete_one_by_one(&self, bucket: &str, keys: Vec<String>) -> Vec<(String, Result<()>)> {
+    /// One DeleteObjects: what it failed for, and the keys that are worth another try, by themselves: the answer to the
+    /// batch was a success, so nobody has tried those again yet.
+    async fn delete_named(
+        &self,
+        bucket: &str,
+        keys: &[DeleteKey],
+    ) -> Result<(HashMap<String, Error>, Vec<DeleteKey>)> {
+        if keys.is_empty() {
+            return Ok((HashMap::new(), Vec::new()));
+        }
+        let identifiers = keys.iter().filter_map(|entry| {
+            let etag = entry.etag.as_ref().map(ETag::quoted);
+            ObjectIdentifier::builder().key(&entry.key).set_e_tag(etag).build().ok()
+        });
+        let batch = Delete::builder()
+            .set_objects(Some(identifiers.collect()))
+            .quiet(true)
+            .build()
+            .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
+        let answer = self
+            .call("DeleteObjects", bucket, "", &Condition::Any, |s3| {
+                s3.delete_objects()
+                    .bucket(bucket)
+                    .delete(batch.clone())
+                    .set_request_payer(self.payer())
+                    .send()
+            })
+            .await?;
+        let mut failed = HashMap::new();
+        let mut again = Vec::new();
+        let entries: HashMap<&str, &DeleteKey> =
+            keys.iter().map(|entry| (entry.key.as_str(), entry)).collect();
+        for told in answer.errors() {
+            let Some(entry) = told.key().and_then(|key| entries.get(key)) else {
+                let why = format!("a failed delete of a key that was not asked for: {:?}", told.key());
+                return Err(Error::new(Kind::Corrupt, why).on("DeleteObjects", bucket, ""));
+            };
+            let kind = match told.code() {
+                Some("NoSuchKey") => continue,
+                Some("AccessDenied") => Kind::AccessDenied,
+                Some("PreconditionFailed") => Kind::Stale,
+                Some("MethodNotAllowed" | "NotImplemented") => Kind::Unsupported,
+                // It may work by itself, and if not, its own answer tells more.
+                _ => {
+                    again.push((*entry).clone());
+                    continue;
+                }
+            };
+            let error = Error::new(kind, told.message().unwrap_or("the key was not deleted"))
+                .with_code(told.code().unwrap_or("Unknown"))
+                .on("DeleteObjects", bucket, &entry.key);
+            failed.insert(entry.key.clone(), error);
+        }
+        Ok((failed, again))
+    }
+
+    async fn delete_one_by_one(&self, bucket: &str, keys: Vec<DeleteKey>) -> Vec<(String, Result<()>)> {
         futures::stream::iter(keys)
-            .map(|key| async move {
-                let request =
-                    DeleteRequest { bucket: bucket.to_owned(), key: key.clone(), ..DeleteRequest::default() };
-                let result = self.delete(request).await.map(drop);
-                (key, result)
+            .map(|entry| async move {
+                let request = DeleteRequest {
+                    bucket: bucket.to_owned(),
+                    condition: entry.condition(),
+                    key: entry.key.clone(),
+                    version_id: None,
+                };
+                let result = match self.delete(request).await {
+                    Err(error) if error.is_not_found() => Ok(()),
+                    deleted => deleted.map(drop),
+                };
+                (entry.key, result)
             })
             .buffered(SINGLE_DELETES_IN_FLIGHT)
             .collect()
             .await
     }
+}
+
+/// Whether XML 1.0 can hold a key.
+fn fits_xml(key: &str) -> bool {
+    key.chars()
+        .all(|c| !matches!(c, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}'))
 }
 
 /// A server that takes DeleteObjects only with Content-MD5, which the SDK no longer sends.

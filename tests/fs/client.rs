@@ -39,8 +39,13 @@ impl Client {
 
     /// The same, on a server whose conditions were found not to work.
     pub fn with_conditions_unknown(self) -> Self {
-        let probe = || -> futures::future::BoxFuture<'static, Result<Conditions>> {
-            Box::pin(async { Ok(Conditions::NONE) })
+        self.with_conditions(Conditions::NONE)
+    }
+
+    /// The same, on a server that looks at these conditions.
+    pub fn with_conditions(self, conditions: Conditions) -> Self {
+        let probe = move || -> futures::future::BoxFuture<'static, Result<Conditions>> {
+            Box::pin(async move { Ok(conditions) })
         };
         Self::mounted(self.store, self.clock, self.stats, Some(Box::new(probe)))
     }
@@ -67,11 +72,29 @@ impl Client {
         Self::of_volume(volume, store, clock, stats)
     }
 
+    /// The same, where a delete waits no longer than that for others.
+    pub fn with_delete_wait(self, wait: Duration) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        Self::waiting(volume, wait, self.store, self.clock, self.stats)
+    }
+
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
+        // What was removed in a row goes when somebody waits for it: the real time is nothing to count by.
+        Self::waiting(volume, Duration::from_secs(20), store, clock, stats)
+    }
+
+    fn waiting(
+        volume: Volume,
+        delete_wait: Duration,
+        store: Arc<MemStore>,
+        clock: Arc<ManualClock>,
+        stats: Arc<Stats>,
+    ) -> Self {
         let staging = tempfile::tempdir().expect("a directory can be made");
         let options = Options {
             staging_dir: staging.path().to_owned(),
             ttl: TTL,
+            delete_wait,
             negative_ttl: TTL,
             host: "host".to_owned(),
             memory_limit: 64 << 20,
