@@ -425,7 +425,7 @@ impl Fs {
         if let Some((volume, dir)) = &place
             && let Ok(key) = dir.object_key(&name)
         {
-            self.settle(volume, &key).await?;
+            self.settle(volume, parent, &key).await?;
         }
         if self.within(self.resolve(parent, &name)).await?.is_some() {
             return Err(exists());

@@ -252,7 +252,7 @@ impl Fs {
         }
         let key = dir.object_key(&name)?;
         let _turn = self.lock_name(parent, &name).await;
-        self.settle(&volume, &key).await?;
+        self.settle(&volume, parent, &key).await?;
         if let Some(entry) = self.within(self.resolve(parent, &name)).await? {
             if flags.exclusive {
                 return Err(Error::new(Kind::AlreadyExists, "file exists"));

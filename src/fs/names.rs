@@ -87,7 +87,7 @@ impl Fs {
                 held.fetch(self).await?;
             }
             let removed = self.remove_now(&at, &key, etag.as_ref()).await;
-            at.volume.deletes.ended(removed.is_ok(), begun, self.clock.now());
+            at.volume.deletes.ended(parent, removed.is_ok(), begun, self.clock.now());
             removed.inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
         }
         self.orphan(entry.ino, held);
@@ -173,7 +173,7 @@ impl Fs {
         }
         let _turns = self.lock_names((parent, &from.name), (new_parent, &to.name)).await;
         if let Ok(key) = to.dir.object_key(&to.name) {
-            self.settle(&to.volume, &key).await?;
+            self.settle(&to.volume, new_parent, &key).await?;
         }
         let source = self.within(self.resolve(parent, &from.name)).await?.ok_or_else(no_such_name)?;
         let target = self.within(self.resolve(new_parent, &to.name)).await?;

@@ -12,6 +12,7 @@ mod harness;
 
 mod cache;
 mod cli;
+mod removals;
 mod semantics;
 mod servers;
 mod sessions;

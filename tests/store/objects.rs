@@ -296,6 +296,47 @@ pub async fn delete_many_takes_odd_keys(at: Place) -> Outcome {
     Ok(())
 }
 
+/// What servers do with the versions of a batch is found out by a probe before it is relied on.
+pub async fn delete_many_deletes_the_named_versions_alone(at: Place) -> Outcome {
+    let old = at.put("changed", "old").await?.etag;
+    at.put("changed", "newer").await?;
+    let same = at.put("same", FOX).await?.etag;
+    at.put("any", FOX).await?;
+    let entry = |key: &str, etag: Option<ETag>| DeleteKey { key: key.to_owned(), etag };
+    let keys = vec![
+        entry("changed", Some(old.clone())),
+        entry("same", Some(same)),
+        entry("gone", Some(old)),
+        DeleteKey::any("any"),
+    ];
+    let answers = at.store.delete_many(&at.bucket, keys).await?;
+    let mut answers = answers.into_iter().map(|(_, answer)| answer);
+    let mut next = || answers.next().unwrap_or(Ok(()));
+    let (changed, same, _gone, any) = (next(), next(), next(), next());
+    refused("the delete of another version", changed, &[Kind::Stale])?;
+    same?;
+    any?;
+    same!(at.keys().await?, ["changed"], "keys");
+    same!(at.get("changed").await?, "newer", "bytes");
+    Ok(())
+}
+
+pub async fn delete_many_takes_keys_that_xml_cannot_hold(at: Place) -> Outcome {
+    let keys = ["a\u{1}b", "c\td", "e\rf", "g\nh"].map(str::to_owned).to_vec();
+    let mut there = Vec::new();
+    for key in keys {
+        // Not every server takes them.
+        if at.put(&key, "").await.is_ok() {
+            there.push(key);
+        }
+    }
+    for (_, answer) in at.store.delete_many(&at.bucket, any(&there)).await? {
+        answer?;
+    }
+    same!(at.keys().await?, Vec::<String>::new(), "keys");
+    Ok(())
+}
+
 pub async fn right_checksums_are_accepted(at: Place) -> Outcome {
     for (algorithm, value) in CHECKSUMS {
         let mut request = at.put_request("k", FOX);

@@ -65,11 +65,17 @@ impl Deletes {
         Closing { deletes: self, dir }
     }
 
-    /// A delete that was waited for has ended; it was begun at `begun`.
-    pub(super) fn ended(&self, succeeded: bool, begun: std::time::Instant, now: std::time::Instant) {
+    /// A delete in `dir` that was waited for has ended; it was begun at `begun`.
+    pub(super) fn ended(
+        &self,
+        dir: Ino,
+        succeeded: bool,
+        begun: std::time::Instant,
+        now: std::time::Instant,
+    ) {
         let mut queue = self.queue();
         match succeeded {
-            true => queue.succeeded(begun, now),
+            true => queue.succeeded(dir, begun, now),
             false => queue.broke(),
         }
     }
@@ -202,8 +208,9 @@ impl Fs {
         self.within(drained).await
     }
 
-    /// Waits, as long as an operation may, until no delete of the key is under way: it may be made again then.
-    pub(super) async fn settle(&self, volume: &Volume, key: &str) -> Result<()> {
+    /// Before a name is made: waits, as long as an operation may, until no delete of its key is under way.
+    pub(super) async fn settle(&self, volume: &Volume, dir: Ino, key: &str) -> Result<()> {
+        volume.deletes.queue().makes(dir);
         let settled = async {
             volume.deletes.settled(key).await;
             Ok(())

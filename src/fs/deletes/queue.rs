@@ -45,9 +45,10 @@ pub(super) struct Queue {
     hurried: u64,
     /// Whether a task sends what is here.
     worked: bool,
-    /// Deletes in a row that succeeded, and when the latest did.
+    /// Deletes in a row that succeeded, when the latest did, and in which directory.
     in_a_row: u32,
     latest: Option<Instant>,
+    row_dir: Option<Ino>,
     /// Keys and, with `true`, prefixes that go by requests of their own.
     leaving: Vec<(String, bool)>,
     /// Directories that are to go when they are empty.
@@ -80,10 +81,18 @@ impl Queue {
         self.latest.is_some_and(|latest| now.saturating_duration_since(latest) <= RUN_GAP)
     }
 
-    /// One that was waited for has succeeded; it was begun at `begun`.
-    pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) {
+    /// One in `dir` that was waited for has succeeded; it was begun at `begun`.
+    pub(super) fn succeeded(&mut self, dir: Ino, begun: Instant, now: Instant) {
         self.in_a_row = if self.goes_on(begun) { self.in_a_row.saturating_add(1) } else { 1 };
-        self.latest = Some(now);
+        (self.latest, self.row_dir) = (Some(now), Some(dir));
+    }
+
+    /// A name is being made in a directory. Who removes it all makes nothing there, so if it is where the row is,
+    /// this is no row but somebody's temporary files.
+    pub(super) fn makes(&mut self, dir: Ino) {
+        if self.row_dir == Some(dir) {
+            self.broke();
+        }
     }
 
     /// Something else of the same row has taken its time from `begun` on: an emptied directory was removed.
@@ -108,7 +117,7 @@ impl Queue {
     #[must_use]
     pub(super) fn push(&mut self, doomed: Doomed, now: Instant, due: Instant) -> bool {
         self.last += 1;
-        self.latest = Some(now);
+        (self.latest, self.row_dir) = (Some(now), Some(doomed.parent));
         self.due.get_or_insert(due);
         self.waiting.push((self.last, doomed));
         !std::mem::replace(&mut self.worked, true)
@@ -275,9 +284,9 @@ mod tests {
     fn the_third_of_a_row_need_not_wait_and_a_pause_or_a_failure_ends_the_row() {
         let (mut queue, now) = (Queue::default(), start());
         assert!(!queue.is_run(now));
-        queue.succeeded(now, now);
+        queue.succeeded(ROOT, now, now);
         assert!(!queue.is_run(now));
-        queue.succeeded(now, now + RUN_GAP);
+        queue.succeeded(ROOT, now, now + RUN_GAP);
         let now = now + RUN_GAP;
         assert!(queue.is_run(now + RUN_GAP));
         assert!(!queue.is_run(now + RUN_GAP * 2));
@@ -288,9 +297,14 @@ mod tests {
         assert!(!queue.is_run(now + RUN_GAP * 10));
         assert_eq!(queue.take_failure(ROOT).unwrap().kind(), Kind::AccessDenied);
         assert!(queue.take_failure(ROOT).is_none(), "told once");
-        // After a pause a row begins anew.
+        // After a pause a row begins anew, and after a name was made where it is.
         let later = now + RUN_GAP * 99;
-        queue.succeeded(later, later);
+        queue.succeeded(ROOT, later, later);
+        assert!(!queue.is_run(later));
+        queue.succeeded(ROOT, later, later);
+        queue.makes(Ino(7));
+        assert!(queue.is_run(later));
+        queue.makes(ROOT);
         assert!(!queue.is_run(later));
     }
 
