@@ -16,7 +16,7 @@ use aws_sdk_s3::types::{
     OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective,
     VersioningConfiguration,
 };
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::timeout::TimeoutConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -65,6 +65,8 @@ struct Inner {
     credentials: Option<Arc<Refreshing>>,
     stats: Arc<Stats>,
     checksums: AtomicU8,
+    /// Whether DeleteObjects is sent with Content-MD5 in place of a checksum.
+    deletes_with_md5: AtomicBool,
     failures_in_a_row: AtomicU32,
     /// Whether an endpoint of one's own was asked which region it expects.
     region_asked: AtomicBool,
@@ -103,6 +105,7 @@ impl Client {
                 credentials,
                 stats,
                 checksums: AtomicU8::new(CRC64),
+                deletes_with_md5: AtomicBool::new(false),
                 failures_in_a_row: AtomicU32::new(0),
                 region_asked: AtomicBool::new(false),
             }),
@@ -612,12 +615,21 @@ impl Store for Client {
     async fn delete_many(&self, bucket: &str, keys: Vec<DeleteKey>) -> Result<Vec<(String, Result<()>)>> {
         // XML has no way to name the others.
         let (named, odd): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|entry| fits_xml(&entry.key));
-        let (mut failed, mut again) = match self.delete_named(bucket, &named).await {
-            Err(error)
-                if error.kind() == Kind::Unsupported || refuses_checksum(&error) || wants_md5(&error) =>
-            {
-                (HashMap::new(), named)
+        let is_refused =
+            |error: &Error| error.kind() == Kind::Unsupported || refuses_checksum(error) || wants_md5(error);
+        let with_md5 = self.inner.deletes_with_md5.load(Ordering::Relaxed);
+        let answer = match self.delete_named(bucket, &named, with_md5).await {
+            Err(error) if is_refused(&error) && !with_md5 => {
+                let answer = self.delete_named(bucket, &named, true).await;
+                if answer.is_ok() && !self.inner.deletes_with_md5.swap(true, Ordering::Relaxed) {
+                    tracing::info!(error = %error.report(), "the endpoint wants Content-MD5 with DeleteObjects");
+                }
+                answer
             }
+            answer => answer,
+        };
+        let (mut failed, mut again) = match answer {
+            Err(error) if is_refused(&error) => (HashMap::new(), named),
             answer => answer?,
         };
         again.extend(odd);
@@ -1033,6 +1045,7 @@ impl Client {
         &self,
         bucket: &str,
         keys: &[DeleteKey],
+        with_md5: bool,
     ) -> Result<(HashMap<String, Error>, Vec<DeleteKey>)> {
         if keys.is_empty() {
             return Ok((HashMap::new(), Vec::new()));
@@ -1052,6 +1065,12 @@ impl Client {
                     .bucket(bucket)
                     .delete(batch.clone())
                     .set_request_payer(self.payer())
+                    .customize()
+                    .mutate_request(move |request| {
+                        if with_md5 {
+                            use_md5(request);
+                        }
+                    })
                     .send()
             })
             .await?;
@@ -1108,6 +1127,22 @@ impl Client {
 fn fits_xml(key: &str) -> bool {
     key.chars()
         .all(|c| !matches!(c, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}'))
+}
+
+/// Replaces the checksum of a request whose body is in memory by Content-MD5, which the SDK knows nothing of.
+fn use_md5(request: &mut HttpRequest) {
+    let Some(md5) = request.body().bytes().map(|body| BASE64.encode(Md5::digest(body))) else { return };
+    let theirs: Vec<String> = request
+        .headers()
+        .iter()
+        .map(|(name, _)| name.to_owned())
+        .filter(|name| name.starts_with("x-amz-checksum-") || name == "x-amz-sdk-checksum-algorithm")
+        .collect();
+    let headers = request.headers_mut();
+    for name in theirs {
+        headers.remove(name);
+    }
+    headers.insert("content-md5", md5);
 }
 
 /// A server that takes DeleteObjects only with Content-MD5, which the SDK no longer sends.
