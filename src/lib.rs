@@ -30,7 +30,8 @@
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
-//! 4. plain mutexes, short: the table of open files, then a file's state; the tree alone;
+//! 4. plain mutexes, short: a volume's queue of deletes, the table of open files, then a file's state; the tree, alone
+//!    or under the queue;
 //! 5. leaves: bytes in memory and on their way, what listings said of files, kernel pages known, counters.
 //!
 //! # Life of a read

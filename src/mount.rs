@@ -328,9 +328,10 @@ fn order_of(found: Option<Capabilities>) -> Order {
 
 /// What the write path may rely on; where that is not everything, the log says so once and `status` from then on.
 fn conditions_of(found: &Capabilities, bucket: &str, findings: &Findings) -> Conditions {
-    let [put, complete, copy, delete] = found.conditions();
-    let conditions = Conditions { put, complete, copy, delete };
-    if conditions != Conditions::ALL {
+    let [put, complete, copy, delete, delete_many] = found.conditions();
+    let conditions = Conditions { put, complete, copy, delete, delete_many };
+    // Where only a batch's are not looked at, each delete is a request of its own, and nothing is lost.
+    if !(put && complete && copy && delete) {
         let missing: Vec<String> = found
             .table()
             .into_iter()

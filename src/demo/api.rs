@@ -19,9 +19,9 @@ use super::convert::{
 use crate::base::{ByteRange, Clock, ETag};
 use crate::error::{Error, Kind};
 use crate::s3::{
-    Attributes, Checksum, Condition, CopyRequest, DeleteRequest, GetRequest, ListPage, ListRequest,
-    ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload, Versioning,
-    VersionsPage,
+    Attributes, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, ListPage,
+    ListRequest, ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload,
+    Versioning, VersionsPage,
 };
 
 /// Marks a request whose conditions a fault rule takes away. Not done on the headers, which are signed.
@@ -224,12 +224,16 @@ impl S3 for Api {
         &self,
         req: S3Request<dto::DeleteObjectsInput>,
     ) -> Answer<dto::DeleteObjectsOutput> {
-        let dto::DeleteObjectsInput { bucket, delete, .. } = req.input;
+        let conditions = !ignores_conditions(&req.extensions);
+        let dto::DeleteObjectsInput { bucket, mut delete, .. } = req.input;
+        if !conditions {
+            delete.objects.iter_mut().for_each(|object| object.e_tag = None);
+        }
         if delete.objects.is_empty() || delete.objects.len() > DELETE_MAX_KEYS {
             return Err(s3_error!(MalformedXML, "A delete names 1 to 1,000 objects"));
         }
         let quiet = delete.quiet.unwrap_or(false);
-        let plain = delete.objects.iter().all(|object| object.version_id.is_none() && object.e_tag.is_none());
+        let plain = delete.objects.iter().all(|object| object.version_id.is_none());
         let outcomes = match plain {
             true => self.delete_keys(&bucket, delete.objects).await?,
             false => self.delete_each(&bucket, delete.objects).await,
@@ -764,7 +768,11 @@ impl Api {
         bucket: &str,
         objects: Vec<dto::ObjectIdentifier>,
     ) -> S3Result<Vec<Result<dto::DeletedObject, dto::Error>>> {
-        let keys = objects.into_iter().map(|object| object.key).collect();
+        let entry = |object: dto::ObjectIdentifier| {
+            let etag = object.e_tag.as_ref().map(our_etag);
+            DeleteKey { key: object.key, etag }
+        };
+        let keys = objects.into_iter().map(entry).collect();
         let outcomes = self.store.delete_many(bucket, keys).await.map_err(fail)?;
         let outcomes = outcomes.into_iter().map(|(key, outcome)| match outcome {
             Ok(()) => Ok(dto::DeletedObject { key: Some(key), ..dto::DeletedObject::default() }),

@@ -13,7 +13,7 @@ use super::siblings::Moment;
 use super::volume::Volume;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, ListRequest, PutRequest};
+use crate::s3::{Attributes, Condition, ListRequest, ListedObject, PutRequest, limits};
 use crate::tree::keys::{DirKey, Name, Place};
 use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
@@ -447,14 +447,22 @@ impl Fs {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let _turn = self.lock_name(parent, &name).await;
+        let place = self.tree().dir_place(parent)?;
+        let place = match place {
+            DirPlace::In { volume, dir } => Some((self.volume(volume)?, dir)),
+            DirPlace::Buckets => None,
+        };
+        if let Some((volume, dir)) = &place
+            && let Ok(key) = dir.object_key(&name)
+        {
+            self.settle(volume, parent, &key).await?;
+        }
         if self.within(self.resolve(parent, &name)).await?.is_some() {
             return Err(exists());
         }
-        let place = self.tree().dir_place(parent)?;
-        let DirPlace::In { volume, dir } = place else {
+        let Some((volume, dir)) = place else {
             return self.make_bucket(&name).await;
         };
-        let volume = self.volume(volume)?;
         let child = dir.child(&name)?;
         if !dir.can_create(&name) {
             return Err(Error::new(
@@ -502,8 +510,9 @@ impl Fs {
         Ok(self.attr_of(&entry))
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. What was removed in it is gone from S3 first.
     pub async fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let begun = self.clock.now();
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let (_, volume, dir) = self.dir_in_volume(parent)?;
@@ -515,15 +524,19 @@ impl Fs {
         let child = dir.child(&name)?;
         let _shared = volume.namespace.read().await;
         let has_marker = self.require_empty(&volume, entry.ino, &child).await?;
-        self.keep_parent(&volume, parent, &dir, &child).await?;
+        let _noted = volume.deletes.note(child.prefix(), true);
+        self.keep_dir(&volume, parent, &dir).await?;
         if let (true, Some(marker)) = (has_marker, child.marker_key()) {
             delete_object(&volume.store, &volume.bucket, marker, None, volume.honoured().await).await?;
         }
-        self.tree().remove(parent, &name, self.clock.now());
+        let now = self.clock.now();
+        self.tree().remove(parent, &name, now);
+        volume.deletes.removed_dir(begun, now);
         Ok(())
     }
 
-    /// Fails `NotEmpty` unless the directory holds nothing but its marker; tells whether it has one.
+    /// Fails unless the directory holds nothing but its marker, `NotEmpty` or as a delete in it has failed; tells
+    /// whether it has one.
     pub(super) async fn require_empty(&self, volume: &Volume, ino: Ino, dir: &DirKey) -> Result<bool> {
         let unsaved_inside = self.has_dirty_within(ino) || {
             let mut tree = self.tree();
@@ -532,42 +545,45 @@ impl Fs {
             tree.end(ticket);
             inside
         };
-        let below = keys_below(volume, dir).await?;
-        let has_marker = below.iter().any(|(key, size)| Some(key.as_str()) == dir.marker_key() && *size == 0);
-        if unsaved_inside || below.len() > usize::from(has_marker) {
-            return Err(Error::new(Kind::NotEmpty, "the directory is not empty"));
+        if unsaved_inside {
+            return Err(not_empty());
+        }
+        {
+            // Whatever removes the last of it need not keep the directory.
+            let _closing = volume.deletes.close(ino);
+            self.drain(volume).await?;
+        }
+        let below = keys_below(volume, dir, 2).await?;
+        let is_marker = |object: &&ListedObject| Some(object.key.as_str()) == dir.marker_key();
+        let has_marker = below.iter().find(is_marker).is_some_and(|marker| marker.size == 0);
+        let failure = self.take_failure(volume, ino);
+        if below.len() > usize::from(has_marker) {
+            return Err(failure.unwrap_or_else(not_empty));
         }
         Ok(has_marker)
     }
 
-    /// Writes the marker of `parent` if what is about to go (`leaving`) is all that makes it a directory: a
+    /// Writes the marker of a directory if what is about to go (`Deletes::note`) is all that makes it one: a
     /// directory does not vanish because its last entry was removed.
-    pub(super) async fn keep_parent(
-        &self,
-        volume: &Volume,
-        parent: Ino,
-        dir: &DirKey,
-        leaving: &DirKey,
-    ) -> Result<()> {
-        self.keep_dir(volume, parent, dir, |key| key.starts_with(leaving.prefix())).await
-    }
-
-    pub(super) async fn keep_dir(
-        &self,
-        volume: &Volume,
-        parent: Ino,
-        dir: &DirKey,
-        leaving: impl Fn(&str) -> bool,
-    ) -> Result<()> {
-        let marked = matches!(self.tree().entry(parent)?.found, Found::Dir { marker: Some(_) });
+    pub(super) async fn keep_dir(&self, volume: &Volume, ino: Ino, dir: &DirKey) -> Result<()> {
+        let marked = matches!(self.tree().entry(ino)?.found, Found::Dir { marker: Some(_) });
         let at_top = dir.prefix() == volume.prefix;
         if marked || at_top || dir.marker_key().is_none() {
             return Ok(());
         }
-        let others = keys_below(volume, dir).await?;
-        if others.iter().all(|(key, _)| leaving(key)) {
+        // One key more than may be about to go tells. Where they are more than a page it may not, and then a marker
+        // is written that need not be.
+        let may_go = volume.deletes.leaving().len();
+        let first = keys_below(volume, dir, may_go.saturating_add(1)).await?;
+        if let Some(marker) = first.iter().find(|object| Some(object.key.as_str()) == dir.marker_key()) {
+            self.tree().mark(ino, marker.last_modified);
+            return Ok(());
+        }
+        // Read again: others may have begun to remove what is here.
+        let leaving = volume.deletes.leaving();
+        if first.iter().all(|object| leaving.contains(&object.key)) {
             put_marker(volume, dir, Condition::Any).await?;
-            self.tree().mark(parent, self.clock.wall());
+            self.tree().mark(ino, self.clock.wall());
         }
         Ok(())
     }
@@ -576,21 +592,22 @@ impl Fs {
 /// Pages in a row that may have nothing in them.
 const EMPTY_PAGES_MAX: u32 = 1_000;
 
-/// Two keys or more of a directory if it has them, its marker included: enough to tell empty, marked and full apart.
-async fn keys_below(volume: &Volume, dir: &DirKey) -> Result<Vec<(String, u64)>> {
+/// The first keys of a directory, its marker included: so many or more, if it has them.
+async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<ListedObject>> {
+    let max = max.min(limits::KEYS_PER_REQUEST);
     let mut request = ListRequest {
         bucket: volume.bucket.clone(),
         prefix: dir.prefix().to_owned(),
-        max_keys: Some(2),
+        max_keys: u16::try_from(max).ok(),
         ..ListRequest::default()
     };
     let mut below = Vec::new();
     // A page may have fewer keys than were asked for, and none at all, with more to come.
     for _ in 0..EMPTY_PAGES_MAX {
         let page = volume.store.list(request.clone()).await?;
-        below.extend(page.objects.into_iter().map(|object| (object.key, object.size)));
+        below.extend(page.objects);
         match page.next {
-            Some(next) if below.len() < 2 => request.continuation = Some(next),
+            Some(next) if below.len() < max => request.continuation = Some(next),
             _ => return Ok(below),
         }
     }
@@ -614,6 +631,10 @@ pub(super) async fn put_marker(volume: &Volume, dir: &DirKey, condition: Conditi
         checksum: None,
     };
     volume.store.put(request).await.map(drop)
+}
+
+fn not_empty() -> Error {
+    Error::new(Kind::NotEmpty, "the directory is not empty")
 }
 
 fn exists() -> Error {

@@ -1045,10 +1045,12 @@ impl Fs {
         Ok(())
     }
 
-    /// Commits every file that S3 lacks something of; the first failure is returned after all were tried.
+    /// Commits every file that S3 lacks something of; the first failure is returned after all were tried. Names that were
+    /// removed are gone from S3 too, or here again.
     pub async fn flush_all(&self) -> Result<()> {
         use futures::{FutureExt, StreamExt};
         let files: Vec<Arc<File>> = lock(&self.files).all().filter(|f| f.is_dirty()).cloned().collect();
+        let drained = self.drain_all();
         let mut first = Ok(());
         // Boxed, because the compiler cannot see otherwise that the whole may move between threads.
         let commits: Vec<_> = files.iter().map(|file| self.commit(file).boxed()).collect();
@@ -1058,6 +1060,7 @@ impl Fs {
                 first = result;
             }
         }
+        drained.await;
         first
     }
 

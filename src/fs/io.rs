@@ -243,15 +243,16 @@ impl Fs {
     ) -> Result<(Attr, Opened)> {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
-        let (_, _, dir) = self.dir_in_volume(parent)?;
+        let (_, volume, dir) = self.dir_in_volume(parent)?;
         if !dir.can_create(&name) {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 "this name is an escape of another key; see docs/NAMES.md",
             ));
         }
-        dir.object_key(&name)?;
+        let key = dir.object_key(&name)?;
         let _turn = self.lock_name(parent, &name).await;
+        self.settle(&volume, parent, &key).await?;
         if let Some(entry) = self.within(self.resolve(parent, &name)).await? {
             if flags.exclusive {
                 return Err(Error::new(Kind::AlreadyExists, "file exists"));

@@ -8,12 +8,13 @@
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
-//! 4. the table of open files, a file's state, the tree: plain mutexes, in that order, never held across an
-//!    await;
+//! 4. a volume's queue of deletes, the table of open files, a file's state, the tree: plain mutexes, in that
+//!    order, never held across an await;
 //! 5. the leaves: caches and counters.
 
 mod attr;
 mod backing;
+mod deletes;
 mod dirs;
 mod file;
 mod files;
@@ -67,6 +68,9 @@ pub struct Options {
     pub negative_ttl: Duration,
     /// How long one metadata operation or read may take before it fails `TimedOut`.
     pub timeout: Duration,
+    /// How long the delete of one of many files that are removed in a row waits for others to go with. They come some
+    /// 0.1 ms apart, so 20 ms are 200 of them.
+    pub delete_wait: Duration,
     /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes are staged.
@@ -99,6 +103,7 @@ impl Default for Options {
             ttl: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(1),
             timeout: Duration::from_secs(60),
+            delete_wait: Duration::from_millis(20),
             memory_limit: 256 << 20,
             staging_dir: std::env::temp_dir(),
             staging_reserve: None,

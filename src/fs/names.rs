@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
+use super::deletes::Removed;
 use super::dirs::put_marker;
 use super::file::Held;
 use super::lookup::no_such_name;
@@ -12,10 +13,10 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, ListRequest, ListedObject, ObjectInfo, limits};
+use crate::s3::{Condition, DeleteKey, ListRequest, ListedObject, ObjectInfo, limits};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
-use crate::write::{Base, Conditions, copy_object, delete_object};
+use crate::write::{Base, Conditions, copy_object, delete_object, delete_objects};
 
 /// Copies under way at once while a directory is renamed.
 const COPIES_IN_FLIGHT: usize = 64;
@@ -54,7 +55,11 @@ impl Fs {
     }
 
     /// Removes a file's name. Handles on it read and write on; what they write is for them alone.
-    pub async fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+    ///
+    /// The object goes before this returns, unless names are being removed in a row: see `deletes`. Where the server
+    /// can tell, it is the version that this mount knows, or this fails `Stale`.
+    pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Result<()> {
+        let begun = self.clock.now();
         let at = self.at(parent, name)?;
         let _turn = self.lock_name(parent, &at.name).await;
         let entry = self.within(self.resolve(parent, &at.name)).await?.ok_or_else(no_such_name)?;
@@ -65,13 +70,25 @@ impl Fs {
         let _shared = at.volume.namespace.read().await;
         let mut held = self.hold(entry.ino).await;
         if self.is_in_s3(entry.ino) {
+            // It may have been saved while this waited.
+            let etag = match self.tree().entry(entry.ino)?.found {
+                Found::File(facts) => facts.etag,
+                Found::Dir { .. } => None,
+            };
+            // What is open has to be fetched first, and may have to stay as it is.
+            if held.is_none() && at.dir.marker_key() != Some(&key) {
+                let (name, dir) = (&at.name, &at.dir);
+                let removed = Removed { parent, name, ino: entry.ino, dir, key: &key, etag: etag.clone() };
+                if self.remove_later(at.id, &at.volume, &removed).await {
+                    return Ok(());
+                }
+            }
             if let Some(held) = &mut held {
                 held.fetch(self).await?;
             }
-            self.keep_dir_of(&at, &key).await?;
-            self.remove_object(&at, &key, None)
-                .await
-                .inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
+            let removed = self.remove_now(&at, &key, etag.as_ref()).await;
+            at.volume.deletes.ended(parent, removed.is_ok(), begun, self.clock.now());
+            removed.inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
         }
         self.orphan(entry.ino, held);
         self.tree().remove(parent, &at.name, self.clock.now());
@@ -79,12 +96,28 @@ impl Fs {
         Ok(())
     }
 
+    /// Removes the object of a name that goes. Gone already is as good: an earlier attempt's answer was lost, or
+    /// another client was first.
+    async fn remove_now(&self, at: &At, key: &str, etag: Option<&ETag>) -> Result<()> {
+        let _noted = at.volume.deletes.note(key, false);
+        self.keep_dir_of(at, key).await?;
+        match self.remove_object(at, key, etag).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) if error.kind() == Kind::Stale => {
+                // Whoever asks again means the version that is there.
+                self.tree().forget_facts(at.parent, &at.name);
+                Err(error)
+            }
+            answer => answer,
+        }
+    }
+
     /// Sees to it that a directory stays when the object of one of its files goes.
     async fn keep_dir_of(&self, at: &At, key: &str) -> Result<()> {
         if at.dir.marker_key() == Some(key) {
             return Ok(());
         }
-        self.keep_dir(&at.volume, at.parent, &at.dir, |k| k == key).await
+        self.keep_dir(&at.volume, at.parent, &at.dir).await
     }
 
     /// Removes a file's object, where that is `etag` or where it does not matter; its directory stays.
@@ -139,6 +172,9 @@ impl Fs {
             ));
         }
         let _turns = self.lock_names((parent, &from.name), (new_parent, &to.name)).await;
+        if let Ok(key) = to.dir.object_key(&to.name) {
+            self.settle(&to.volume, new_parent, &key).await?;
+        }
         let source = self.within(self.resolve(parent, &from.name)).await?.ok_or_else(no_such_name)?;
         let target = self.within(self.resolve(new_parent, &to.name)).await?;
         if target.as_ref().is_some_and(|target| target.ino == source.ino) {
@@ -262,6 +298,7 @@ impl Fs {
         if let Some(replaced) = &mut replaced {
             replaced.fetch(self).await?;
         }
+        let _noted = from.volume.deletes.note(&from_key, false);
         if from.leaves_its_directory(to) {
             self.keep_dir_of(from, &from_key).await?;
         }
@@ -313,9 +350,13 @@ impl Fs {
             Some(second) => Some(second.namespace.write().await),
             None => None,
         };
+        // What was removed is not to be copied, and nothing more is removed meanwhile.
+        self.drain(&from.volume).await?;
+        self.drain(&to.volume).await?;
         let objects = all_below(&from.volume, &old).await?;
+        let _noted = from.volume.deletes.note(old.prefix(), true);
         if from.leaves_its_directory(to) {
-            self.keep_parent(&from.volume, from.parent, &from.dir, &old).await?;
+            self.keep_dir(&from.volume, from.parent, &from.dir).await?;
         }
         let moved = copy_all(from, to, &old, &new, &objects).await?;
         if objects.is_empty() {
@@ -457,18 +498,16 @@ async fn delete_copied(volume: &Volume, dir: &DirKey, objects: Vec<ListedObject>
         objects.into_iter().partition(|object| object.key.ends_with('/') && object.size == 0);
     let mut first = Ok(());
     let mut changed = Vec::new();
-    if honoured.delete {
-        let mut answers = futures::stream::iter(objects)
-            .map(|object| async move {
-                let etag = Some(&object.etag);
-                let answer = delete_object(&volume.store, &volume.bucket, &object.key, etag, honoured).await;
-                (object.key, answer)
-            })
-            .buffer_unordered(COPIES_IN_FLIGHT);
-        while let Some((key, answer)) = answers.next().await {
+    if honoured.delete || honoured.delete_many {
+        let keys: Vec<DeleteKey> = objects
+            .into_iter()
+            .map(|object| DeleteKey { key: object.key, etag: Some(object.etag) })
+            .collect();
+        let answers = delete_objects(&volume.store, &volume.bucket, keys.clone(), honoured).await;
+        for (entry, answer) in keys.into_iter().zip(answers) {
             match answer {
-                Err(error) if error.kind() == Kind::Stale => changed.push(key),
-                Err(error) if !error.is_not_found() && first.is_ok() => first = Err(error),
+                Err(error) if error.kind() == Kind::Stale => changed.push(entry.key),
+                Err(error) if first.is_ok() => first = Err(error),
                 _ => {}
             }
         }
@@ -503,19 +542,7 @@ async fn delete_all(volume: &Volume, keys: Vec<String>) -> Result<()> {
 }
 
 async fn delete_batches(volume: &Volume, keys: Vec<String>) -> Result<()> {
-    let batches: Vec<Vec<String>> = keys.chunks(limits::KEYS_PER_REQUEST).map(<[_]>::to_vec).collect();
-    let mut first = Ok(());
-    let mut answers = futures::stream::iter(batches)
-        .map(|batch| volume.store.delete_many(&volume.bucket, batch))
-        .buffer_unordered(4);
-    while let Some(answer) = answers.next().await {
-        let failure = match answer {
-            Ok(each) => each.into_iter().find_map(|(_, result)| result.err()),
-            Err(error) => Some(error),
-        };
-        if let (Ok(()), Some(error)) = (&first, failure) {
-            first = Err(error);
-        }
-    }
-    first
+    let keys = keys.into_iter().map(DeleteKey::any).collect();
+    let answers = delete_objects(&volume.store, &volume.bucket, keys, Conditions::NONE).await;
+    answers.into_iter().collect()
 }

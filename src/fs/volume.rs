@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::RwLock;
 
+use super::deletes::Deletes;
 use crate::base::ETag;
 use crate::error::Result;
 use crate::read::{Object, ObjectId};
@@ -29,6 +30,7 @@ pub struct Volume {
     pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
+    pub(super) deletes: Deletes,
     probe: Option<Probe>,
     order_probe: Option<OrderProbe>,
     /// Whether the probe was asked.
@@ -50,6 +52,7 @@ impl Volume {
             reach: String::new(),
             origin: Arc::from(""),
             namespace: RwLock::new(()),
+            deletes: Deletes::default(),
             probe: None,
             order_probe: None,
             order_asked: AtomicBool::new(false),

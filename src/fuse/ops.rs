@@ -599,9 +599,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    /// Everything a directory operation did is in S3 when it returns.
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.fs);
+        self.spawn("fsyncdir", reply, async move { fs.fsyncdir(Ino(ino.0)).await }, |reply, ()| reply.ok());
     }
 
     // ENOSYS makes the kernel stop asking, which it otherwise does before every write.

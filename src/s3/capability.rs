@@ -88,6 +88,7 @@ pub struct Capabilities {
     pub delete_if_match: Verdict,
     pub upload_part_copy: Verdict,
     pub batch_delete: Verdict,
+    pub batch_delete_if_match: Verdict,
     pub checksums: Verdict,
     pub tagging: Verdict,
     pub versioning: Verdict,
@@ -110,6 +111,7 @@ impl Capabilities {
             delete_if_match: works,
             upload_part_copy: works,
             batch_delete: works,
+            batch_delete_if_match: works,
             checksums: works,
             tagging: works,
             versioning: works,
@@ -131,6 +133,7 @@ impl Capabilities {
             ("conditional delete", self.delete_if_match, "a rename never deletes a newer version"),
             ("copying parts", self.upload_part_copy, "a small change to a large file moves few bytes"),
             ("batch delete", self.batch_delete, "1,000 keys in a request"),
+            ("batch delete, same version", self.batch_delete_if_match, "and none of a newer version"),
             ("checksums", self.checksums, "damaged uploads are refused"),
             ("tagging", self.tagging, "object tags"),
             ("versioning", self.versioning, "object versions"),
@@ -163,14 +166,15 @@ impl Capabilities {
         }
     }
 
-    /// Whether a conditional Put, Complete, Copy and Delete can be relied on.
-    pub fn conditions(&self) -> [bool; 4] {
+    /// Whether a conditional Put, Complete, Copy and Delete can be relied on, and one of a key in a batch.
+    pub fn conditions(&self) -> [bool; 5] {
         let works = |verdicts: &[Verdict]| verdicts.iter().all(|v| *v == Verdict::Works);
         [
             works(&[self.put_if_none_match, self.put_if_match]),
             works(&[self.complete_if_none_match, self.complete_if_match]),
             works(&[self.copy_source_if_match, self.copy_if_none_match, self.copy_if_match]),
             works(&[self.delete_if_match]),
+            works(&[self.batch_delete_if_match]),
         ]
     }
 }
@@ -242,13 +246,15 @@ impl Scratch<'_> {
             Err(error) if error.kind() == Kind::AccessDenied => return Ok(denied()),
             answer => answer?,
         };
-        let (put, complete, copy, delete) = futures::join!(
+        let (put, complete, copy, delete, batch) = futures::join!(
             self.conditional_put(),
             self.conditional_complete(),
             self.conditional_copy(),
             self.conditional_delete(),
+            self.conditional_batch_delete(),
         );
         let mut found = Capabilities { delete_if_match: verdict(delete)?, ..Capabilities::default() };
+        found.batch_delete_if_match = verdict(batch)?;
         [found.put_if_none_match, found.put_if_match] = each(put)?;
         [found.complete_if_none_match, found.complete_if_match] = each(complete)?;
         [found.copy_source_if_match, found.copy_if_none_match, found.copy_if_match] = each(copy)?;
@@ -333,6 +339,29 @@ impl Scratch<'_> {
         unless_the_right_one_fails(stale, right.map(drop))
     }
 
+    /// One key of the wrong version and one of the right one, in one request.
+    async fn conditional_batch_delete(&self) -> Result<Verdict> {
+        let stays = self.put("batch-stays", "1", Condition::Any).await?.etag;
+        let goes = self.put("batch-goes", "2", Condition::Any).await?.etag;
+        let entry = |name, etag| DeleteKey { key: self.key(name), etag: Some(etag) };
+        let batch = vec![entry("batch-stays", ETag::new(WRONG_ETAG)), entry("batch-goes", goes)];
+        let mut answers = self.store.delete_many(self.bucket, batch).await?.into_iter();
+        let mut next = || answers.next().map_or(Ok(()), |(_, answer)| answer);
+        let (wrong, right) = (next(), next());
+        let wrong = match self.has_to_fail(wrong, "batch-stays", &stays).await {
+            // Answered as a failure, and gone all the same.
+            Err(error) if error.is_not_found() => Verdict::Ignored,
+            told => told?,
+        };
+        let right = match right {
+            Ok(()) if self.is_there("batch-goes").await? => {
+                Err(Error::new(Kind::Unsupported, "it is still there"))
+            }
+            answer => answer,
+        };
+        unless_the_right_one_fails(wrong, right)
+    }
+
     async fn part_copy(&self) -> Result<Verdict> {
         // S3 copies a range only of an object over 5 MiB.
         const SIZE: usize = (5 << 20) + 16;
@@ -367,7 +396,7 @@ impl Scratch<'_> {
     async fn batch_delete(&self) -> Result<Verdict> {
         self.put("batch-1", "1", Condition::Any).await?;
         self.put("batch-2", "2", Condition::Any).await?;
-        let keys = vec![self.key("batch-1"), self.key("batch-2")];
+        let keys = vec![DeleteKey::any(self.key("batch-1")), DeleteKey::any(self.key("batch-2"))];
         for (_, result) in self.store.delete_many(self.bucket, keys).await? {
             result?;
         }
@@ -817,7 +846,7 @@ mod tests {
         let store = store();
         store.ignore_conditions(true);
         let found = probe(&store, "bucket", "", Depth::Writes).await.unwrap().capabilities;
-        assert_eq!(found.conditions(), [false; 4]);
+        assert_eq!(found.conditions(), [false; 5]);
         assert_eq!(found.put_if_none_match, Verdict::Ignored);
         assert_eq!(found.delete_if_match, Verdict::Ignored);
         assert_eq!(found.upload_part_copy, Verdict::Unknown, "not asked for");

@@ -1,6 +1,6 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use aws_sdk_s3::types::{
     OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective,
     VersioningConfiguration,
 };
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::timeout::TimeoutConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -65,6 +65,8 @@ struct Inner {
     credentials: Option<Arc<Refreshing>>,
     stats: Arc<Stats>,
     checksums: AtomicU8,
+    /// Whether DeleteObjects is sent with Content-MD5 in place of a checksum.
+    deletes_with_md5: AtomicBool,
     failures_in_a_row: AtomicU32,
     /// Whether an endpoint of one's own was asked which region it expects.
     region_asked: AtomicBool,
@@ -103,6 +105,7 @@ impl Client {
                 credentials,
                 stats,
                 checksums: AtomicU8::new(CRC64),
+                deletes_with_md5: AtomicBool::new(false),
                 failures_in_a_row: AtomicU32::new(0),
                 region_asked: AtomicBool::new(false),
             }),
@@ -609,55 +612,37 @@ impl Store for Client {
         })
     }
 
-    async fn delete_many(&self, bucket: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let identifiers = keys.iter().filter_map(|key| ObjectIdentifier::builder().key(key).build().ok());
-        let batch = Delete::builder()
-            .set_objects(Some(identifiers.collect()))
-            .quiet(true)
-            .build()
-            .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
-        let answer = self
-            .call("DeleteObjects", bucket, "", &Condition::Any, |s3| {
-                s3.delete_objects()
-                    .bucket(bucket)
-                    .delete(batch.clone())
-                    .set_request_payer(self.payer())
-                    .send()
-            })
-            .await;
-        let answer = match answer {
-            Err(error)
-                if error.kind() == Kind::Unsupported || refuses_checksum(&error) || wants_md5(&error) =>
-            {
-                return Ok(self.delete_one_by_one(bucket, keys).await);
+    async fn delete_many(&self, bucket: &str, keys: Vec<DeleteKey>) -> Result<Vec<(String, Result<()>)>> {
+        // XML has no way to name the others.
+        let (named, odd): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|entry| fits_xml(&entry.key));
+        let is_refused =
+            |error: &Error| error.kind() == Kind::Unsupported || refuses_checksum(error) || wants_md5(error);
+        let with_md5 = self.inner.deletes_with_md5.load(Ordering::Relaxed);
+        let answer = match self.delete_named(bucket, &named, with_md5).await {
+            Err(error) if is_refused(&error) && !with_md5 => {
+                let answer = self.delete_named(bucket, &named, true).await;
+                if answer.is_ok() && !self.inner.deletes_with_md5.swap(true, Ordering::Relaxed) {
+                    tracing::info!(error = %error.report(), "the endpoint wants Content-MD5 with DeleteObjects");
+                }
+                answer
             }
+            answer => answer,
+        };
+        let (mut failed, mut again) = match answer {
+            Err(error) if is_refused(&error) => (HashMap::new(), named),
             answer => answer?,
         };
-        let mut failed: BTreeMap<String, Error> = answer
-            .errors()
-            .iter()
-            .filter_map(|e| {
-                let kind = match e.code() {
-                    Some("AccessDenied") => Kind::AccessDenied,
-                    Some("SlowDown") => Kind::Throttled,
-                    Some("NoSuchKey") => return None,
-                    _ => Kind::Server,
-                };
-                let key = e.key()?.to_owned();
-                let error = Error::new(kind, e.message().unwrap_or("the key was not deleted"))
-                    .with_code(e.code().unwrap_or("Unknown"))
-                    .on("DeleteObjects", bucket, &key);
-                Some((key, error))
-            })
-            .collect();
+        again.extend(odd);
+        for (key, result) in self.delete_one_by_one(bucket, again).await {
+            if let Err(error) = result {
+                failed.insert(key, error);
+            }
+        }
         Ok(keys
             .into_iter()
-            .map(|key| {
-                let result = failed.remove(&key).map_or(Ok(()), Err);
-                (key, result)
+            .map(|entry| {
+                let result = failed.remove(&entry.key).map_or(Ok(()), Err);
+                (entry.key, result)
             })
             .collect())
     }
@@ -1054,18 +1039,110 @@ impl Store for Client {
 }
 
 impl Client {
-    async fn delete_one_by_one(&self, bucket: &str, keys: Vec<String>) -> Vec<(String, Result<()>)> {
+    /// One DeleteObjects: what it failed for, and the keys that are worth another try, by themselves: the answer to the
+    /// batch was a success, so nobody has tried those again yet.
+    async fn delete_named(
+        &self,
+        bucket: &str,
+        keys: &[DeleteKey],
+        with_md5: bool,
+    ) -> Result<(HashMap<String, Error>, Vec<DeleteKey>)> {
+        if keys.is_empty() {
+            return Ok((HashMap::new(), Vec::new()));
+        }
+        let identifiers = keys.iter().filter_map(|entry| {
+            let etag = entry.etag.as_ref().map(ETag::quoted);
+            ObjectIdentifier::builder().key(&entry.key).set_e_tag(etag).build().ok()
+        });
+        let batch = Delete::builder()
+            .set_objects(Some(identifiers.collect()))
+            .quiet(true)
+            .build()
+            .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
+        let answer = self
+            .call("DeleteObjects", bucket, "", &Condition::Any, |s3| {
+                s3.delete_objects()
+                    .bucket(bucket)
+                    .delete(batch.clone())
+                    .set_request_payer(self.payer())
+                    .customize()
+                    .mutate_request(move |request| {
+                        if with_md5 {
+                            use_md5(request);
+                        }
+                    })
+                    .send()
+            })
+            .await?;
+        let mut failed = HashMap::new();
+        let mut again = Vec::new();
+        let entries: HashMap<&str, &DeleteKey> =
+            keys.iter().map(|entry| (entry.key.as_str(), entry)).collect();
+        for told in answer.errors() {
+            let Some(entry) = told.key().and_then(|key| entries.get(key)) else {
+                let why = format!("a failed delete of a key that was not asked for: {:?}", told.key());
+                return Err(Error::new(Kind::Corrupt, why).on("DeleteObjects", bucket, ""));
+            };
+            let kind = match told.code() {
+                Some("NoSuchKey") => continue,
+                Some("AccessDenied") => Kind::AccessDenied,
+                Some("PreconditionFailed") => Kind::Stale,
+                Some("MethodNotAllowed" | "NotImplemented") => Kind::Unsupported,
+                // It may work by itself, and if not, its own answer tells more.
+                _ => {
+                    again.push((*entry).clone());
+                    continue;
+                }
+            };
+            let error = Error::new(kind, told.message().unwrap_or("the key was not deleted"))
+                .with_code(told.code().unwrap_or("Unknown"))
+                .on("DeleteObjects", bucket, &entry.key);
+            failed.insert(entry.key.clone(), error);
+        }
+        Ok((failed, again))
+    }
+
+    async fn delete_one_by_one(&self, bucket: &str, keys: Vec<DeleteKey>) -> Vec<(String, Result<()>)> {
         futures::stream::iter(keys)
-            .map(|key| async move {
-                let request =
-                    DeleteRequest { bucket: bucket.to_owned(), key: key.clone(), ..DeleteRequest::default() };
-                let result = self.delete(request).await.map(drop);
-                (key, result)
+            .map(|entry| async move {
+                let request = DeleteRequest {
+                    bucket: bucket.to_owned(),
+                    condition: entry.condition(),
+                    key: entry.key.clone(),
+                    version_id: None,
+                };
+                let result = match self.delete(request).await {
+                    Err(error) if error.is_not_found() => Ok(()),
+                    deleted => deleted.map(drop),
+                };
+                (entry.key, result)
             })
             .buffered(SINGLE_DELETES_IN_FLIGHT)
             .collect()
             .await
     }
+}
+
+/// Whether XML 1.0 can hold a key.
+fn fits_xml(key: &str) -> bool {
+    key.chars()
+        .all(|c| !matches!(c, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}'))
+}
+
+/// Replaces the checksum of a request whose body is in memory by Content-MD5, which the SDK knows nothing of.
+fn use_md5(request: &mut HttpRequest) {
+    let Some(md5) = request.body().bytes().map(|body| BASE64.encode(Md5::digest(body))) else { return };
+    let theirs: Vec<String> = request
+        .headers()
+        .iter()
+        .map(|(name, _)| name.to_owned())
+        .filter(|name| name.starts_with("x-amz-checksum-") || name == "x-amz-sdk-checksum-algorithm")
+        .collect();
+    let headers = request.headers_mut();
+    for name in theirs {
+        headers.remove(name);
+    }
+    headers.insert("content-md5", md5);
 }
 
 /// A server that takes DeleteObjects only with Content-MD5, which the SDK no longer sends.

@@ -1,6 +1,6 @@
 //! S3 in memory: [`Store`] over the pure model, with failures and lies on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -39,6 +39,8 @@ struct State {
     listing: Listing,
     /// Calls that all fail, by API name, and how.
     refused: BTreeMap<&'static str, (Kind, When)>,
+    /// Keys that may not be deleted.
+    protected: BTreeSet<String>,
     /// Answers that are let out, by API name; all, where there is none.
     held: BTreeMap<&'static str, Arc<Semaphore>>,
 }
@@ -85,6 +87,7 @@ impl MemStore {
             damaged: None,
             listing: Listing::default(),
             refused: BTreeMap::new(),
+            protected: BTreeSet::new(),
             held: BTreeMap::new(),
         };
         Self { state: Mutex::new(state), clock, stats }
@@ -149,10 +152,16 @@ impl MemStore {
         self.lock().refused.insert(operation, (kind, when));
     }
 
+    /// Refuses every delete of a key from now on, as a policy does.
+    pub fn protect(&self, key: &str) {
+        self.lock().protected.insert(key.to_owned());
+    }
+
     /// Nothing fails from now on.
     pub fn refuse_nothing(&self) {
         let mut state = self.lock();
         state.refused.clear();
+        state.protected.clear();
         state.failing = None;
     }
 
@@ -239,6 +248,13 @@ impl State {
             log.append(&change, &body, now)?;
         }
         Ok(done)
+    }
+
+    fn delete(&mut self, request: DeleteRequest, now: SystemTime) -> Result<Deleted> {
+        if self.protected.contains(&request.key) {
+            return Err(Error::new(Kind::AccessDenied, "this key may not be deleted"));
+        }
+        self.change(Change::Delete(request), Bytes::new(), now)?.deleted()
     }
 
     fn list(&self, request: &ListRequest) -> Result<ListPage> {
@@ -372,23 +388,33 @@ impl Store for MemStore {
         let (bucket, key) = (request.bucket.clone(), request.key.clone());
         let answer = self.call("DeleteObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
-            s.change(Change::Delete(request), Bytes::new(), now)?.deleted()
+            s.delete(request, now)
         });
         self.let_out("DeleteObject").await;
         answer
     }
 
-    async fn delete_many(&self, bucket: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>> {
+    async fn delete_many(&self, bucket: &str, keys: Vec<DeleteKey>) -> Result<Vec<(String, Result<()>)>> {
         let now = self.clock.wall();
-        self.call("DeleteObjects", bucket, "", |s| {
+        let answer = self.call("DeleteObjects", bucket, "", |s| {
             s.model.head_bucket(bucket)?;
-            let delete = |key: String| {
-                let request =
-                    DeleteRequest { bucket: bucket.to_owned(), key: key.clone(), ..DeleteRequest::default() };
-                (key, s.change(Change::Delete(request), Bytes::new(), now).map(drop))
+            let delete = |entry: DeleteKey| {
+                let request = DeleteRequest {
+                    bucket: bucket.to_owned(),
+                    key: entry.key.clone(),
+                    version_id: None,
+                    condition: s.heed(entry.condition()),
+                };
+                let deleted = match s.delete(request, now) {
+                    Err(error) if error.is_not_found() => Ok(()),
+                    deleted => deleted.map(drop),
+                };
+                (entry.key, deleted)
             };
             Ok(keys.into_iter().map(delete).collect())
-        })
+        });
+        self.let_out("DeleteObjects").await;
+        answer
     }
 
     async fn copy(&self, mut request: CopyRequest) -> Result<Written> {

@@ -37,8 +37,9 @@ pub trait Store: Send + Sync + 'static {
     async fn put(&self, request: PutRequest) -> Result<Written>;
     /// Deleting what is not there succeeds, as in S3, unless a condition was given.
     async fn delete(&self, request: DeleteRequest) -> Result<Deleted>;
-    /// Deletes up to 1,000 keys in one request; the answer has one entry per key, in order.
-    async fn delete_many(&self, bucket: &str, keys: Vec<String>) -> Result<Vec<(String, Result<()>)>>;
+    /// Deletes up to 1,000 keys in one request; the answer has one entry per key, in order. A key that is not there
+    /// is deleted; one that is another version than its entry names fails `Stale` by itself.
+    async fn delete_many(&self, bucket: &str, keys: Vec<DeleteKey>) -> Result<Vec<(String, Result<()>)>>;
     /// Up to 5 GiB, on the server.
     async fn copy(&self, request: CopyRequest) -> Result<Written>;
     async fn list(&self, request: ListRequest) -> Result<ListPage>;

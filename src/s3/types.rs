@@ -190,6 +190,25 @@ pub struct DeleteRequest {
     pub condition: Condition,
 }
 
+/// One key of a batch of deletes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteKey {
+    pub key: String,
+    /// Deletes this version or nothing; `None` whatever is there.
+    pub etag: Option<ETag>,
+}
+
+impl DeleteKey {
+    /// Whatever version is there.
+    pub fn any(key: impl Into<String>) -> Self {
+        Self { key: key.into(), etag: None }
+    }
+
+    pub(super) fn condition(&self) -> Condition {
+        self.etag.clone().map_or(Condition::Any, Condition::Matches)
+    }
+}
+
 /// What a delete did, in a versioned bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deleted {

@@ -40,6 +40,8 @@ pub struct Tree {
     taken: HashMap<Ino, (VolumeId, String)>,
     /// Nodes that exist on this mount only: few, and every listing asks for them.
     locals: HashSet<Ino>,
+    /// Names removed here whose objects are not known to be gone yet. Each keeps its directory in the table.
+    buried: HashMap<Ino, HashSet<Name>>,
     /// Changes up to this number are no longer in `changed`.
     changes_forgotten: u64,
     /// Requests on their way, by the change number at their start.
@@ -186,6 +188,7 @@ impl Tree {
             changed_names: 0,
             taken: HashMap::new(),
             locals: HashSet::new(),
+            buried: HashMap::new(),
             changes_forgotten: 0,
             tickets: BTreeMap::new(),
             news: Vec::new(),
@@ -329,6 +332,9 @@ impl Tree {
                 _ => Known::Unknown,
             };
         }
+        if self.is_buried(parent, name) {
+            return Known::Absent;
+        }
         let key = (parent, name.clone());
         match self.remembered.get(&key) {
             Some((_, until)) if now >= *until => {
@@ -411,13 +417,18 @@ impl Tree {
     /// Whether a name was removed here since the ticket was drawn.
     pub fn is_gone(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
         let change = self.changed.get(&dir).and_then(|names| names.get(name));
-        change.is_some_and(|change| change.number > ticket.0 && change.left.is_none())
-            && self.child(dir, name).is_none()
+        let removed = change.is_some_and(|change| change.number > ticket.0 && change.left.is_none());
+        (removed || self.is_buried(dir, name)) && self.child(dir, name).is_none()
+    }
+
+    fn is_buried(&self, dir: Ino, name: &Name) -> bool {
+        self.buried.get(&dir).is_some_and(|names| names.contains(name))
     }
 
     /// Whether what happened here overrules what S3 said of a name when asked with this ticket.
     pub fn overrules(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
         self.changed_since(dir, name, ticket)
+            || self.is_buried(dir, name)
             || self.child(dir, name).is_some_and(|ino| self.locals.contains(&ino))
     }
 
@@ -863,6 +874,37 @@ impl Tree {
         }
     }
 
+    /// The name is gone, and whatever S3 says of it until [`Tree::unbury`] is not so.
+    pub fn bury(&mut self, parent: Ino, name: &Name) {
+        self.note_change(parent, name);
+        if self.buried.entry(parent).or_default().insert(name.clone()) {
+            self.pin(parent);
+        }
+        self.forget_name(parent, name);
+        if let Some(ino) = self.child(parent, name) {
+            self.detach(ino);
+        }
+    }
+
+    /// S3 is believed again: the object of a buried name is gone, or is there after all.
+    pub fn unbury(&mut self, parent: Ino, name: &Name, gone: bool, now: Instant) {
+        let Some(names) = self.buried.get_mut(&parent) else { return };
+        if !names.remove(name) {
+            return;
+        }
+        if names.is_empty() {
+            self.buried.remove(&parent);
+        }
+        // Whoever asked before may have seen either.
+        self.note_change(parent, name);
+        if gone {
+            self.remembered.put((parent, name.clone()), (Memory::Absent, now + self.negative_ttl));
+        } else {
+            self.tell(Invalidation::Entry { parent, name: name.clone() });
+        }
+        self.unpin(parent);
+    }
+
     /// Forgets what is remembered of a name that has no inode.
     pub fn forget_name(&mut self, parent: Ino, name: &Name) {
         self.remembered.pop(&(parent, name.clone()));
@@ -1168,6 +1210,12 @@ impl Tree {
 
     /// Checks the invariants that a defect here would break first.
     pub fn check(&self) {
+        for (parent, names) in &self.buried {
+            assert!(
+                !names.is_empty() && self.nodes.contains_key(parent),
+                "a directory outlives its buried names"
+            );
+        }
         assert!(self.locals.iter().all(|ino| self.nodes.contains_key(ino)), "a local node is in the table");
         for (ino, node) in &self.nodes {
             if let Some((parent, name)) = &node.link {

@@ -12,13 +12,16 @@ use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
-    Attributes, Condition, CopyRequest, DeleteRequest, GetRequest, Part, PartSource, PutRequest, Store,
-    Upload, Written, content_etag, limits, multipart_etag,
+    Attributes, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, Part, PartSource, PutRequest,
+    Store, Upload, Written, content_etag, limits, multipart_etag,
 };
 use crate::stats::Stats;
 
 /// Parts of one file under way at once.
 const PARTS_IN_FLIGHT: usize = 4;
+/// Single deletes, and batches of up to 1,000, under way at once.
+const DELETES_IN_FLIGHT: usize = 64;
+const BATCHES_IN_FLIGHT: usize = 4;
 /// Size and number of parts in flight of a server-side copy too large for one CopyObject.
 const COPY_PART_BYTES: u64 = 512 << 20;
 const COPY_PARTS_IN_FLIGHT: usize = 8;
@@ -39,11 +42,14 @@ pub struct Conditions {
     pub complete: bool,
     pub copy: bool,
     pub delete: bool,
+    /// Of each key of a DeleteObjects.
+    pub delete_many: bool,
 }
 
 impl Conditions {
-    pub const ALL: Self = Self { put: true, complete: true, copy: true, delete: true };
-    pub const NONE: Self = Self { put: false, complete: false, copy: false, delete: false };
+    pub const ALL: Self = Self { put: true, complete: true, copy: true, delete: true, delete_many: true };
+    pub const NONE: Self =
+        Self { put: false, complete: false, copy: false, delete: false, delete_many: false };
 }
 
 /// One commit of one file, or parts of it that leave ahead of one.
@@ -395,6 +401,56 @@ async fn make_empty_again(
         checksum: None,
     };
     store.put(request).await
+}
+
+/// Deletes keys, each only if it still is the version it names where the server can tell; one answer for each, in order.
+/// What is not there is deleted.
+///
+/// Where the server looks at the versions of a batch, or at none whatever is asked, a request deletes up to 1,000;
+/// where it looks at one key's alone, each gets a request, many at once.
+pub async fn delete_objects(
+    store: &Arc<dyn Store>,
+    bucket: &str,
+    mut keys: Vec<DeleteKey>,
+    honoured: Conditions,
+) -> Vec<Result<()>> {
+    if !honoured.delete && !honoured.delete_many {
+        keys.iter_mut().for_each(|entry| entry.etag = None);
+    }
+    let conditional = keys.iter().any(|entry| entry.etag.is_some());
+    let alone = keys.len() == 1 && (honoured.delete || !conditional);
+    if alone || (conditional && !honoured.delete_many) {
+        return futures::stream::iter(keys)
+            .map(|DeleteKey { key, etag }| async move {
+                match delete_object(store, bucket, &key, etag.as_ref(), honoured).await {
+                    Err(error) if error.is_not_found() => Ok(()),
+                    deleted => deleted,
+                }
+            })
+            .buffered(DELETES_IN_FLIGHT)
+            .collect()
+            .await;
+    }
+    let batches: Vec<_> = keys.chunks(limits::KEYS_PER_REQUEST).map(<[_]>::to_vec).collect();
+    futures::stream::iter(batches)
+        .map(|batch| async move {
+            let len = batch.len();
+            match store.delete_many(bucket, batch).await {
+                Ok(each) => each.into_iter().map(|(_, answer)| answer).collect(),
+                Err(error) => repeated(&error, len),
+            }
+        })
+        .buffered(BATCHES_IN_FLIGHT)
+        .collect::<Vec<Vec<_>>>()
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The failure of a request is that of each of its keys.
+fn repeated(error: &Error, len: usize) -> Vec<Result<()>> {
+    (0..len).map(|_| Err(error.duplicate())).collect()
 }
 
 /// Deletes `key`, only if it still is `etag` where the server can tell.

@@ -29,6 +29,11 @@ pub const REWRITE: OpenFlags = OpenFlags { truncate: true, ..WRITE };
 pub const READ: OpenFlags =
     OpenFlags { write: false, truncate: false, append: false, exclusive: false, direct: false };
 
+/// What was removed in a row goes when somebody waits for it: the real time is nothing to count by.
+fn usual() -> Options {
+    Options { delete_wait: Duration::from_secs(20), ..Options::default() }
+}
+
 impl Client {
     pub fn new() -> Self {
         let clock = Arc::new(ManualClock::new());
@@ -39,8 +44,13 @@ impl Client {
 
     /// The same, on a server whose conditions were found not to work.
     pub fn with_conditions_unknown(self) -> Self {
-        let probe = || -> futures::future::BoxFuture<'static, Result<Conditions>> {
-            Box::pin(async { Ok(Conditions::NONE) })
+        self.with_conditions(Conditions::NONE)
+    }
+
+    /// The same, on a server that looks at these conditions.
+    pub fn with_conditions(self, conditions: Conditions) -> Self {
+        let probe = move || -> futures::future::BoxFuture<'static, Result<Conditions>> {
+            Box::pin(async move { Ok(conditions) })
         };
         Self::mounted(self.store, self.clock, self.stats, Some(Box::new(probe)))
     }
@@ -67,8 +77,15 @@ impl Client {
         Self::of_volume(volume, store, clock, stats)
     }
 
+    /// The same, where a delete waits no longer than that for others.
+    pub fn with_delete_wait(self, wait: Duration) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let options = Options { delete_wait: wait, ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
-        Self::of_root(Root::Volume(volume), Options::default(), store, clock, stats)
+        Self::of_root(Root::Volume(volume), usual(), store, clock, stats)
     }
 
     fn of_root(
@@ -110,7 +127,7 @@ impl Client {
     /// The same, with a local disk that has no room to spare.
     pub fn with_a_short_disk(self) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
-        let options = Options { staging_reserve: Some(u64::MAX), ..Options::default() };
+        let options = Options { staging_reserve: Some(u64::MAX), ..usual() };
         Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
     }
 
@@ -141,7 +158,7 @@ impl Client {
         };
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
         let buckets = Buckets { store, session: None, read_only: false, open: Box::new(open) };
-        Self::of_root(Root::Buckets(buckets), Options::default(), self.store, self.clock, self.stats)
+        Self::of_root(Root::Buckets(buckets), usual(), self.store, self.clock, self.stats)
     }
 
     /// Lets everything remembered grow old.

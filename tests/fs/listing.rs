@@ -395,6 +395,8 @@ async fn walk_and_change(client: &Client, after: usize, change: &Change) -> Resu
         todo.extend(paths.iter().rev().filter(|path| path.ends_with('/')).cloned());
         found.extend(paths);
     }
+    // What is removed here is gone from the mount at once, and from the bucket a little later.
+    client.fs.fsyncdir(ROOT).await.map_err(|error| TestCaseError::fail(error.report()))?;
     let now = expected(client).await;
     for path in before.intersection(&now) {
         let times = found.iter().filter(|other| *other == path).count();

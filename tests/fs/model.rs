@@ -533,9 +533,15 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
         for op in ops {
             let op = &op.clone().on(held.as_ref(), &reference);
             apply(&client, &mut reference, &mut held, op).await?;
+            let tree = client.tree().await.map_err(|error| TestCaseError::fail(error.report()))?;
+            // A removal shows at once, and is in S3 a little later.
+            client
+                .fs
+                .fsyncdir(pailfs::tree::ROOT)
+                .await
+                .map_err(|error| TestCaseError::fail(error.report()))?;
             let keys: BTreeSet<String> = client.keys().await.into_iter().collect();
             prop_assert_eq!(keys, reference.keys.keys().cloned().collect::<BTreeSet<_>>(), "after {:?}", op);
-            let tree = client.tree().await.map_err(|error| TestCaseError::fail(error.report()))?;
             let mut expected = reference.tree();
             if let Some(held) = held.as_ref().filter(|held| held.is_current && held.is_dirty) {
                 // What is written here shows before it is saved.

@@ -102,7 +102,9 @@ impl Place {
             }
         }
         for keys in self.keys().await?.chunks(1000) {
-            self.store.delete_many(&self.bucket, keys.to_vec()).await?;
+            self.store
+                .delete_many(&self.bucket, keys.iter().map(pailfs::s3::DeleteKey::any).collect())
+                .await?;
         }
         Ok(())
     }

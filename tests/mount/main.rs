@@ -13,6 +13,7 @@ mod harness;
 mod cache;
 mod cli;
 mod reading;
+mod removals;
 mod semantics;
 mod servers;
 mod sessions;

@@ -832,6 +832,16 @@ fn a_server_that_refuses_checksums_is_served_with_lesser_ones() {
     fs::write(m.at("d/f"), b"y").unwrap();
     fs::rename(m.at("d"), m.at("e")).unwrap();
     assert_eq!(block_on(m.place.keys()).unwrap(), ["e/", "e/f", "large", "small"]);
+    let (one_by_one, batches) = ["DeleteObject", "DeleteObjects"]
+        .map(|operation| crate::harness::server::requests(Server::Demo, operation))
+        .into();
+    for i in 0..50 {
+        fs::write(m.at(format!("e/{i}")), b"z").unwrap();
+    }
+    fs::remove_dir_all(m.at("e")).unwrap();
+    assert!(crate::harness::server::requests(Server::Demo, "DeleteObjects") > batches);
+    let one_by_one = crate::harness::server::requests(Server::Demo, "DeleteObject") - one_by_one;
+    assert!(one_by_one < 10, "{one_by_one} deletes one by one");
     let told = m.log_text().matches("refuses a checksum").count();
     assert_eq!(told, 1, "{}", m.log_text());
 }

@@ -158,6 +158,8 @@ behaviours! {
         delete_of_a_missing_key_succeeds
         delete_many_removes_a_thousand
         delete_many_takes_odd_keys
+        delete_many_takes_keys_that_xml_cannot_hold
+        delete_many_deletes_the_named_versions_alone
         right_checksums_are_accepted
         wrong_checksums_are_refused
         a_stored_checksum_is_told

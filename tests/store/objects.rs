@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use pailfs::base::{ByteRange, Clock, ETag, SystemClock};
 use pailfs::error::Kind;
-use pailfs::s3::{Attributes, Checksum, ChecksumAlgorithm};
+use pailfs::s3::{Attributes, Checksum, ChecksumAlgorithm, DeleteKey};
 
 use crate::{Outcome, Place, ensure, refused, same};
 
@@ -266,12 +266,16 @@ pub async fn delete_of_a_missing_key_succeeds(at: Place) -> Outcome {
     Ok(())
 }
 
+fn any(keys: &[String]) -> Vec<DeleteKey> {
+    keys.iter().map(DeleteKey::any).collect()
+}
+
 pub async fn delete_many_removes_a_thousand(at: Place) -> Outcome {
     let keys: Vec<String> = (0..1000).map(|n| format!("many/{n:04}")).collect();
     put_all(&at, &keys[..900]).await?;
     at.put("stays", "").await?;
     // The last hundred are not there, which is not an error.
-    let answers = at.store.delete_many(&at.bucket, keys.clone()).await?;
+    let answers = at.store.delete_many(&at.bucket, any(&keys)).await?;
     same!(answers.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), keys, "keys answered");
     for (_, answer) in answers {
         answer?;
@@ -285,7 +289,48 @@ pub async fn delete_many_takes_odd_keys(at: Place) -> Outcome {
         .map(str::to_owned)
         .to_vec();
     put_all(&at, &keys).await?;
-    for (_, answer) in at.store.delete_many(&at.bucket, keys).await? {
+    for (_, answer) in at.store.delete_many(&at.bucket, any(&keys)).await? {
+        answer?;
+    }
+    same!(at.keys().await?, Vec::<String>::new(), "keys");
+    Ok(())
+}
+
+/// What servers do with the versions of a batch is found out by a probe before it is relied on.
+pub async fn delete_many_deletes_the_named_versions_alone(at: Place) -> Outcome {
+    let old = at.put("changed", "old").await?.etag;
+    at.put("changed", "newer").await?;
+    let same = at.put("same", FOX).await?.etag;
+    at.put("any", FOX).await?;
+    let entry = |key: &str, etag: Option<ETag>| DeleteKey { key: key.to_owned(), etag };
+    let keys = vec![
+        entry("changed", Some(old.clone())),
+        entry("same", Some(same)),
+        entry("gone", Some(old)),
+        DeleteKey::any("any"),
+    ];
+    let answers = at.store.delete_many(&at.bucket, keys).await?;
+    let mut answers = answers.into_iter().map(|(_, answer)| answer);
+    let mut next = || answers.next().unwrap_or(Ok(()));
+    let (changed, same, _gone, any) = (next(), next(), next(), next());
+    refused("the delete of another version", changed, &[Kind::Stale])?;
+    same?;
+    any?;
+    same!(at.keys().await?, ["changed"], "keys");
+    same!(at.get("changed").await?, "newer", "bytes");
+    Ok(())
+}
+
+pub async fn delete_many_takes_keys_that_xml_cannot_hold(at: Place) -> Outcome {
+    let keys = ["a\u{1}b", "c\td", "e\rf", "g\nh"].map(str::to_owned).to_vec();
+    let mut there = Vec::new();
+    for key in keys {
+        // Not every server takes them.
+        if at.put(&key, "").await.is_ok() {
+            there.push(key);
+        }
+    }
+    for (_, answer) in at.store.delete_many(&at.bucket, any(&there)).await? {
         answer?;
     }
     same!(at.keys().await?, Vec::<String>::new(), "keys");

@@ -1,0 +1,363 @@
+//! Deletes that go together: names removed in a row on this mount, as `rm -r` removes them.
+//!
+//! Owns: the objects of removed names from their removal until S3 has answered, and what failed of them until
+//! somebody is told. Does not own: the names, which are buried in the tree meanwhile; a delete that is waited for
+//! (`names`), which only has its key noted here.
+//!
+//! One delete after the other is a round trip each, and whoever removes names waits for each before the next. So the
+//! first ones of a row are waited for, and later ones, of files that nobody has open, wait here a moment for company
+//! (`queue`). Guarantees:
+//! 1. a name in here is gone for everybody on this mount, whatever a listing says, until its delete was answered;
+//! 2. a name whose delete failed is there again, the log says so, and its directory's next rmdir or fsync does;
+//! 3. a delete deletes the version that the mount knew, or nothing, where the server can tell;
+//! 4. nothing is made under a key, and no directory moves, while the key waits or is on its way;
+//! 5. what was not sent when the process dies was not deleted: the name is there again.
+
+mod queue;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::volume::Volume;
+use super::{Fs, lock};
+use crate::base::ETag;
+use crate::error::{Error, Kind, Result};
+use crate::s3::DeleteKey;
+use crate::tree::keys::{DirKey, Name};
+use crate::tree::{DirPlace, Ino, VolumeId};
+use crate::write::delete_objects;
+
+pub(super) use queue::Leaving;
+use queue::{Doomed, Next, Queue};
+
+/// The deletes of one volume.
+#[derive(Debug, Default)]
+pub(super) struct Deletes {
+    queue: Mutex<Queue>,
+    /// Changes whenever something in the queue does that somebody may wait for.
+    changes: watch::Sender<()>,
+}
+
+impl Deletes {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+
+    /// Keys that are about to go.
+    pub(super) fn leaving(&self) -> Leaving {
+        self.queue().leaving()
+    }
+
+    /// Notes a key that is about to go by a request of its own, or all keys that begin with it.
+    pub(super) fn note(&self, key: &str, below: bool) -> Noted<'_> {
+        self.queue().leaves(key, below);
+        Noted { deletes: self, key: key.to_owned() }
+    }
+
+    /// Notes a directory that is to go when it is empty: nobody need keep it.
+    pub(super) fn close(&self, dir: Ino) -> Closing<'_> {
+        self.queue().closes(dir);
+        Closing { deletes: self, dir }
+    }
+
+    /// A delete in `dir` that was waited for has ended; it was begun at `begun`.
+    pub(super) fn ended(
+        &self,
+        dir: Ino,
+        succeeded: bool,
+        begun: std::time::Instant,
+        now: std::time::Instant,
+    ) {
+        let mut queue = self.queue();
+        match succeeded {
+            true => queue.succeeded(dir, begun, now),
+            false => queue.broke(),
+        }
+    }
+
+    /// An emptied directory was removed.
+    pub(super) fn removed_dir(&self, begun: std::time::Instant, now: std::time::Instant) {
+        self.queue().went_on(begun, now);
+    }
+
+    /// Waits until everything that is in here now was answered. Every request has an end, so this has.
+    pub(super) async fn drained(&self) {
+        let number = self.queue().hurry();
+        self.until(|queue| queue.is_done(number)).await;
+    }
+
+    /// Waits until the key is not about to go.
+    pub(super) async fn settled(&self, key: &str) {
+        if self.queue().holds(key) {
+            self.queue().hurry();
+            self.until(|queue| !queue.holds(key)).await;
+        }
+    }
+
+    async fn until(&self, is_so: impl Fn(&Queue) -> bool) {
+        let mut changes = self.changes.subscribe();
+        self.changes.send_replace(());
+        while !is_so(&self.queue()) {
+            // The sender lives as long as `self`.
+            let _ = changes.changed().await;
+        }
+    }
+}
+
+pub(super) struct Noted<'a> {
+    deletes: &'a Deletes,
+    key: String,
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.deletes.queue().has_left(&self.key);
+    }
+}
+
+pub(super) struct Closing<'a> {
+    deletes: &'a Deletes,
+    dir: Ino,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.deletes.queue().has_closed(self.dir);
+    }
+}
+
+/// An object whose name is removed.
+pub(super) struct Removed<'a> {
+    pub(super) parent: Ino,
+    pub(super) name: &'a Name,
+    pub(super) ino: Ino,
+    pub(super) dir: &'a DirKey,
+    pub(super) key: &'a str,
+    pub(super) etag: Option<ETag>,
+}
+
+impl Fs {
+    /// Takes a name away now and its object a little later, if names are being removed in a row; `false` where the
+    /// caller has to wait for S3. The caller holds the name and shares the namespace.
+    pub(super) async fn remove_later(
+        self: &Arc<Self>,
+        id: VolumeId,
+        volume: &Arc<Volume>,
+        removed: &Removed<'_>,
+    ) -> bool {
+        let mut changes = volume.deletes.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let now = self.clock.now();
+                let mut queue = volume.deletes.queue();
+                if !queue.is_run(now) {
+                    return false;
+                }
+                if !queue.is_full() {
+                    self.orphan(removed.ino, None);
+                    self.tree().bury(removed.parent, removed.name);
+                    lock(&self.siblings).changed(id, removed.key);
+                    let doomed = Doomed {
+                        parent: removed.parent,
+                        name: removed.name.clone(),
+                        dir: removed.dir.clone(),
+                        key: removed.key.to_owned(),
+                        etag: removed.etag.clone(),
+                    };
+                    let begin =
+                        queue.push(doomed, now, (Instant::now() + self.options.delete_wait).into_std());
+                    let is_full = queue.is_full();
+                    drop(queue);
+                    if begin {
+                        let worker =
+                            Worker { fs: Arc::clone(self), id, volume: Arc::clone(volume), done: false };
+                        tokio::spawn(worker.work());
+                    } else if is_full {
+                        volume.deletes.changes.send_replace(());
+                    }
+                    return true;
+                }
+            }
+            // The sender lives as long as the volume.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// fsync(2) of a directory: every name removed on the mount so far is gone from S3, or this tells why one of the
+    /// directory is not.
+    pub async fn fsyncdir(&self, dir: Ino) -> Result<()> {
+        let place = self.tree().dir_place(dir);
+        let Ok(DirPlace::In { volume, .. }) = place else { return Ok(()) };
+        let volume = self.volume(volume)?;
+        self.drain(&volume).await?;
+        self.take_failure(&volume, dir).map_or(Ok(()), Err)
+    }
+
+    /// Waits, as long as an operation may, until no delete of the volume is left.
+    pub(super) async fn drain(&self, volume: &Volume) -> Result<()> {
+        let drained = async {
+            volume.deletes.drained().await;
+            Ok(())
+        };
+        self.within(drained).await
+    }
+
+    /// Before a name is made: waits, as long as an operation may, until no delete of its key is under way.
+    pub(super) async fn settle(&self, volume: &Volume, dir: Ino, key: &str) -> Result<()> {
+        volume.deletes.queue().makes(dir);
+        let settled = async {
+            volume.deletes.settled(key).await;
+            Ok(())
+        };
+        self.within(settled).await
+    }
+
+    /// Waits until no delete is left in any volume, however long it takes.
+    pub(super) async fn drain_all(&self) {
+        let volumes: Vec<_> = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        futures::future::join_all(volumes.iter().map(|volume| volume.deletes.drained())).await;
+    }
+
+    /// Deletes a batch and says what became of each.
+    async fn delete_batch(&self, volume: &Volume, batch: Vec<Doomed>) -> Vec<(Doomed, Result<()>)> {
+        let lost = self.keep_dirs(volume, &batch).await;
+        let (staying, going): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|doomed| lost.contains_key(&doomed.parent));
+        let keys: Vec<DeleteKey> = going
+            .iter()
+            .map(|doomed| DeleteKey { key: doomed.key.clone(), etag: doomed.etag.clone() })
+            .collect();
+        let answers = match keys.is_empty() {
+            true => Vec::new(),
+            false => delete_objects(&volume.store, &volume.bucket, keys, volume.honoured().await).await,
+        };
+        let mut outcomes: Vec<_> = going.into_iter().zip(answers).collect();
+        outcomes.extend(staying.into_iter().filter_map(|doomed| {
+            let error = lost.get(&doomed.parent)?.duplicate();
+            Some((doomed, Err(error)))
+        }));
+        outcomes
+    }
+
+    /// Sees to it that the directories of a batch stay; those that it could not be done for, and why.
+    async fn keep_dirs(&self, volume: &Volume, batch: &[Doomed]) -> HashMap<Ino, Error> {
+        let dirs: HashMap<Ino, &DirKey> = batch.iter().map(|doomed| (doomed.parent, &doomed.dir)).collect();
+        let mut lost = HashMap::new();
+        for (parent, dir) in dirs {
+            if volume.deletes.queue().is_closing(parent) {
+                continue;
+            }
+            if let Err(error) = self.keep_dir(volume, parent, dir).await {
+                lost.insert(parent, error);
+            }
+        }
+        lost
+    }
+
+    /// S3 has answered for these names.
+    fn deleted(&self, id: VolumeId, volume: &Volume, outcomes: Vec<(Doomed, Result<()>)>) {
+        let now = self.clock.now();
+        let mut batch = Vec::with_capacity(outcomes.len());
+        for (doomed, outcome) in outcomes {
+            let gone = outcome.is_ok();
+            if let Err(error) = outcome {
+                self.came_back(volume, &doomed, error);
+            }
+            self.tree().unbury(doomed.parent, &doomed.name, gone, now);
+            lock(&self.siblings).changed(id, &doomed.key);
+            batch.push(doomed);
+        }
+        self.pass_news();
+        volume.deletes.queue().answered(&batch);
+        volume.deletes.changes.send_replace(());
+    }
+
+    fn came_back(&self, volume: &Volume, doomed: &Doomed, error: Error) {
+        let key = &doomed.key;
+        if error.kind() == Kind::Stale {
+            // As if it had been made after the old one was removed, so it is nobody's failure.
+            volume.deletes.queue().broke();
+            tracing::warn!(
+                key,
+                "another client changed a file while it was removed here; the new version stays"
+            );
+            return;
+        }
+        tracing::warn!(key, error = %error.report(), "a removed file could not be deleted; it is there again");
+        if volume.deletes.queue().failed(doomed.parent, error) {
+            // Until somebody is told, by this inode.
+            self.tree().pin(doomed.parent);
+        }
+    }
+
+    /// Why names of the directory came back, told once.
+    pub(super) fn take_failure(&self, volume: &Volume, dir: Ino) -> Option<Error> {
+        let failure = volume.deletes.queue().take_failure(dir)?;
+        self.tree().unpin(dir);
+        Some(failure)
+    }
+}
+
+/// Sends what is in a volume's queue until nothing is.
+struct Worker {
+    fs: Arc<Fs>,
+    id: VolumeId,
+    volume: Arc<Volume>,
+    done: bool,
+}
+
+impl Worker {
+    async fn work(mut self) {
+        let (fs, volume) = (Arc::clone(&self.fs), Arc::clone(&self.volume));
+        let mut sending = FuturesUnordered::new();
+        let mut changes = volume.deletes.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let next = volume.deletes.queue().next(Instant::now().into_std());
+            let due = match next {
+                Next::Send(batch) => {
+                    // There is room again.
+                    volume.deletes.changes.send_replace(());
+                    sending.push(fs.delete_batch(&volume, batch));
+                    continue;
+                }
+                Next::At(due) => Some(due.into()),
+                Next::Wait => None,
+                Next::Done => {
+                    self.done = true;
+                    return;
+                }
+            };
+            let pause = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(outcomes) = sending.next() => fs.deleted(self.id, &volume, outcomes),
+                _ = changes.changed() => {}
+                () = pause => {}
+            }
+        }
+    }
+}
+
+/// Where it ended too early, by a defect, nobody may wait for ever, and no name may stay hidden.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Somebody else may have begun since.
+        if self.done {
+            return;
+        }
+        let left = self.volume.deletes.queue().abandon();
+        let failed = |doomed| (doomed, Err(Error::new(Kind::Internal, "deleting has ended too early")));
+        self.fs.deleted(self.id, &self.volume, left.into_iter().map(failed).collect());
+    }
+}
