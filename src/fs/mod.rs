@@ -8,16 +8,18 @@
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
-//! 4. the table of open files, a file's state, the tree: plain mutexes, in that order, never held across an
-//!    await;
+//! 4. the table of open files, the list of those that are copied from others, a file's state, the tree: plain
+//!    mutexes, in that order, never held across an await;
 //! 5. the leaves: caches and counters.
 
 mod attr;
 mod backing;
+mod copy;
 mod dirs;
 mod file;
 mod files;
 mod handles;
+mod holes;
 mod io;
 mod lookup;
 mod names;
@@ -33,6 +35,7 @@ pub use attr::{Attr, SetAttr};
 pub use backing::{Passthrough, Version};
 pub use dirs::DirEntry;
 pub use file::Pending;
+pub use holes::{Hole, Space};
 pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
@@ -134,6 +137,7 @@ pub struct Fs {
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
+    copies: copy::Copies,
     news: news::Newsroom,
     /// Bytes in memory: read, read ahead, and on their way out.
     budget: Budget,
@@ -203,6 +207,7 @@ impl Fs {
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
+            copies: copy::Copies::default(),
             news: news::Newsroom::new(),
             budget,
             mounted_at: now,

@@ -68,6 +68,7 @@ impl Fs {
             if let Some(held) = &mut held {
                 held.fetch(self).await?;
             }
+            self.settle_copies(at.id, |of| of == key, None).await?;
             self.keep_dir_of(&at, &key).await?;
             self.remove_object(&at, &key, None)
                 .await
@@ -262,6 +263,8 @@ impl Fs {
         if let Some(replaced) = &mut replaced {
             replaced.fetch(self).await?;
         }
+        self.settle_copies(from.id, |of| of == from_key, None).await?;
+        self.settle_copies(to.id, |of| of == to_key, None).await?;
         if from.leaves_its_directory(to) {
             self.keep_dir_of(from, &from_key).await?;
         }
@@ -313,6 +316,7 @@ impl Fs {
             Some(second) => Some(second.namespace.write().await),
             None => None,
         };
+        self.settle_copies(from.id, |of| of.starts_with(old.prefix()), None).await?;
         let objects = all_below(&from.volume, &old).await?;
         if from.leaves_its_directory(to) {
             self.keep_parent(&from.volume, from.parent, &from.dir, &old).await?;

@@ -32,4 +32,4 @@ mod upload;
 pub use extents::{Extents, Segment, What};
 pub use plan::{PartPlan, Plan, plan};
 pub use staging::Staging;
-pub use upload::{Base, Conditions, Job, copy_object, delete_object, upload};
+pub use upload::{Base, Conditions, Job, Origin, copy_object, delete_object, upload};

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::TryStreamExt;
 
 use super::extents::{Segment, What};
-use super::plan::{PartPlan, Plan, plan};
+use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
@@ -23,11 +23,41 @@ const COPY_PART_BYTES: u64 = 512 << 20;
 const COPY_PARTS_IN_FLIGHT: usize = 8;
 
 /// The object that unchanged bytes come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
     pub bucket: String,
     pub key: String,
     pub etag: ETag,
+}
+
+/// Another object that a run of bytes is copied from.
+#[derive(Clone)]
+pub struct Origin {
+    pub object: Base,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What to add to a place in the file for the place in the object; it wraps.
+    pub shift: u64,
+    /// Where the object is, which may be another region than the file's.
+    pub store: Arc<dyn Store>,
+}
+
+impl Origin {
+    /// Where a range of the file is in the object.
+    pub fn range(&self, range: ByteRange) -> Option<ByteRange> {
+        ByteRange::at(range.start().wrapping_add(self.shift), range.len())
+    }
+
+    /// Fails `Stale` where it is another version by now, or gone.
+    pub async fn require_there(&self) -> Result<()> {
+        let gone = || Error::new(Kind::Stale, "another client replaced what is being copied");
+        match self.store.head(&self.object.bucket, &self.object.key, None).await {
+            Ok(info) if info.etag == self.object.etag => Ok(()),
+            Ok(_) => Err(gone()),
+            Err(error) if error.is_not_found() => Err(gone()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Which conditions the server honours; where it does not, a HEAD before the request stands in, which
@@ -57,9 +87,22 @@ pub struct Job {
     /// Sources of the bytes, in order, covering `0..len`.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
+    /// Other objects that runs are copied from, by number.
+    pub copies: Vec<Origin>,
     pub staging: Option<Arc<Staging>>,
     /// Bounds the bytes held in memory by all uploads together.
     pub budget: Budget,
+}
+
+impl Job {
+    /// Every other object that bytes come from, once.
+    pub fn origins(&self) -> impl Iterator<Item = &Origin> {
+        self.copies.iter().zip(0u32..).filter_map(|(origin, number)| {
+            let is_of_it =
+                |segment: &Segment| matches!(segment.what, What::Copied(_, copy) if copy == number);
+            self.segments.iter().any(is_of_it).then_some(origin)
+        })
+    }
 }
 
 /// Makes the object, or fails with nothing changed.
@@ -67,12 +110,48 @@ pub struct Job {
 /// `AlreadyExists` or `Stale`: the condition did not hold, so another client was first. Our own earlier
 /// attempt whose answer was lost is recognised by its ETag and is a success.
 pub async fn upload(job: Job) -> Result<Written> {
-    match plan(job.len, &job.segments) {
-        Plan::Put => put(&job).await,
-        Plan::Parts(parts) if parts.len() > limits::PARTS_MAX as usize => {
-            Err(Error::new(Kind::TooLarge, "the file needs more than 10,000 parts"))
-        }
+    if let Some(origin) = whole_copy(&job) {
+        return copy_whole(&job, origin).await;
+    }
+    let copied = match plan(job.len, &job.segments) {
+        Plan::Put => return put(&job).await,
         Plan::Parts(parts) => multipart(&job, parts).await,
+    };
+    match copied {
+        // A server without UploadPartCopy: the bytes go through us, in parts that fit in memory.
+        Err(error) if error.kind() == Kind::Unsupported => match plan_without_copies(job.len) {
+            Plan::Put => put(&job).await,
+            Plan::Parts(parts) => multipart(&job, parts).await,
+        },
+        answer => answer,
+    }
+}
+
+/// The object that all of the file is a copy of, where one request does it: a server that heeds no condition could
+/// copy another version, and a copy of an object uploaded in parts has an ETag that nobody knows beforehand, so that
+/// a lost answer could not be told from a lost race. Parts can do both.
+fn whole_copy(job: &Job) -> Option<&Origin> {
+    let [Segment { what: What::Copied(_, copy), .. }] = job.segments[..] else { return None };
+    let origin = job.copies.get(copy as usize)?;
+    let is_whole = origin.size == job.len && origin.shift == 0 && job.len <= limits::SINGLE_MAX;
+    (is_whole && job.honoured.copy && !origin.object.etag.as_str().contains('-')).then_some(origin)
+}
+
+async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
+    let request = CopyRequest {
+        source_bucket: origin.object.bucket.clone(),
+        source_key: origin.object.key.clone(),
+        source_if_match: Some(origin.object.etag.clone()),
+        bucket: job.bucket.clone(),
+        key: job.key.clone(),
+        size: job.len,
+        condition: job.condition.clone(),
+        attributes: Some(job.attributes.clone()),
+        ..CopyRequest::default()
+    };
+    match job.store.copy(request).await {
+        Err(error) if may_be_ours(&error) => ours(job, &origin.object.etag, error).await,
+        answer => answer,
     }
 }
 
@@ -98,6 +177,9 @@ async fn put(job: &Job) -> Result<Written> {
 }
 
 async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
+    if parts.len() > limits::PARTS_MAX as usize {
+        return Err(Error::new(Kind::TooLarge, "the file needs more than 10,000 parts"));
+    }
     let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
     let result = send_parts_and_complete(job, &upload, parts).await;
     if result.is_err() {
@@ -117,6 +199,12 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
         .try_collect()
         .await?;
     sent.sort_by_key(|part| part.number);
+    if !job.honoured.copy {
+        // Where the server may have copied parts of another version, what is there now tells.
+        for origin in job.origins() {
+            origin.require_there().await?;
+        }
+    }
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
     match job.store.complete_upload(upload, sent, condition).await {
@@ -127,23 +215,31 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
 
 async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> Result<Part> {
     if part.copy
-        && let Some(base) = &job.base
+        && let Some((object, range)) = origin_of(job, part.range)
     {
         let source = PartSource {
-            bucket: base.bucket.clone(),
-            key: base.key.clone(),
-            range: part.range,
-            if_match: Some(base.etag.clone()),
+            bucket: object.bucket.clone(),
+            key: object.key.clone(),
+            range,
+            if_match: Some(object.etag.clone()),
         };
-        match job.store.upload_part_copy(upload, number, source).await {
-            // A server without UploadPartCopy: the bytes go through us, as far as one part reaches.
-            Err(error) if error.kind() == Kind::Unsupported => {}
-            answer => return answer,
-        }
+        return job.store.upload_part_copy(upload, number, source).await;
     }
     let _grant = job.budget.take(part.range.len()).await;
     let body = assemble(job, part.range).await?;
     job.store.upload_part(upload, number, body, None).await
+}
+
+/// The one object that a part to be copied is of, and its range there.
+fn origin_of(job: &Job, part: ByteRange) -> Option<(&Base, ByteRange)> {
+    match job.segments.iter().find(|segment| segment.range.contains(part.start()))?.what {
+        What::Base => Some((job.base.as_ref()?, part)),
+        What::Copied(_, copy) => {
+            let origin = job.copies.get(copy as usize)?;
+            Some((&origin.object, origin.range(part)?))
+        }
+        What::Staged(_) | What::Zero(_) => None,
+    }
 }
 
 /// The bytes of a range, from wherever each run of them is.
@@ -157,27 +253,39 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
         match (what, &job.staging, &job.base) {
             (What::Zero(_), _, _) => {}
             (What::Staged(_), Some(staging), _) => staging.read(target, run.start())?,
-            (What::Base, _, Some(base)) => {
-                let request = GetRequest {
-                    bucket: base.bucket.clone(),
-                    key: base.key.clone(),
-                    range: Some(run),
-                    if_match: Some(base.etag.clone()),
-                    ..GetRequest::default()
+            (What::Base, _, Some(base)) => fetch(&job.store, base, run, target).await?,
+            (What::Copied(_, copy), _, _) => {
+                let origin = job.copies.get(copy as usize);
+                let Some((origin, run)) = origin.and_then(|origin| Some((origin, origin.range(run)?))) else {
+                    return Err(Error::new(Kind::Internal, "a copied run of bytes without its source"));
                 };
-                let bytes = job.store.get(request).await?.bytes().await?;
-                if bytes.len() != target.len() {
-                    return Err(Error::new(
-                        Kind::Corrupt,
-                        format!("asked for {run}, got {} bytes", bytes.len()),
-                    ));
-                }
-                target.copy_from_slice(&bytes);
+                fetch(&origin.store, &origin.object, run, target).await?;
             }
             _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
         }
     }
     Ok(buffer.into())
+}
+
+/// Fills `target` with a range of this version of an object.
+async fn fetch(store: &Arc<dyn Store>, object: &Base, range: ByteRange, target: &mut [u8]) -> Result<()> {
+    let request = GetRequest {
+        bucket: object.bucket.clone(),
+        key: object.key.clone(),
+        range: Some(range),
+        if_match: Some(object.etag.clone()),
+        ..GetRequest::default()
+    };
+    let answer = store.get(request).await?;
+    if answer.info.etag != object.etag {
+        return Err(Error::new(Kind::Stale, "another client changed the object"));
+    }
+    let bytes = answer.bytes().await?;
+    if bytes.len() != target.len() {
+        return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())));
+    }
+    target.copy_from_slice(&bytes);
+    Ok(())
 }
 
 /// Within a buffer that was just made to that length.

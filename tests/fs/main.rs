@@ -9,6 +9,7 @@ mod harness;
 
 mod behaviour;
 mod client;
+mod copying;
 mod faults;
 mod listing;
 mod model;
