@@ -68,6 +68,10 @@ impl Client {
     }
 
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
+        Self::of_root(Root::Volume(volume), store, clock, stats)
+    }
+
+    fn of_root(root: Root, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
         let staging = tempfile::tempdir().expect("a directory can be made");
         let options = Options {
             staging_dir: staging.path().to_owned(),
@@ -77,9 +81,18 @@ impl Client {
             memory_limit: 64 << 20,
             ..Options::default()
         };
-        let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
-            .expect("options are fine");
+        let fs = Fs::new(root, options, clock.clone(), Arc::clone(&stats)).expect("options are fine");
         Self { fs, store, clock, stats, _staging: staging }
+    }
+
+    /// The same with two directories, `one` and `two`, that are prefixes of the bucket and belong to these sessions.
+    pub fn with_sessions(self, one: &str, two: &str) -> Self {
+        let volume = |prefix: &str, session: &str| {
+            Volume::new(BUCKET, prefix, Arc::clone(&self.store) as Arc<dyn Store>).reach(session)
+        };
+        let root =
+            Root::Named(vec![("one".to_owned(), volume("1/", one)), ("two".to_owned(), volume("2/", two))]);
+        Self::of_root(root, self.store, self.clock, self.stats)
     }
 
     /// The same, on a server whose listing order has to show.

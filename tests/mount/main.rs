@@ -1,7 +1,7 @@
 //! The real binary, this kernel, a real S3 server process.
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
-//! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
+//! servers that we did not write; `copying` is copies and holes, by the tools that ask for them; `cli` is what a person types; `cache` is the cache directory and
 //! passthrough; `stuck` is what happens when nobody answers.
 
 // Numbers in tests are small and made for the purpose.
@@ -12,6 +12,7 @@ mod harness;
 
 mod cache;
 mod cli;
+mod copying;
 mod semantics;
 mod servers;
 mod sessions;
