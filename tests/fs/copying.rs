@@ -231,6 +231,30 @@ fn what_another_client_replaces_before_the_save_is_an_error_and_no_mixture() {
 }
 
 #[test]
+fn a_copy_of_what_is_gone_is_owed_until_it_is_removed() {
+    block_on(async {
+        for honest in [true, false] {
+            let client = match honest {
+                true => Client::new(),
+                false => Client::new().with_conditions_unknown(),
+            };
+            client.store.ignore_conditions(!honest);
+            // Of whole parts: a server that heeds no condition would copy them of the other version.
+            put_in_parts(&client, "f", &pattern(6 * MIB, 5)).await;
+            let (from, to) = (client.open("f", READ).await.unwrap(), client.open("g", WRITE).await.unwrap());
+            copy_all(&client, from, to).await.unwrap();
+            put_in_parts(&client, "f", &pattern(6 * MIB, 6)).await;
+            assert_eq!(kind_of(client.close(to).await), Kind::Stale);
+            client.close(from).await.unwrap();
+            assert_eq!(client.keys().await, ["f"]);
+            assert_eq!(client.fs.pending().len(), 1);
+            client.unlink("g").await.unwrap();
+            assert!(client.fs.pending().is_empty());
+        }
+    });
+}
+
+#[test]
 fn a_copy_that_lost_the_race_for_its_name_is_kept_beside_the_winner() {
     block_on(async {
         let client = Client::new();
