@@ -5,11 +5,12 @@
 //! object, the next `open` starts a new `File` and old handles keep the old one, so no handle ever mixes two
 //! versions.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::copy::{Copied, lost_source};
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
@@ -17,7 +18,7 @@ use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{
-    Base, Conditions, Extents, Job, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts, upload,
+    Base, Conditions, Extents, Job, Origin, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts, upload,
 };
 
 use super::volume::Volume;
@@ -43,7 +44,7 @@ const READ_ROUNDS_MAX: u32 = 8;
 /// How often a conflict copy is written again because its file was written meanwhile.
 const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
-const MATERIALISE_STEP: u64 = 8 << 20;
+pub(super) const MATERIALISE_STEP: u64 = 8 << 20;
 
 /// After a request that failed for want of an answer, S3 may still say whether it was done.
 const TIDY_WAIT: Duration = Duration::from_secs(3);
@@ -51,11 +52,12 @@ const TIDY_WAIT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) ino: Ino,
-    state: Mutex<State>,
-    /// Held by the one commit under way, and by whoever takes the file's name or gives it another.
-    commit: Arc<tokio::sync::Mutex<()>>,
+    pub(super) state: Mutex<State>,
+    /// Held by the one commit under way, by whoever takes the file's name or gives it another, and by whoever copies
+    /// from its object.
+    pub(super) commit: Arc<tokio::sync::Mutex<()>>,
     /// Of that commit: who waits for it waits as long as it moves.
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
     /// Shared by parts that leave while the file is written; a commit has it alone.
     sending: tokio::sync::RwLock<()>,
     /// What has left.
@@ -63,11 +65,13 @@ pub(super) struct File {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     /// The object that unchanged bytes come from.
-    object: Option<Object>,
-    extents: Extents,
-    staging: Option<Arc<Staging>>,
+    pub(super) object: Option<Object>,
+    pub(super) extents: Extents,
+    /// Other objects that runs are copied from, by number.
+    pub(super) copies: Vec<Copied>,
+    pub(super) staging: Option<Arc<Staging>>,
     /// Number of the latest change, and of the latest that S3 has.
     stamp: u64,
     saved_stamp: u64,
@@ -160,8 +164,31 @@ impl State {
         same && !self.described && !self.answered && !self.fetched && self.is_saved() && !self.orphan
     }
 
+    /// A change is about to be recorded under the stamp that this answers.
+    pub(super) fn changing(&mut self, end: u64, now: SystemTime) -> Result<u64> {
+        if self.lost {
+            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
+        }
+        if end > FILE_MAX {
+            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
+        }
+        self.stamp += 1;
+        self.written_at = now;
+        Ok(self.stamp)
+    }
+
+    /// The staging file, made if there is none.
+    pub(super) fn staging_in(&mut self, room: &Room) -> Result<Arc<Staging>> {
+        if let Some(staging) = &self.staging {
+            return Ok(Arc::clone(staging));
+        }
+        let fresh = Arc::new(Staging::new(room.dir())?);
+        self.staging = Some(Arc::clone(&fresh));
+        Ok(fresh)
+    }
+
     /// Where the bytes of a range come from.
-    fn segments(&self, range: ByteRange) -> Vec<Segment> {
+    pub(super) fn segments(&self, range: ByteRange) -> Vec<Segment> {
         let mut segments = self.extents.segments(range);
         if self.fetched {
             for segment in segments.iter_mut().filter(|segment| segment.what == What::Base) {
@@ -181,7 +208,12 @@ pub(super) enum Source {
     /// All of it is this version of the object, up to this length.
     Object(Object),
     /// Runs of bytes, each from its own source.
-    Mixed { segments: Vec<Segment>, object: Option<Object>, staging: Option<Arc<Staging>> },
+    Mixed {
+        segments: Vec<Segment>,
+        object: Option<Object>,
+        copies: Vec<Copied>,
+        staging: Option<Arc<Staging>>,
+    },
 }
 
 impl Source {
@@ -189,6 +221,16 @@ impl Source {
         match self {
             Self::Object(object) => Some(object),
             Self::Mixed { object, .. } => object.as_ref(),
+        }
+    }
+
+    /// How many runs are copied from other objects.
+    fn copied(&self) -> usize {
+        match self {
+            Self::Object(_) => 0,
+            Self::Mixed { segments, .. } => {
+                segments.iter().filter(|segment| matches!(segment.what, What::Copied(..))).count()
+            }
         }
     }
 }
@@ -229,7 +271,7 @@ impl File {
     }
 
     /// The file's size by the word of the listing it was opened by, as long as no byte of it was answered.
-    fn renewable(&self, asked: &ObjectId) -> Option<u64> {
+    pub(super) fn renewable(&self, asked: &ObjectId) -> Option<u64> {
         let state = lock(&self.state);
         state.may_be_renewed(asked).then(|| state.extents.len())
     }
@@ -261,6 +303,7 @@ impl File {
             state: Mutex::new(State {
                 extents: Extents::of_base(object.as_ref().map_or(0, |o| o.size)),
                 object,
+                copies: Vec::new(),
                 staging: None,
                 stamp,
                 saved_stamp: 0,
@@ -355,7 +398,8 @@ impl File {
                 let segments = state.segments(range);
                 let of_object = segments.iter().any(|segment| segment.what == What::Base);
                 let object = object.clone().filter(|_| of_object);
-                Source::Mixed { segments, object, staging: state.staging.clone() }
+                let copies = state.copies.clone();
+                Source::Mixed { segments, object, copies, staging: state.staging.clone() }
             }
         };
         Ok(Some((range, source)))
@@ -388,15 +432,7 @@ impl File {
             }
             state.ahead.unchecked = 0;
         }
-        let target = match &state.staging {
-            Some(staging) => Arc::clone(staging),
-            None => {
-                let fresh = Arc::new(Staging::new(room.dir())?);
-                state.staging = Some(Arc::clone(&fresh));
-                fresh
-            }
-        };
-        match target.write(data, offset) {
+        match state.staging_in(room)?.write(data, offset) {
             Err(error) if error.kind() == Kind::NoSpace => return Ok(Taken::NeedsRoom),
             written => written?,
         }
@@ -471,6 +507,13 @@ impl File {
         freed
     }
 
+    /// The file as it is, unless another client's version is all there is.
+    pub(super) fn current(&self) -> Result<MutexGuard<'_, State>> {
+        let state = lock(&self.state);
+        self.require_current(&state)?;
+        Ok(state)
+    }
+
     fn require_current(&self, state: &State) -> Result<()> {
         if state.lost {
             return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
@@ -528,7 +571,7 @@ pub(super) enum Taken {
 }
 
 /// S3's largest object is 50 TB; the parts plan reaches a little past 5 TiB.
-const FILE_MAX: u64 = 5 << 40;
+pub(super) const FILE_MAX: u64 = 5 << 40;
 
 impl Fs {
     /// Whether the inode has bytes or a length that S3 does not have.
@@ -566,14 +609,15 @@ impl Fs {
         offset: u64,
         len: u64,
     ) -> Result<Vec<Bytes>> {
-        let mut asked: Option<ObjectId> = None;
+        let mut asked = (None, 0);
         let mut failure = None;
-        // A commit or rename on this mount may replace the object between the two steps; then the bytes are
-        // in the new one. Where it is the same still, another client replaced it.
+        // A commit or rename on this mount may replace an object between the two steps; then the bytes are
+        // in the new one, or here. Where it is the same still, another client replaced it.
         for _ in 0..READ_ROUNDS_MAX {
             let Some((range, source)) = file.source(offset, len)? else { return Ok(Vec::new()) };
             let from = source.object().map(|object| object.id.clone());
-            if failure.is_some() && from == asked {
+            let copied = source.copied();
+            if failure.is_some() && asked == (from.clone(), copied) {
                 break;
             }
             let whole = matches!(source, Source::Object(_));
@@ -590,7 +634,7 @@ impl Fs {
                 (Ok(None), _) => self.commit(file).await?,
                 (Err(error), _) => return Err(error),
             }
-            asked = from;
+            asked = (from, copied);
         }
         Err(match failure {
             Some(error) if !error.is_not_found() => error,
@@ -599,7 +643,7 @@ impl Fs {
     }
 
     /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
-    async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
+    pub(super) async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
         let Some(size) = file.renewable(from) else { return Ok(()) };
         let volume = self.volume(VolumeId(from.volume))?;
         let info = match volume.store.head(&volume.bucket, &from.key, None).await {
@@ -639,9 +683,9 @@ impl Fs {
         cursor: &Cursor,
         range: ByteRange,
     ) -> Result<Option<Vec<Bytes>>> {
-        let (segments, object, staging) = match source {
+        let (segments, object, copies, staging) = match source {
             Source::Object(object) => return self.reader.read(&object, cursor, range).await.map(Some),
-            Source::Mixed { segments, object, staging } => (segments, object, staging),
+            Source::Mixed { segments, object, copies, staging } => (segments, object, copies, staging),
         };
         let mut slices = Vec::with_capacity(segments.len());
         for segment in segments {
@@ -652,6 +696,9 @@ impl Fs {
                 },
                 (What::Base, Some(object), _) => {
                     slices.extend(self.reader.read(object, cursor, segment.range).await?);
+                }
+                (What::Copied(_, copy), _, _) => {
+                    slices.extend(self.read_copied(&copies, copy, cursor, segment.range).await?);
                 }
                 (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
                 _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
@@ -712,6 +759,8 @@ impl Fs {
         }
         // Under the namespace lock no directory above moves.
         let (id, key) = self.tree().saving_place(file.ino)?;
+        // The object that this commit replaces may be what others are copied from.
+        self.settle_copies(id, |of| of == key, Some(file)).await?;
         let honoured = volume.honoured().await;
         let (job, expects, stamp) = {
             let state = lock(&file.state);
@@ -719,12 +768,19 @@ impl Fs {
             (self.job(file, &state, volume, &key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
+        let origins: Vec<Origin> = job.origins().cloned().collect();
         match upload(&job).await {
             Ok(written) => {
                 self.committed(file, id, volume, &key, len, stamp, &written.etag);
                 Ok(())
             }
-            Err(error) if lost_race(volume, &key, &expects, &error).await => {
+            Err(error) => {
+                if let Some(gone) = lost_source(&origins, &error).await {
+                    return Err(file.without_source(&gone, error));
+                }
+                if !lost_race(volume, &key, &expects, &error).await {
+                    return Err(error);
+                }
                 if !job.has_gone() {
                     return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
                 }
@@ -735,7 +791,6 @@ impl Fs {
                 tracing::warn!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -767,8 +822,9 @@ impl Fs {
             state.expects = Condition::Matches(etag.clone());
             let clean = state.is_saved();
             if clean {
-                // Nothing points into it any more.
+                // Nothing points into them any more.
                 state.staging = None;
+                state.copies.clear();
             }
             (
                 Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false },
@@ -926,6 +982,7 @@ impl Fs {
                 key: object.id.key.to_string(),
                 etag: object.id.etag.clone(),
             }),
+            copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
             parts: Arc::clone(&file.parts),
             lanes: self.lanes.clone(),
@@ -1027,14 +1084,7 @@ impl Fs {
     /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&file.state);
-        let staging = match &state.staging {
-            Some(staging) => Arc::clone(staging),
-            None => {
-                let fresh = Arc::new(Staging::new(self.disk.dir())?);
-                state.staging = Some(Arc::clone(&fresh));
-                fresh
-            }
-        };
+        let staging = state.staging_in(&self.disk)?;
         for segment in state.extents.segments(range) {
             if segment.what == What::Base {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);

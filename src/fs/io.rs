@@ -42,7 +42,7 @@ pub struct Opened {
 
 pub(super) struct FileHandle {
     pub(super) file: Arc<File>,
-    write: bool,
+    pub(super) write: bool,
     append: bool,
     cursor: Cursor,
 }

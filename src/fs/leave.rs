@@ -59,11 +59,16 @@ impl Fs {
         if let Taken::Here(parts) = &taken {
             self.tree().clear_mtime(file.ino);
             self.stats.bytes_written.add(data.len() as u64);
-            for part in parts {
-                self.send_when_free(file, *part);
-            }
+            self.send_ahead(file, parts.clone());
         }
         Ok(taken)
+    }
+
+    /// Parts that are full leave, each when it is its turn.
+    pub(super) fn send_ahead(self: &Arc<Self>, file: &Arc<File>, parts: Vec<(u16, ByteRange)>) {
+        for part in parts {
+            self.send_when_free(file, part);
+        }
     }
 
     fn send_when_free(self: &Arc<Self>, file: &Arc<File>, part: (u16, ByteRange)) {

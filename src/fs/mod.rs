@@ -8,17 +8,19 @@
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
-//! 4. a volume's queue of deletes, the table of open files, a file's state, the tree: plain mutexes, in that
-//!    order, never held across an await;
+//! 4. a volume's queue of deletes, the table of open files, the list of those that are copied from others, a file's
+//!    state, the tree: plain mutexes, in that order, never held across an await;
 //! 5. the leaves: caches and counters.
 
 mod attr;
 mod backing;
+mod copy;
 mod deletes;
 mod dirs;
 mod file;
 mod files;
 mod handles;
+mod holes;
 mod io;
 mod leave;
 mod lookup;
@@ -35,6 +37,7 @@ pub use attr::{Attr, SetAttr};
 pub use backing::{Passthrough, Version};
 pub use dirs::DirEntry;
 pub use file::Pending;
+pub use holes::{Hole, Space};
 pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
@@ -147,6 +150,7 @@ pub struct Fs {
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
+    copies: copy::Copies,
     news: news::Newsroom,
     /// What uploads share with each other and with who reads: the memory, and the requests under way.
     lanes: Lanes,
@@ -228,6 +232,7 @@ impl Fs {
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
+            copies: copy::Copies::default(),
             news: news::Newsroom::new(),
             lanes,
             disk: Room::new(&options.staging_dir, options.staging_reserve),

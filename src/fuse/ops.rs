@@ -20,7 +20,7 @@ use super::convert::{errno, file_attr, kind, time};
 use super::passthrough::{Answer, Counted, Passthrough};
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
-use crate::fs::{self, Attr, DirEntry, Fs, OpenFlags, Opened, SetAttr};
+use crate::fs::{self, Attr, DirEntry, Fs, Hole, OpenFlags, Opened, SetAttr, Space};
 use crate::tree::Ino;
 
 /// An inode number is never used twice, so one generation does for all.
@@ -59,6 +59,7 @@ replies!(
     ReplyDirectoryPlus,
     ReplyEmpty,
     ReplyEntry,
+    ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
     ReplyWrite
@@ -188,6 +189,23 @@ fn log(operation: &'static str, error: &Error) {
         | Kind::Unsupported
         | Kind::NotPermitted => tracing::debug!(operation, error = %error.report()),
         _ => tracing::warn!(operation, error = %error.report()),
+    }
+}
+
+/// lseek's numbers, which only the kernel's headers know.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// What fallocate is to do; `None` for what is not offered.
+fn space_of(mode: i32) -> Option<Space> {
+    use rustix::fs::FallocateFlags as Flags;
+    let mode = Flags::from_bits_retain(mode.cast_unsigned());
+    let keep_size = mode.contains(Flags::KEEP_SIZE);
+    match mode.difference(Flags::KEEP_SIZE) {
+        how if how.is_empty() => Some(Space { zero: false, keep_size }),
+        how if how == Flags::ZERO_RANGE => Some(Space { zero: true, keep_size }),
+        how if how == Flags::PUNCH_HOLE && keep_size => Some(Space { zero: true, keep_size }),
+        _ => None,
     }
 }
 
@@ -639,26 +657,39 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let Some(space) = space_of(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let answer = self.fs.fallocate(fh.0, offset, length, space);
+        settle("fallocate", reply, answer, |reply: ReplyEmpty, ()| reply.ok());
     }
 
     fn lseek(
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        // The kernel answers SEEK_DATA and SEEK_HOLE itself then, as if there were no holes.
-        reply.error(Errno::ENOSYS);
+        let wanted = match whence {
+            SEEK_DATA => Hole::No,
+            SEEK_HOLE => Hole::Yes,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let answer = self.fs.seek(fh.0, offset, wanted);
+        settle("lseek", reply, answer, |reply: ReplyLseek, found| {
+            match found.and_then(|at| i64::try_from(at).ok()) {
+                Some(at) => reply.offset(at),
+                None => reply.error(Errno::ENXIO),
+            }
+        });
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -681,17 +712,22 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
+        fh_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by reading and writing then.
-        reply.error(Errno::ENOSYS);
+        let fs = Arc::clone(&self.fs);
+        // The answer's count has 32 bits.
+        let len = len.min(u64::from(u32::MAX));
+        let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len).await };
+        self.spawn("copy_file_range", reply, work, |reply, copied| {
+            reply.written(u32::try_from(copied).unwrap_or(u32::MAX));
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -14,8 +14,21 @@ pub enum What {
     Base,
     /// The staging file, at the same offset; written at this stamp.
     Staged(u64),
-    /// Zeros, made by growing the file at this stamp.
+    /// Zeros, made by growing the file or by a hole at this stamp.
     Zero(u64),
+    /// Another object, copied at this stamp; the number says which of the file's copies it is.
+    Copied(u64, u32),
+}
+
+impl What {
+    /// Whether two runs side by side come from one place: one request can copy both.
+    pub fn is_of_same_object(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Base, Self::Base) => true,
+            (Self::Copied(_, one), Self::Copied(_, two)) => one == two,
+            _ => false,
+        }
+    }
 }
 
 impl What {
@@ -23,7 +36,7 @@ impl What {
     pub fn stamp(self) -> Option<u64> {
         match self {
             Self::Base => None,
-            Self::Staged(stamp) | Self::Zero(stamp) => Some(stamp),
+            Self::Staged(stamp) | Self::Zero(stamp) | Self::Copied(stamp, _) => Some(stamp),
         }
     }
 }
@@ -64,11 +77,17 @@ impl Extents {
 
     /// Records a write; what lies between the old end and its start becomes zeros.
     pub fn write(&mut self, range: ByteRange, stamp: u64) {
-        if range.start() > self.len {
-            self.grow(range.start(), stamp);
-        }
-        self.set(range, What::Staged(stamp));
-        self.len = self.len.max(range.end());
+        self.put(range, What::Staged(stamp), stamp);
+    }
+
+    /// The same of a range that is another object's, which nobody has fetched.
+    pub fn copy(&mut self, range: ByteRange, stamp: u64, copy: u32) {
+        self.put(range, What::Copied(stamp, copy), stamp);
+    }
+
+    /// The same of zeros.
+    pub fn zero(&mut self, range: ByteRange, stamp: u64) {
+        self.put(range, What::Zero(stamp), stamp);
     }
 
     /// Cuts the file, or grows it with zeros.
@@ -83,7 +102,7 @@ impl Extents {
     }
 
     /// Makes zeros of what lies in `range`; the length stays.
-    pub fn zero(&mut self, range: ByteRange, stamp: u64) {
+    pub fn punch(&mut self, range: ByteRange, stamp: u64) {
         if let Some(hole) = ByteRange::new(range.start(), range.end().min(self.len)) {
             self.set(hole, What::Zero(stamp));
         }
@@ -109,12 +128,23 @@ impl Extents {
         }
     }
 
+    /// Marks bytes of a copy as staged, once they have been fetched. They are the same bytes still.
+    pub fn fetched(&mut self, range: ByteRange, copy: u32) {
+        for segment in self.segments(range) {
+            if let What::Copied(stamp, of) = segment.what
+                && of == copy
+            {
+                self.set(segment.range, What::Staged(stamp));
+            }
+        }
+    }
+
     /// Everything up to `stamp` is in S3 now, in an object of `base_len` bytes; what is newer stays.
     pub fn clear(&mut self, stamp: u64, base_len: u64) {
         let runs = std::mem::take(&mut self.runs);
         for (start, (end, what)) in runs {
             let what = match what {
-                What::Staged(at) | What::Zero(at) if at <= stamp => What::Base,
+                What::Staged(at) | What::Zero(at) | What::Copied(at, _) if at <= stamp => What::Base,
                 other => other,
             };
             self.runs.insert(start, (end, what));
@@ -166,6 +196,26 @@ impl Extents {
         self.all().iter().filter(|s| s.what != What::Base).map(|s| s.range.len()).sum()
     }
 
+    /// The first byte from `offset` on that is no hole, or the first that is one; the end of the file is a hole.
+    /// `None` where there is none, or `offset` is past the end.
+    pub fn seek(&self, offset: u64, hole: bool) -> Option<u64> {
+        let rest = ByteRange::new(offset, self.len)?;
+        let found = self
+            .segments(rest)
+            .iter()
+            .find(|s| matches!(s.what, What::Zero(_)) == hole)
+            .map(|s| s.range.start());
+        found.or(hole.then_some(self.len))
+    }
+
+    fn put(&mut self, range: ByteRange, what: What, stamp: u64) {
+        if range.start() > self.len {
+            self.grow(range.start(), stamp);
+        }
+        self.set(range, what);
+        self.len = self.len.max(range.end());
+    }
+
     fn grow(&mut self, to: u64, stamp: u64) {
         if let Some(hole) = ByteRange::new(self.len, to) {
             self.set(hole, What::Zero(stamp));
@@ -185,10 +235,10 @@ impl Extents {
         // covers the older bytes too, which at worst uploads them once more.
         // Not across the end of a part, which may have left already and should not go again.
         let mut start = range.start();
-        if let What::Staged(_) = what
-            && !start.is_multiple_of(RUN_END_BYTES)
-            && let Some((before, (end, What::Staged(_)))) = self.runs.range(..start).next_back()
+        if !start.is_multiple_of(RUN_END_BYTES)
+            && let Some((before, (end, earlier))) = self.runs.range(..start).next_back()
             && *end == start
+            && goes_on(*earlier, what)
         {
             start = *before;
         }
@@ -251,6 +301,15 @@ fn pieces(run: ByteRange, what: What) -> Vec<ByteRange> {
     pieces
 }
 
+/// Whether a run goes on with the next, but for their stamps.
+fn goes_on(run: What, next: What) -> bool {
+    match (run, next) {
+        (What::Staged(_), What::Staged(_)) | (What::Zero(_), What::Zero(_)) => true,
+        (What::Copied(..), next) => run.is_of_same_object(next),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,6 +320,10 @@ mod tests {
         Write(u64, u64),
         Truncate(u64),
         Zero(u64, u64),
+        /// Of one of two objects, whose bytes differ.
+        Copy(u64, u64, u32),
+        /// What was copied of that object is fetched.
+        Fetch(u32),
         /// A commit begins, `n` more operations happen, and it ends.
         Commit,
         Finish,
@@ -271,6 +334,8 @@ mod tests {
             (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Write(at, len)),
             (0u64..80).prop_map(Op::Truncate),
             (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Zero(at, len)),
+            (0u64..60, 1u64..20, 0u32..2).prop_map(|(at, len, of)| Op::Copy(at, len, of)),
+            (0u32..2).prop_map(Op::Fetch),
             Just(Op::Commit),
             Just(Op::Finish),
         ]
@@ -287,6 +352,7 @@ mod tests {
                     What::Base => base[a..b].to_vec(),
                     What::Staged(_) => staged[a..b].to_vec(),
                     What::Zero(_) => vec![0; b - a],
+                    What::Copied(_, of) => (a..b).map(|at| copied(of, at)).collect(),
                 }
             })
             .collect()
@@ -307,6 +373,25 @@ mod tests {
         seen.dedup();
         assert_eq!(seen, [(84, true)], "the 84th write ended it");
         assert_eq!(extents.all().len(), 3, "one run for each part");
+    }
+
+    fn copied(of: u32, at: usize) -> u8 {
+        200 + of as u8 * 20 + (at % 17) as u8
+    }
+
+    /// What `seek` has to say, byte by byte.
+    fn check_seek(extents: &Extents) {
+        let len = extents.len();
+        let is_hole = |at: u64| {
+            let byte = extents.segments(ByteRange::at(at, 1).unwrap());
+            matches!(byte[0].what, What::Zero(_))
+        };
+        for offset in 0..len {
+            let hole = (offset..len).find(|at| is_hole(*at)).or(Some(len));
+            assert_eq!(extents.seek(offset, true), hole);
+            assert_eq!(extents.seek(offset, false), (offset..len).find(|at| !is_hole(*at)));
+        }
+        assert_eq!((extents.seek(len, true), extents.seek(len, false)), (None, None));
     }
 
     proptest! {
@@ -338,10 +423,26 @@ mod tests {
                         extents.truncate(len, stamp);
                     }
                     Op::Zero(at, len) => {
-                        let end = oracle.len().min((at + len) as usize);
-                        if let Some(hole) = oracle.get_mut(at as usize..end) { hole.fill(0); }
+                        let (a, b) = (at as usize, (at + len) as usize);
+                        if oracle.len() < b { oracle.resize(b, 0); }
+                        oracle[a..b].fill(0);
                         extents.zero(ByteRange::at(at, len).unwrap(), stamp);
                     }
+                    Op::Copy(at, len, of) => {
+                        let (a, b) = (at as usize, (at + len) as usize);
+                        if oracle.len() < b { oracle.resize(b, 0); }
+                        (a..b).for_each(|at| oracle[at] = copied(of, at));
+                        extents.copy(ByteRange::at(at, len).unwrap(), stamp, of);
+                    }
+                    Op::Fetch(of) => if let Some(whole) = ByteRange::new(0, extents.len()) {
+                        for segment in extents.all() {
+                            if matches!(segment.what, What::Copied(_, copy) if copy == of) {
+                                let (a, b) = (segment.range.start() as usize, segment.range.end() as usize);
+                                (a..b).for_each(|at| staged[at] = copied(of, at));
+                            }
+                        }
+                        extents.fetched(whole, of);
+                    },
                     Op::Commit => if in_flight.is_none() {
                         in_flight = Some((stamp, oracle.clone()));
                     },
@@ -351,6 +452,7 @@ mod tests {
                     },
                 }
                 extents.check();
+                check_seek(&extents);
                 prop_assert_eq!(extents.len(), oracle.len() as u64);
                 // While a commit is on its way the old base is still what Base means.
                 prop_assert_eq!(&bytes(&extents, &base, &staged), &oracle);

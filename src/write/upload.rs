@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::extents::{Segment, What};
 use super::parts::Parts;
-use super::plan::{PartPlan, Plan, plan};
+use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
@@ -27,11 +27,41 @@ const COPY_PART_BYTES: u64 = 512 << 20;
 const COPY_PARTS_IN_FLIGHT: usize = 8;
 
 /// The object that unchanged bytes come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
     pub bucket: String,
     pub key: String,
     pub etag: ETag,
+}
+
+/// Another object that a run of bytes is copied from.
+#[derive(Clone)]
+pub struct Origin {
+    pub object: Base,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What to add to a place in the file for the place in the object; it wraps.
+    pub shift: u64,
+    /// Where the object is, which may be another region than the file's.
+    pub store: Arc<dyn Store>,
+}
+
+impl Origin {
+    /// Where a range of the file is in the object.
+    pub fn range(&self, range: ByteRange) -> Option<ByteRange> {
+        ByteRange::at(range.start().wrapping_add(self.shift), range.len())
+    }
+
+    /// Fails `Stale` where it is another version by now, or gone.
+    pub async fn require_there(&self) -> Result<()> {
+        let gone = || Error::new(Kind::Stale, "another client replaced what is being copied");
+        match self.store.head(&self.object.bucket, &self.object.key, None).await {
+            Ok(info) if info.etag == self.object.etag => Ok(()),
+            Ok(_) => Err(gone()),
+            Err(error) if error.is_not_found() => Err(gone()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Which conditions the server honours; where it does not, a HEAD before the request stands in, which
@@ -64,6 +94,8 @@ pub struct Job {
     /// Sources of the bytes, in order, covering `0..len`, or what leaves of it.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
+    /// Other objects that runs are copied from, by number.
+    pub copies: Vec<Origin>,
     pub staging: Option<Arc<Staging>>,
     /// What has left already.
     pub parts: Arc<Parts>,
@@ -98,13 +130,36 @@ impl Lanes {
     }
 }
 
+impl Job {
+    /// Every other object that bytes come from, once.
+    pub fn origins(&self) -> impl Iterator<Item = &Origin> {
+        self.copies.iter().zip(0u32..).filter_map(|(origin, number)| {
+            let is_of_it =
+                |segment: &Segment| matches!(segment.what, What::Copied(_, copy) if copy == number);
+            self.segments.iter().any(is_of_it).then_some(origin)
+        })
+    }
+}
+
 /// Makes the object, or fails with nothing changed.
 ///
 /// `AlreadyExists` or `Stale`: the condition did not hold, so another client was first. Our own earlier
 /// attempt whose answer was lost is recognised by its ETag and is a success. After a failure that may pass, the parts
 /// that S3 has stay with the job for the next try.
 pub async fn upload(job: &Job) -> Result<Written> {
-    match plan(job.len, &job.segments) {
+    if let Some(origin) = whole_copy(job) {
+        abandon(&job.parts).await;
+        return copy_whole(job, origin).await;
+    }
+    match carry_out(job, plan(job.len, &job.segments)).await {
+        // A server without UploadPartCopy: the bytes go through us, in parts that fit in memory.
+        Err(error) if error.kind() == Kind::Unsupported => carry_out(job, plan_without_copies(job.len)).await,
+        answer => answer,
+    }
+}
+
+async fn carry_out(job: &Job, plan: Plan) -> Result<Written> {
+    match plan {
         Plan::Put => {
             abandon(&job.parts).await;
             put(job).await
@@ -128,6 +183,34 @@ pub async fn abandon(parts: &Parts) {
     // Best effort: what stays behind costs storage, not correctness.
     if let Err(error) = store.abort_upload(&upload).await {
         tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
+    }
+}
+
+/// The object that all of the file is a copy of, where one request does it: a server that heeds no condition could
+/// copy another version, and a copy of an object uploaded in parts has an ETag that nobody knows beforehand, so that
+/// a lost answer could not be told from a lost race. Parts can do both.
+fn whole_copy(job: &Job) -> Option<&Origin> {
+    let [Segment { what: What::Copied(_, copy), .. }] = job.segments[..] else { return None };
+    let origin = job.copies.get(copy as usize)?;
+    let is_whole = origin.size == job.len && origin.shift == 0 && job.len <= limits::SINGLE_MAX;
+    (is_whole && job.honoured.copy && !origin.object.etag.as_str().contains('-')).then_some(origin)
+}
+
+async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
+    let request = CopyRequest {
+        source_bucket: origin.object.bucket.clone(),
+        source_key: origin.object.key.clone(),
+        source_if_match: Some(origin.object.etag.clone()),
+        bucket: job.bucket.clone(),
+        key: job.key.clone(),
+        size: job.len,
+        condition: job.condition.clone(),
+        attributes: Some(job.attributes.clone()),
+        ..CopyRequest::default()
+    };
+    match job.lanes.send(job.store.copy(request)).await {
+        Err(error) if may_be_ours(&error) => ours(job, &origin.object.etag, error).await,
+        answer => answer,
     }
 }
 
@@ -185,6 +268,12 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
         .try_collect()
         .await?;
     sent.sort_by_key(|part| part.number);
+    if !job.honoured.copy {
+        // Where the server may have copied parts of another version, what is there now tells.
+        for origin in job.origins() {
+            origin.require_there().await?;
+        }
+    }
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
     match job.store.complete_upload(upload, sent, condition).await {
@@ -195,19 +284,15 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
 
 async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> Result<Part> {
     if part.copy
-        && let Some(base) = &job.base
+        && let Some((object, range)) = origin_of(job, part.range)
     {
         let source = PartSource {
-            bucket: base.bucket.clone(),
-            key: base.key.clone(),
-            range: part.range,
-            if_match: Some(base.etag.clone()),
+            bucket: object.bucket.clone(),
+            key: object.key.clone(),
+            range,
+            if_match: Some(object.etag.clone()),
         };
-        match job.lanes.send(job.store.upload_part_copy(upload, number, source)).await {
-            // A server without UploadPartCopy: the bytes go through us, as far as one part reaches.
-            Err(error) if error.kind() == Kind::Unsupported => {}
-            answer => return answer,
-        }
+        return job.lanes.send(job.store.upload_part_copy(upload, number, source)).await;
     }
     let newest = newest_stamp(&job.segments, part.range);
     if let Some(newest) = newest
@@ -231,6 +316,18 @@ fn newest_stamp(segments: &[Segment], range: ByteRange) -> Option<u64> {
     within.map(|segment| segment.what.stamp()).try_fold(0, |newest, stamp| Some(newest.max(stamp?)))
 }
 
+/// The one object that a part to be copied is of, and its range there.
+fn origin_of(job: &Job, part: ByteRange) -> Option<(&Base, ByteRange)> {
+    match job.segments.iter().find(|segment| segment.range.contains(part.start()))?.what {
+        What::Base => Some((job.base.as_ref()?, part)),
+        What::Copied(_, copy) => {
+            let origin = job.copies.get(copy as usize)?;
+            Some((&origin.object, origin.range(part)?))
+        }
+        What::Staged(_) | What::Zero(_) => None,
+    }
+}
+
 /// The bytes of a range, from wherever each run of them is.
 async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
     let length = usize::try_from(range.len())
@@ -248,22 +345,13 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
         match (what, &job.staging, &job.base) {
             (What::Zero(_), _, _) => {}
             (What::Staged(_), Some(staging), _) if staging.read(target, run.start())? => {}
-            (What::Base, _, Some(base)) => {
-                let request = GetRequest {
-                    bucket: base.bucket.clone(),
-                    key: base.key.clone(),
-                    range: Some(run),
-                    if_match: Some(base.etag.clone()),
-                    ..GetRequest::default()
+            (What::Base, _, Some(base)) => fetch(&job.store, base, run, target).await?,
+            (What::Copied(_, copy), _, _) => {
+                let origin = job.copies.get(copy as usize);
+                let Some((origin, run)) = origin.and_then(|origin| Some((origin, origin.range(run)?))) else {
+                    return Err(Error::new(Kind::Internal, "a copied run of bytes without its source"));
                 };
-                let bytes = job.store.get(request).await?.bytes().await?;
-                if bytes.len() != target.len() {
-                    return Err(Error::new(
-                        Kind::Corrupt,
-                        format!("asked for {run}, got {} bytes", bytes.len()),
-                    ));
-                }
-                target.copy_from_slice(&bytes);
+                fetch(&origin.store, &origin.object, run, target).await?;
             }
             _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
         }
@@ -272,6 +360,27 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
         return Err(Error::new(Kind::Internal, "no source is known of some bytes"));
     }
     Ok(buffer.into())
+}
+
+/// Fills `target` with a range of this version of an object.
+async fn fetch(store: &Arc<dyn Store>, object: &Base, range: ByteRange, target: &mut [u8]) -> Result<()> {
+    let request = GetRequest {
+        bucket: object.bucket.clone(),
+        key: object.key.clone(),
+        range: Some(range),
+        if_match: Some(object.etag.clone()),
+        ..GetRequest::default()
+    };
+    let answer = store.get(request).await?;
+    if answer.info.etag != object.etag {
+        return Err(Error::new(Kind::Stale, "another client changed the object"));
+    }
+    let bytes = answer.bytes().await?;
+    if bytes.len() != target.len() {
+        return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())));
+    }
+    target.copy_from_slice(&bytes);
+    Ok(())
 }
 
 /// Within a buffer that was just made to that length.

@@ -108,6 +108,16 @@ impl Client {
         Self { fs, store, clock, stats, _staging: staging }
     }
 
+    /// The same with two directories, `one` and `two`, that are prefixes of the bucket and belong to these sessions.
+    pub fn with_sessions(self, one: &str, two: &str) -> Self {
+        let volume = |prefix: &str, session: &str| {
+            Volume::new(BUCKET, prefix, Arc::clone(&self.store) as Arc<dyn Store>).reach(session)
+        };
+        let root =
+            Root::Named(vec![("one".to_owned(), volume("1/", one)), ("two".to_owned(), volume("2/", two))]);
+        Self::of_root(root, usual(), self.store, self.clock, self.stats)
+    }
+
     /// The same, on a server whose listing order has to show.
     pub fn with_order_unknown(self) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);

@@ -9,6 +9,7 @@ mod harness;
 
 mod behaviour;
 mod client;
+mod copying;
 mod deletes;
 mod faults;
 mod listing;

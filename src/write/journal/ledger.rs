@@ -210,7 +210,7 @@ impl Ledger {
                 self.change(*file, *stamp, *at, beyond, |entry| entry.extents.truncate(*len, *stamp));
             }
             Record::Zeroed { file, range, stamp, at } => {
-                self.change(*file, *stamp, *at, *range, |entry| entry.extents.zero(*range, *stamp));
+                self.change(*file, *stamp, *at, *range, |entry| entry.extents.punch(*range, *stamp));
             }
             Record::Described { file, attributes, stamp } => {
                 if let Some(entry) = self.files.get_mut(file) {
@@ -439,7 +439,7 @@ impl Entry {
     fn saved_bytes_end(&self, stamp: u64) -> u64 {
         let saved = |what| match what {
             What::Base => true,
-            What::Staged(at) | What::Zero(at) => at <= stamp,
+            What::Staged(at) | What::Zero(at) | What::Copied(at, _) => at <= stamp,
         };
         self.extents.all().iter().filter(|s| saved(s.what)).map(|s| s.range.end()).max().unwrap_or(0)
     }

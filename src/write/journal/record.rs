@@ -234,6 +234,8 @@ enum RunWhat {
     Staged(u64),
     #[serde(rename = "z")]
     Zero(u64),
+    #[serde(rename = "c")]
+    Copied(u64, u32),
 }
 
 impl From<Segment> for Run {
@@ -242,6 +244,7 @@ impl From<Segment> for Run {
             What::Base => RunWhat::Base,
             What::Staged(stamp) => RunWhat::Staged(stamp),
             What::Zero(stamp) => RunWhat::Zero(stamp),
+            What::Copied(stamp, copy) => RunWhat::Copied(stamp, copy),
         };
         Self(segment.range.start(), segment.range.end(), what)
     }
@@ -254,6 +257,7 @@ impl Run {
             RunWhat::Base => What::Base,
             RunWhat::Staged(stamp) => What::Staged(stamp),
             RunWhat::Zero(stamp) => What::Zero(stamp),
+            RunWhat::Copied(stamp, copy) => What::Copied(stamp, copy),
         };
         Some(Segment { range: ByteRange::new(self.0, self.1)?, what })
     }

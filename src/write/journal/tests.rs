@@ -120,7 +120,7 @@ impl Writer {
             }
             Act::Zero(f, at, len) => {
                 let (file, stamp, mine) = self.change(f, now, &mut records);
-                mine.extents.zero(range(at, len), stamp);
+                mine.extents.punch(range(at, len), stamp);
                 records.push(Record::Zeroed { file, range: range(at, len), stamp, at: now });
             }
             Act::Describe(f) => {
