@@ -7,7 +7,8 @@
 //! 3. Nothing is appended to a segment that the disk did not take (a failed sync: the kernel may have dropped the pages
 //!    and will not say so again) or that may have a successor (a failed rename). The next append or sync begins a new
 //!    one from what is in memory, or fails.
-//! 4. A frame that was not written whole is cut off before anything follows it.
+//! 4. Frames are written at the end of the last whole one: what is left of one that failed is written over, and is no
+//!    frame anywhere else.
 //! 5. A segment is at most twice its checkpoint, or `segment_bytes` if that is more; so the whole is bounded by what is
 //!    owed.
 
@@ -202,8 +203,6 @@ struct Segment {
     full_len: u64,
     /// `false`: invariant 3.
     usable: bool,
-    /// A frame that failed could not be cut off yet.
-    ragged: bool,
     /// Its name is on the disk. Until then the older ones stay.
     settled: bool,
     /// Records it began with.
@@ -234,13 +233,10 @@ impl Log {
             self.rotate(inner)?;
         }
         let segment = &mut inner.segment;
-        if segment.ragged {
-            segment.source.file.truncate(segment.len)?;
-            segment.ragged = false;
-        }
         let frame = encode(record, segment.source.number, segment.len, segment.synced_len)?;
         if let Err(error) = segment.source.file.write_at(&frame, segment.len) {
-            segment.ragged = segment.source.file.truncate(segment.len).is_err();
+            // Should the process end now, a record that failed is not to be there.
+            let _ = segment.source.file.truncate(segment.len);
             return Err(error.into());
         }
         let place = FrameAt { offset: segment.len, len: frame.len() as u64 };
@@ -325,16 +321,7 @@ impl Segment {
     /// Before the first one: nothing may be appended.
     fn none(source: Option<Source>) -> Self {
         let source = source.unwrap_or_else(|| Source { number: 0, file: Arc::new(Nothing) });
-        Self {
-            source,
-            len: 0,
-            synced_len: 0,
-            full_len: 0,
-            usable: false,
-            ragged: false,
-            settled: true,
-            began_with: 0,
-        }
+        Self { source, len: 0, synced_len: 0, full_len: 0, usable: false, settled: true, began_with: 0 }
     }
 }
 
@@ -361,7 +348,6 @@ fn rotate(dir: &dyn LogDir, boot: u64, segment_bytes: u64, inner: &mut Inner) ->
         synced_len: len,
         full_len: segment_bytes.max(len.saturating_mul(2)),
         usable: true,
-        ragged: false,
         settled: false,
         began_with: inner.appended,
     };

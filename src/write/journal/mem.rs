@@ -20,7 +20,9 @@ pub(super) enum Fault {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct MemDir(Arc<Mutex<State>>);
+pub(super) struct MemDir(Arc<Mutex<State>>, Arc<Mutex<Option<Meanwhile>>>);
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 #[derive(Clone, Default)]
 struct State {
@@ -56,6 +58,11 @@ impl MemDir {
         state.calls = 0;
     }
 
+    /// Happens while the next file is being synced.
+    pub(super) fn meanwhile(&self, happens: impl FnOnce() + Send + 'static) {
+        *self.1.lock().unwrap() = Some(Box::new(happens));
+    }
+
     pub(super) fn calls(&self) -> usize {
         self.state().calls
     }
@@ -64,7 +71,7 @@ impl MemDir {
     pub(super) fn after_kill(&self) -> Self {
         let mut state = self.state().clone();
         state.fault = Fault::None;
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Mutex::new(state)), Arc::default())
     }
 
     /// Directory states that a power loss may leave.
@@ -92,7 +99,7 @@ impl MemDir {
             }
             *file = Content { written: left.clone(), synced: left, abandoned: false };
         }
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Mutex::new(state)), Arc::default())
     }
 
     pub(super) fn edit(&self, name: &str, edit: impl FnOnce(&mut Vec<u8>)) {
@@ -231,11 +238,18 @@ impl LogFile for MemFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let (turn, written) = {
+            let mut state = self.dir.state();
+            (state.turn(), state.files[self.index].written.clone())
+        };
+        let meanwhile = self.dir.1.lock().unwrap().take();
+        if let Some(happens) = meanwhile {
+            happens();
+        }
         let mut state = self.dir.state();
-        let turn = state.turn();
         let file = &mut state.files[self.index];
         match turn {
-            Turn::Do | Turn::Lie if !file.abandoned => file.synced = file.written.clone(),
+            Turn::Do | Turn::Lie if !file.abandoned => file.synced = written,
             Turn::Fail => file.abandoned = true,
             _ => {}
         }

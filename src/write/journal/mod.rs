@@ -22,15 +22,15 @@
 //!
 //! Guarantees
 //! 1. What was appended survives the process; what was synced survives the machine. A record that failed was not
-//!    appended.
+//!    appended, unless the disk would not take it back either and the process ended before the next one.
 //! 2. What is owed after a crash is the sum of a prefix of the records, with everything synced in it. After a kill it
 //!    is all of them.
 //! 3. Damage is an error that names the file; it never makes the list of what is owed shorter. Only a torn tail is
 //!    dropped, which nobody was promised.
 //! 4. A file whose bytes are not all there is owed as damaged, and stays until [`Record::Gone`].
 //!    One whose bytes may not be what was written, because the machine went down before they were acknowledged, says so.
-//! 5. On the disk the journal takes at most three times what its last checkpoint took (some 100 bytes for a file, 30
-//!    for a run, and what is inlined), or three times 16 MiB.
+//! 5. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
+//!    400 bytes for a file, 30 for a run, and what is inlined); and that again while a new segment is begun.
 //!
 //! An append is one write(2) into the page cache. Once in 16 MiB of them (160,000 writes; a hundredth of a second) it also
 //! begins a new segment and waits for the disk.

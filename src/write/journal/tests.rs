@@ -373,11 +373,12 @@ proptest! {
 /// The records that a power loss may leave, from those synced to all, and which it left.
 fn check_power_losses(dir: &MemDir, folds: &[Ledger], synced: usize, every_byte: bool) {
     let unsynced = dir.unsynced();
+    let folds: Vec<Ledger> = folds.iter().map(after_reboot).collect();
     for names in 0..dir.name_states() {
         for kept in (0..=unsynced).filter(|kept| every_byte || kept % 97 == 0 || *kept == unsynced) {
             // Another boot: not the same ledger, but for what is suspect.
             let left = replay(&dir.after_power_loss(names, kept), BOOT + 1).unwrap().ledger.without_places();
-            let found = folds.iter().rposition(|fold| after_reboot(fold) == left);
+            let found = folds.iter().rposition(|fold| *fold == left);
             assert!(found.is_some(), "names {names}, {kept} bytes: no prefix of the records");
             assert!(
                 found >= Some(synced),
@@ -484,12 +485,21 @@ fn every_call_may_fail_once_and_nothing_that_worked_is_lost() {
         // Records after a failed one may make no sense any more: they are refused, as they would be if asked for.
         let mut worked = Vec::new();
         let mut synced = 0;
+        let mut checks = 0;
         for (i, record) in records.iter().enumerate() {
             if log.append(record).is_ok() {
                 worked.push(record.clone());
             }
-            if i % 9 == 8 && log.sync().is_ok() {
+            if i % 3 == 2 && log.sync().is_ok() {
                 synced = worked.len();
+            }
+            // What went wrong may be made good later on; it has to be good at once.
+            let (Fault::Fails(at) | Fault::Lies(at)) = fault else { panic!("{fault:?}") };
+            if dir.calls() >= at && checks < 4 {
+                checks += 1;
+                let folds = folds(&worked);
+                assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}, record {i}");
+                check_power_losses(&dir, &folds, synced, false);
             }
         }
         assert!(worked.len() * 10 > records.len(), "{fault:?}: {} records", worked.len());
@@ -527,8 +537,62 @@ fn a_failed_sync_is_made_good_in_a_new_segment() {
     assert!(log.sync().is_err());
     assert!(log.append(&Record::Gone { file: FileId(9) }).is_err());
     dir.set(Fault::None);
+    let before = dir.names().unwrap();
     log.append(&Record::Gone { file: FileId(9) }).unwrap();
+    assert_ne!(dir.names().unwrap(), before, "nothing goes into the one that failed");
     log.sync().unwrap();
+}
+
+#[test]
+fn what_is_appended_during_a_sync_is_not_taken_for_synced() {
+    let dir = MemDir::default();
+    let log = Arc::new(begin(&dir, NEVER).unwrap());
+    let records = simple(2);
+    log.append(&records[0]).unwrap();
+    log.append(&records[1]).unwrap();
+    let (late, record) = (Arc::clone(&log), records[2].clone());
+    dir.meanwhile(move || late.append(&record).unwrap());
+    log.sync().unwrap();
+    assert_eq!((log.synced(), log.appended()), (2, 3));
+    check_power_losses(&dir, &folds(&records), 2, true);
+    log.sync().unwrap();
+    assert_eq!(log.synced(), 3);
+    check_power_losses(&dir, &folds(&records), 3, true);
+    // The same while a new segment takes over.
+    let log = Arc::new(begin(&dir, SEGMENT).unwrap());
+    let late = Arc::clone(&log);
+    log.append(&Record::Gone { file: FileId(9) }).unwrap();
+    let before = dir.names().unwrap();
+    dir.meanwhile(move || {
+        for _ in 0..60 {
+            late.append(&Record::Gone { file: FileId(9) }).unwrap();
+        }
+    });
+    log.sync().unwrap();
+    assert_ne!(dir.names().unwrap(), before);
+    check_power_losses(&dir, &folds(&records), 3, true);
+}
+
+#[test]
+fn a_segment_that_ends_before_its_checkpoint_never_counted() {
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    for record in simple(3) {
+        log.append(&record).unwrap();
+    }
+    let older = dir.after_kill();
+    begin(&dir, NEVER).map(drop).unwrap();
+    let name = dir.names().unwrap().remove(0);
+    let whole = dir.read(&name).unwrap();
+    for len in 0..whole.len() {
+        let both = older.after_kill();
+        both.create(&name).unwrap().write_at(&whole[..len], 0).unwrap();
+        assert_eq!(Some(&replayed(&both)), folds(&simple(3)).last(), "{len} bytes");
+        let alone = dir.after_kill();
+        alone.edit(&name, |bytes| bytes.truncate(len));
+        let error = replay(&alone, BOOT).map(|_| ()).unwrap_err();
+        assert!(error.message().contains(&name), "{error}");
+    }
 }
 
 #[test]
