@@ -29,7 +29,7 @@ pub struct Volume {
     pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
-    pub(super) deletes: Deletes,
+    pub(super) deletes: Box<Deletes>,
     probe: Option<Probe>,
     pub(super) order_probe: Option<OrderProbe>,
 }
@@ -49,7 +49,7 @@ impl Volume {
             reach: String::new(),
             origin: Arc::from(""),
             namespace: RwLock::new(()),
-            deletes: Deletes::default(),
+            deletes: Box::default(),
             probe: None,
             order_probe: None,
         }

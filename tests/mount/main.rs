@@ -2,7 +2,7 @@
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
 //! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
-//! passthrough; `stuck` is what happens when nobody answers.
+//! passthrough; `removals` is `rm -r`; `stuck` is what happens when nobody answers.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
