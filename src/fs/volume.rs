@@ -30,7 +30,7 @@ pub struct Volume {
     pub origin: Arc<str>,
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
-    pub(super) deletes: Deletes,
+    pub(super) deletes: Box<Deletes>,
     probe: Option<Probe>,
     order_probe: Option<OrderProbe>,
     /// Whether the probe was asked.
@@ -52,7 +52,7 @@ impl Volume {
             reach: String::new(),
             origin: Arc::from(""),
             namespace: RwLock::new(()),
-            deletes: Deletes::default(),
+            deletes: Box::default(),
             probe: None,
             order_probe: None,
             order_asked: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
 //! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
-//! passthrough; `reading` counts what reading costs; `writing` is large files and small disks; `removals` is `rm -rf`;
+//! passthrough; `reading` counts what reading costs; `writing` is large files and small disks; `removals` is `rm -r`;
 //! `copying` is copies and holes, by the tools that ask for them; `stuck` is what happens when nobody answers.
 
 // Numbers in tests are small and made for the purpose.
