@@ -56,13 +56,15 @@ pub struct MountConfig {
     pub negative_ttl: Duration,
     /// How long any operation may take before it fails.
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead and uploads, in bytes.
+    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where blocks that were read are kept on disk, if anywhere.
     pub cache: Option<Cache>,
     pub passthrough: Passthrough,
     /// Where written bytes wait for their upload.
     pub state_dir: PathBuf,
+    /// Of its file system, what is left to others, in bytes; otherwise a twentieth.
+    pub state_reserve: Option<u64>,
     /// Path of the control socket.
     pub control_socket: PathBuf,
 }
@@ -518,6 +520,7 @@ mod tests {
             cache: Some(Cache { dir: "/var/cache/pailfs".into(), limit_bytes: 1 << 30 }),
             passthrough: Passthrough::ReadOnly,
             state_dir: "/var/lib/pailfs".into(),
+            state_reserve: None,
             control_socket: "/run/pailfs/x".into(),
         };
         good.check().unwrap();

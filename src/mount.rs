@@ -376,6 +376,7 @@ fn fs_options(config: &MountConfig) -> Result<Options> {
         timeout: config.timeout,
         memory_limit: config.memory_limit,
         staging_dir,
+        staging_reserve: config.state_reserve,
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
         passthrough: match config.passthrough {
             Passthrough::Never => fs::Passthrough::Never,
@@ -682,7 +683,7 @@ mod tests {
         let fs = Fs::new(root, options, Arc::new(SystemClock), Arc::default()).unwrap();
         let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true, direct: false };
         let (_, opened) = fs.create(ROOT, OsStr::new("file"), flags, 0o644).await.unwrap();
-        fs.write(opened.fh, 0, b"bytes").unwrap();
+        fs.write(opened.fh, 0, b"bytes").await.unwrap();
         Fixture { fs, store, _staging: staging }
     }
 
@@ -734,6 +735,7 @@ mod tests {
             cache: None,
             passthrough: Passthrough::Never,
             state_dir: "/nowhere".into(),
+            state_reserve: None,
             control_socket: "/nowhere/socket".into(),
         }
     }
@@ -812,7 +814,7 @@ mod tests {
         let dir = fs.mkdir(east, OsStr::new("d"), 0o755).await.unwrap().ino;
         for parent in [east, dir] {
             let (_, opened) = fs.create(parent, OsStr::new("file"), flags, 0o644).await.unwrap();
-            fs.write(opened.fh, 0, b"bytes").unwrap();
+            fs.write(opened.fh, 0, b"bytes").await.unwrap();
             fs.flush(opened.fh).await.unwrap();
         }
         for name in ["file", "d"] {

@@ -35,6 +35,8 @@ counters! {
     bytes_read => "fs_bytes_read";
     /// Bytes taken from write(2).
     bytes_written => "fs_bytes_written";
+    /// Parts of files that left while the file was still being written.
+    parts_ahead => "parts_sent_ahead";
     /// Reads answered from memory, beside those that the kernel answered by itself.
     read_hits => "read_hits";
     /// Reads that had to wait for bytes.

@@ -60,13 +60,16 @@ pub struct MountArgs {
     /// the network
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead and uploads [default: a quarter of what this machine or its
+    /// Memory for blocks, read-ahead, uploads and listings [default: a quarter of what this machine or its
     /// control group has, 64M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_limit: Option<u64>,
     /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub state_reserve: Option<u64>,
     #[command(flatten)]
     pub cache: CacheArgs,
     // Headings hold for whatever follows, so these come last.
@@ -353,6 +356,7 @@ mod tests {
             "--no-sign-request",
             "--cache-dir=/c",
             "--cache-size=1G",
+            "--state-reserve=2G",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -362,6 +366,7 @@ mod tests {
         assert_eq!(mount.memory_limit, Some(128 << 20));
         assert_eq!(mount.cache.cache_dir.as_deref(), Some(std::path::Path::new("/c")));
         assert_eq!(mount.cache.cache_size, Some(1 << 30));
+        assert_eq!(mount.state_reserve, Some(2 << 30));
         assert_eq!(Passthrough::from(mount.cache.passthrough), Passthrough::ReadOnly);
         let settings = mount.session.settings();
         assert_eq!(settings.path_style, Some(PathStyle::On));

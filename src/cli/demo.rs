@@ -168,6 +168,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         cache: None,
         passthrough: Passthrough::Never,
         state_dir: home.join("state"),
+        state_reserve: None,
         control_socket,
     };
     config.check()?;

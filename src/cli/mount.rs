@@ -93,6 +93,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         cache: cache_of(&args.cache)?,
         passthrough: args.cache.passthrough.into(),
         state_dir,
+        state_reserve: args.state_reserve,
         control_socket,
     };
     config.check()?;

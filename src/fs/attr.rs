@@ -1,7 +1,7 @@
 //! What `stat` answers.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{Fs, lock};
 use crate::error::Result;
@@ -21,6 +21,8 @@ pub struct Attr {
     pub perm: u16,
     pub uid: u32,
     pub gid: u32,
+    /// How long this may be believed from now on: the metadata TTL less the age of what S3 said.
+    pub ttl: Duration,
 }
 
 /// What `chmod`, `chown`, `utimens` and `truncate` ask for; `None` leaves a thing as it is.
@@ -46,13 +48,16 @@ const DIR_SIZE: u64 = 4096;
 impl Fs {
     /// The attributes of an entry: what S3 said, under what was written and set here.
     pub(super) fn attr_of(&self, entry: &Entry) -> Attr {
-        let (is_dir, size, mtime) = match &entry.found {
-            Found::Dir { marker } => (true, DIR_SIZE, marker.unwrap_or(self.mounted_at)),
+        let ttl = self.options.ttl;
+        let left = entry.believed.left(self.clock.now(), ttl);
+        let (is_dir, size, mtime, ttl) = match &entry.found {
+            Found::Dir { marker } => (true, DIR_SIZE, marker.unwrap_or(self.mounted_at), left),
             Found::File(facts) => {
                 let open = lock(&self.files).get(entry.ino).cloned();
                 match open.and_then(|file| file.unsaved()) {
-                    Some((len, written_at)) => (false, len, written_at),
-                    None => (false, facts.size, facts.mtime),
+                    // What is written here and not saved is nobody else's.
+                    Some((len, written_at)) => (false, len, written_at, ttl),
+                    None => (false, facts.size, facts.mtime, left),
                 }
             }
         };
@@ -72,6 +77,7 @@ impl Fs {
             perm,
             uid: entry.changes.uid.unwrap_or(self.options.uid),
             gid: entry.changes.gid.unwrap_or(self.options.gid),
+            ttl,
         }
     }
 

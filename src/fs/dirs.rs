@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::handles::Handle;
 use super::lookup::no_such_name;
-use super::pages::{Asker, Pages, Sharding};
+use super::pages::{Asker, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
 use super::{Attr, Fs, lock};
@@ -17,6 +17,7 @@ use crate::s3::{Attributes, Condition, ListRequest, ListedObject, PutRequest, li
 use crate::tree::keys::{DirKey, Name, Place};
 use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
+use crate::tree::walk::DIRS_MAX;
 use crate::tree::{AttrChanges, DirPlace, Found, Ino, Known, Listed, ROOT, Ticket, VolumeId};
 use crate::write::delete_object;
 
@@ -50,8 +51,6 @@ struct Stream {
     complete: bool,
     /// Somebody has taken a line since the beginning.
     used: bool,
-    /// It takes so long to read that it is worth dividing from the start.
-    is_large: bool,
 }
 
 /// A directory being listed.
@@ -73,8 +72,39 @@ struct Reading {
     hashes: Option<Vec<u64>>,
     /// Entries shown so far.
     entries: usize,
-    /// The first directory among them, and how many came before it.
-    first_dir: Option<(DirKey, usize)>,
+    /// Some of the directories among them, and how many entries came before the first.
+    dirs: Sample,
+    before: usize,
+}
+
+/// Some of a directory's subdirectories, evenly spread, the first among them.
+#[derive(Default)]
+struct Sample {
+    kept: Vec<DirKey>,
+    /// Of so many, less one, each is kept.
+    passed_over: usize,
+    seen: usize,
+}
+
+impl Sample {
+    fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    fn see(&mut self, dir: impl FnOnce() -> Option<DirKey>) {
+        let is_kept = self.seen.is_multiple_of(self.passed_over + 1);
+        self.seen += 1;
+        if !is_kept {
+            return;
+        }
+        if self.kept.len() >= DIRS_MAX {
+            // Every second one goes; this one is the next that stays.
+            let mut stays = [true, false].into_iter().cycle();
+            self.kept.retain(|_| stays.next().unwrap_or(true));
+            self.passed_over = 2 * self.passed_over + 1;
+        }
+        self.kept.extend(dir());
+    }
 }
 
 /// Lines that have to be left for a LIST to be cheaper than asking for each.
@@ -137,7 +167,6 @@ impl Fs {
                     listed_again = true;
                     let mark = stream.lines.mark_before(at);
                     self.restart(&mut stream, mark);
-                    stream.is_large = true;
                     continue 'place;
                 }
                 let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
@@ -157,7 +186,7 @@ impl Fs {
     fn is_worth_listing_again(&self, stream: &Stream, line: &Line, at: u64) -> bool {
         let ttl = self.options.ttl;
         let many = !stream.complete || stream.lines.end() - at > LIST_AGAIN_MIN;
-        many && stream.reading.is_some() && !ttl.is_zero() && self.clock.now() >= line.asked + ttl
+        many && stream.reading.is_some() && !ttl.is_zero() && self.clock.now() >= line.asked + shown_for(ttl)
     }
 
     pub fn releasedir(&self, fh: u64) {
@@ -250,8 +279,7 @@ impl Fs {
             let DirPlace::In { volume, dir } = place else {
                 return self.list_buckets(stream).await;
             };
-            let is_large = stream.is_large && stream.lines.end() > 0;
-            stream.reading = Some(self.begin_reading(volume, dir, &stream.from, is_large).await?);
+            stream.reading = Some(self.begin_reading(volume, dir, &stream.from).await?);
         }
         let Some(reading) = &mut stream.reading else { return Ok(()) };
         let ended = || Err(Error::new(Kind::Internal, "a listing ended without its last page"));
@@ -264,7 +292,7 @@ impl Fs {
                     if reading.listing.start_over() {
                         let asker =
                             Asker::new(&reading.volume, reading.dir.prefix(), &self.clock, &self.stats);
-                        reading.pages = Pages::start(asker, None, Sharding::Never, false, &self.shards_free);
+                        reading.pages = Pages::start(asker, None, Sharding::Never, &self.room);
                         return Ok(());
                     }
                 }
@@ -287,14 +315,12 @@ impl Fs {
         Ok(())
     }
 
-    async fn begin_reading(
-        self: &Arc<Self>,
-        id: VolumeId,
-        dir: DirKey,
-        from: &Mark,
-        is_large: bool,
-    ) -> Result<Reading> {
+    async fn begin_reading(self: &Arc<Self>, id: VolumeId, dir: DirKey, from: &Mark) -> Result<Reading> {
         let volume = self.volume(id)?;
+        if self.buckets.is_some() {
+            // Finding out means writing to the bucket, so it waits until somebody looks into it.
+            self.find_order(id, &volume);
+        }
         // Whoever comes back to a mark is not walking.
         let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
         let asker = Asker::new(&volume, dir.prefix(), &self.clock, &self.stats);
@@ -303,7 +329,7 @@ impl Fs {
         let pages = match whole {
             Some(page) => {
                 self.stats.listed_ahead_hits.add(1);
-                Pages::here(asker, page, &self.shards_free)
+                Pages::here(asker, page, &self.room)
             }
             None => {
                 let (start_after, sharding) = match (order, tree.begins_anywhere(id)) {
@@ -313,7 +339,7 @@ impl Fs {
                     // What is before the mark comes once more, and is passed over.
                     (_, false) => (None, Sharding::Never),
                 };
-                Pages::start(asker, start_after, sharding, is_large, &self.shards_free)
+                Pages::start(asker, start_after, sharding, &self.room)
             }
         };
         Ok(Reading {
@@ -328,7 +354,8 @@ impl Fs {
             begun: None,
             hashes: from.after.is_none().then(Vec::new),
             entries: 0,
-            first_dir: None,
+            dirs: Sample::default(),
+            before: 0,
         })
     }
 
@@ -346,8 +373,11 @@ impl Fs {
         );
         for (name, found) in &merged.lines {
             tree.remember(ino, name, found.clone(), &reading.ticket, asked);
-            if reading.first_dir.is_none() && matches!(found, Found::Dir { .. }) {
-                reading.first_dir = reading.dir.child(name).ok().map(|child| (child, reading.entries));
+            if matches!(found, Found::Dir { .. }) {
+                if reading.dirs.is_empty() {
+                    reading.before = reading.entries;
+                }
+                reading.dirs.see(|| reading.dir.child(name).ok());
             }
             reading.entries += 1;
             if let Some(hashes) = &mut reading.hashes {
@@ -362,8 +392,8 @@ impl Fs {
             if let Some(hashes) = reading.hashes.take() {
                 tree.complete(ino, hashes, &reading.ticket, begun.min(asked), self.clock.now());
             }
-            let (first_dir, before) = reading.first_dir.as_ref().map(|(dir, n)| (dir, *n)).unzip();
-            tree.listed_to_end(reading.id, &reading.dir, first_dir, before.unwrap_or(reading.entries));
+            let before = if reading.dirs.is_empty() { reading.entries } else { reading.before };
+            tree.listed_to_end(reading.id, &reading.dir, &reading.dirs.kept, before);
         }
         if reading.pages.is_torn() {
             tree.begins_elsewhere(reading.id);
@@ -559,16 +589,29 @@ impl Fs {
     }
 }
 
-/// The first keys of a directory, its marker included.
+/// Pages in a row that may have nothing in them.
+const EMPTY_PAGES_MAX: u32 = 1_000;
+
+/// The first keys of a directory, its marker included: so many or more, if it has them.
 async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<ListedObject>> {
     let max = max.min(limits::KEYS_PER_REQUEST);
-    let request = ListRequest {
+    let mut request = ListRequest {
         bucket: volume.bucket.clone(),
         prefix: dir.prefix().to_owned(),
         max_keys: u16::try_from(max).ok(),
         ..ListRequest::default()
     };
-    Ok(volume.store.list(request).await?.objects)
+    let mut below = Vec::new();
+    // A page may have fewer keys than were asked for, and none at all, with more to come.
+    for _ in 0..EMPTY_PAGES_MAX {
+        let page = volume.store.list(request.clone()).await?;
+        below.extend(page.objects);
+        match page.next {
+            Some(next) if below.len() < max => request.continuation = Some(next),
+            _ => return Ok(below),
+        }
+    }
+    Err(Error::new(Kind::Server, "the server goes on listing a directory without a name in it"))
 }
 
 /// Writes a directory's marker: an empty object whose key ends with `/`, typed as s3fs and Hadoop type it.

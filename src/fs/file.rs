@@ -5,18 +5,22 @@
 //! object, the next `open` starts a new `File` and old handles keep the old one, so no handle ever mixes two
 //! versions.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::copy::{Copied, lost_source};
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
-use crate::write::{Base, Conditions, Extents, Job, Segment, Staging, What, upload};
+use crate::write::{
+    Base, Conditions, Extents, Job, Origin, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts,
+    upload,
+};
 
 use super::volume::Volume;
 
@@ -41,7 +45,7 @@ const READ_ROUNDS_MAX: u32 = 8;
 /// How often a conflict copy is written again because its file was written meanwhile.
 const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
-const MATERIALISE_STEP: u64 = 8 << 20;
+pub(super) const MATERIALISE_STEP: u64 = 8 << 20;
 
 /// After a request that failed for want of an answer, S3 may still say whether it was done.
 const TIDY_WAIT: Duration = Duration::from_secs(3);
@@ -49,19 +53,26 @@ const TIDY_WAIT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) ino: Ino,
-    state: Mutex<State>,
-    /// Held by the one commit under way, and by whoever takes the file's name or gives it another.
-    commit: Arc<tokio::sync::Mutex<()>>,
+    pub(super) state: Mutex<State>,
+    /// Held by the one commit under way, by whoever takes the file's name or gives it another, and by whoever copies
+    /// from its object.
+    pub(super) commit: Arc<tokio::sync::Mutex<()>>,
     /// Of that commit: who waits for it waits as long as it moves.
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
+    /// Shared by parts that leave while the file is written; a commit has it alone.
+    sending: tokio::sync::RwLock<()>,
+    /// What has left.
+    parts: Arc<Parts>,
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     /// The object that unchanged bytes come from.
-    object: Option<Object>,
-    extents: Extents,
-    staging: Option<Arc<Staging>>,
+    pub(super) object: Option<Object>,
+    pub(super) extents: Extents,
+    /// Other objects that runs are copied from, by number.
+    pub(super) copies: Vec<Copied>,
+    pub(super) staging: Option<Arc<Staging>>,
     /// Number of the latest change, and of the latest that S3 has.
     stamp: u64,
     saved_stamp: u64,
@@ -70,6 +81,7 @@ struct State {
     /// What is stored beside the bytes, kept through a rewrite.
     attributes: Attributes,
     written_at: SystemTime,
+    ahead: Ahead,
     /// Open handles, and those of them that may write.
     handles: u32,
     writers: u32,
@@ -88,7 +100,62 @@ struct State {
     last_error: Option<String>,
 }
 
+/// How far a file was written in order, and what of that has been told to leave.
+#[derive(Debug)]
+struct Ahead {
+    in_order: u64,
+    /// Number and start of the part that leaves next.
+    next: (u16, u64),
+    /// None leaves: one could not, which the commit will tell, or the file has bytes of an object before them.
+    stopped: bool,
+    /// Bytes written since the disk was looked at.
+    unchecked: u64,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { in_order: 0, next: (1, 0), stopped: false, unchecked: 0 }
+    }
+}
+
+impl Ahead {
+    /// The file was cut: a part that lost bytes leaves once more when it is full.
+    fn cut(&mut self, len: u64) {
+        if len == 0 {
+            *self = Self::default();
+        }
+        self.in_order = self.in_order.min(len);
+        if self.next.1 > self.in_order {
+            let last = full_parts(1, 0, self.in_order).pop();
+            self.next = last.map_or((1, 0), |(number, range)| (number + 1, range.end()));
+        }
+    }
+}
+
+/// How often, in bytes written, the disk is looked at.
+const CHECK_BYTES: u64 = 4 << 20;
+
 impl State {
+    /// The parts that became full by the latest write.
+    fn leaving(&mut self) -> Vec<(u16, ByteRange)> {
+        let before = self.ahead.in_order;
+        self.ahead.in_order = self.extents.staged_until(before);
+        if self.ahead.stopped || self.orphan || self.ahead.in_order <= SINGLE_PUT_MAX {
+            return Vec::new();
+        }
+        let (number, start) = self.ahead.next;
+        let full = full_parts(number, start, self.ahead.in_order);
+        if let Some((number, range)) = full.last() {
+            self.ahead.next = (number + 1, range.end());
+        }
+        full
+    }
+
+    /// Whether bytes before `end` were let go, so that S3 has to have the file before they change.
+    fn has_gone(&self, end: u64) -> bool {
+        self.staging.as_ref().is_some_and(|staging| staging.gone_until() > end)
+    }
+
     fn is_saved(&self) -> bool {
         self.stamp == self.saved_stamp
     }
@@ -98,8 +165,31 @@ impl State {
         same && !self.described && !self.answered && !self.fetched && self.is_saved() && !self.orphan
     }
 
+    /// A change is about to be recorded under the stamp that this answers.
+    pub(super) fn changing(&mut self, end: u64, now: SystemTime) -> Result<u64> {
+        if self.lost {
+            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
+        }
+        if end > FILE_MAX {
+            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
+        }
+        self.stamp += 1;
+        self.written_at = now;
+        Ok(self.stamp)
+    }
+
+    /// The staging file, made if there is none.
+    pub(super) fn staging_in(&mut self, room: &Room) -> Result<Arc<Staging>> {
+        if let Some(staging) = &self.staging {
+            return Ok(Arc::clone(staging));
+        }
+        let fresh = Arc::new(Staging::new(room.dir())?);
+        self.staging = Some(Arc::clone(&fresh));
+        Ok(fresh)
+    }
+
     /// Where the bytes of a range come from.
-    fn segments(&self, range: ByteRange) -> Vec<Segment> {
+    pub(super) fn segments(&self, range: ByteRange) -> Vec<Segment> {
         let mut segments = self.extents.segments(range);
         if self.fetched {
             for segment in segments.iter_mut().filter(|segment| segment.what == What::Base) {
@@ -119,7 +209,12 @@ pub(super) enum Source {
     /// All of it is this version of the object, up to this length.
     Object(Object),
     /// Runs of bytes, each from its own source.
-    Mixed { segments: Vec<Segment>, object: Option<Object>, staging: Option<Arc<Staging>> },
+    Mixed {
+        segments: Vec<Segment>,
+        object: Option<Object>,
+        copies: Vec<Copied>,
+        staging: Option<Arc<Staging>>,
+    },
 }
 
 impl Source {
@@ -127,6 +222,16 @@ impl Source {
         match self {
             Self::Object(object) => Some(object),
             Self::Mixed { object, .. } => object.as_ref(),
+        }
+    }
+
+    /// How many runs are copied from other objects.
+    fn copied(&self) -> usize {
+        match self {
+            Self::Object(_) => 0,
+            Self::Mixed { segments, .. } => {
+                segments.iter().filter(|segment| matches!(segment.what, What::Copied(..))).count()
+            }
         }
     }
 }
@@ -167,7 +272,7 @@ impl File {
     }
 
     /// The file's size by the word of the listing it was opened by, as long as no byte of it was answered.
-    fn renewable(&self, asked: &ObjectId) -> Option<u64> {
+    pub(super) fn renewable(&self, asked: &ObjectId) -> Option<u64> {
         let state = lock(&self.state);
         state.may_be_renewed(asked).then(|| state.extents.len())
     }
@@ -199,12 +304,14 @@ impl File {
             state: Mutex::new(State {
                 extents: Extents::of_base(object.as_ref().map_or(0, |o| o.size)),
                 object,
+                copies: Vec::new(),
                 staging: None,
                 stamp,
                 saved_stamp: 0,
                 expects,
                 attributes,
                 written_at: now,
+                ahead: Ahead::default(),
                 handles: 0,
                 writers: 0,
                 fetched: false,
@@ -217,6 +324,8 @@ impl File {
             }),
             commit: Arc::default(),
             progress: Arc::default(),
+            sending: tokio::sync::RwLock::default(),
+            parts: Arc::default(),
         }
     }
 
@@ -290,57 +399,120 @@ impl File {
                 let segments = state.segments(range);
                 let of_object = segments.iter().any(|segment| segment.what == What::Base);
                 let object = object.clone().filter(|_| of_object);
-                Source::Mixed { segments, object, staging: state.staging.clone() }
+                let copies = state.copies.clone();
+                Source::Mixed { segments, object, copies, staging: state.staging.clone() }
             }
         };
         Ok(Some((range, source)))
     }
 
-    /// Takes bytes; `None` appends. Returns the offset they went to.
+    /// Takes bytes; no offset appends.
     pub(super) fn write(
         &self,
         offset: Option<u64>,
         data: &[u8],
-        staging: &std::path::Path,
+        room: &Room,
         now: SystemTime,
-    ) -> Result<()> {
+    ) -> Result<Taken> {
         let mut state = lock(&self.state);
         self.require_current(&state)?;
         let offset = offset.unwrap_or(state.extents.len());
-        let Some(range) = ByteRange::at(offset, data.len() as u64) else { return Ok(()) };
+        let Some(range) = ByteRange::at(offset, data.len() as u64) else {
+            return Ok(Taken::Here(Vec::new()));
+        };
         if range.end() > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
         }
-        let target = match &state.staging {
-            Some(staging) => Arc::clone(staging),
-            None => {
-                let fresh = Arc::new(Staging::new(staging)?);
-                state.staging = Some(Arc::clone(&fresh));
-                fresh
+        if state.has_gone(range.start()) {
+            return Ok(Taken::NeedsCommit);
+        }
+        state.ahead.unchecked += range.len();
+        if state.ahead.unchecked >= CHECK_BYTES {
+            if room.is_short() {
+                return Ok(Taken::NeedsRoom);
             }
-        };
-        target.write(data, offset)?;
+            state.ahead.unchecked = 0;
+        }
+        match state.staging_in(room)?.write(data, offset) {
+            Err(error) if error.kind() == Kind::NoSpace => return Ok(Taken::NeedsRoom),
+            written => written?,
+        }
         state.stamp += 1;
         let stamp = state.stamp;
         state.extents.write(range, stamp);
         state.written_at = now;
-        Ok(())
+        Ok(Taken::Here(state.leaving()))
     }
 
-    pub(super) fn truncate(&self, len: u64, now: SystemTime) -> Result<()> {
+    /// Writes once more, after room was made for it as far as that could be done.
+    pub(super) fn room_was_made(&self) {
+        lock(&self.state).ahead.unchecked = 0;
+    }
+
+    /// Cuts or grows the file; `false` where S3 has to have it before, because bytes before its new end were let go.
+    pub(super) fn truncate(&self, len: u64, now: SystemTime) -> Result<bool> {
         let mut state = lock(&self.state);
         self.require_current(&state)?;
         if len > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
         }
         if len == state.extents.len() {
-            return Ok(());
+            return Ok(true);
+        }
+        if len > 0 && state.has_gone(len) {
+            return Ok(false);
         }
         state.stamp += 1;
         let stamp = state.stamp;
         state.extents.truncate(len, stamp);
+        state.ahead.cut(len);
+        if len == 0 {
+            // Nothing points into it, whatever of it was let go.
+            state.staging = None;
+        }
         state.written_at = now;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Waits for a turn to send a part ahead of a commit.
+    pub(super) async fn sending(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.sending.read().await
+    }
+
+    /// Waits until every part that is leaving has left, and keeps others from it.
+    pub(super) async fn sent_all(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.sending.write().await
+    }
+
+    /// Nothing leaves ahead of the next commit any more.
+    pub(super) fn stop_leaving(&self) {
+        lock(&self.state).ahead.stopped = true;
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Gives the disk back what S3 has in parts; whether that was anything.
+    pub(super) fn let_go_of_sent(&self) -> bool {
+        let held = self.parts.held();
+        let state = lock(&self.state);
+        let Some(staging) = &state.staging else { return false };
+        let mut freed = false;
+        for (range, sent) in held {
+            let (newest, all_written_here) = state.extents.newest(range);
+            if all_written_here && newest <= sent {
+                freed |= staging.let_go(range).unwrap_or(false);
+            }
+        }
+        freed
+    }
+
+    /// The file as it is, unless another client's version is all there is.
+    pub(super) fn current(&self) -> Result<MutexGuard<'_, State>> {
+        let state = lock(&self.state);
+        self.require_current(&state)?;
+        Ok(state)
     }
 
     fn require_current(&self, state: &State) -> Result<()> {
@@ -379,6 +551,7 @@ impl File {
             state.extents.materialise(whole, stamp);
         }
         state.orphan = true;
+        state.ahead.stopped = true;
     }
 
     /// The next commit replaces this version: the file took the name of an object that is still there.
@@ -387,8 +560,19 @@ impl File {
     }
 }
 
+/// What became of bytes that a program writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// They are here; these parts are full now.
+    Here(Vec<(u16, ByteRange)>),
+    /// The disk is short.
+    NeedsRoom,
+    /// They go over bytes that were let go.
+    NeedsCommit,
+}
+
 /// S3's largest object is 50 TB; the parts plan reaches a little past 5 TiB.
-const FILE_MAX: u64 = 5 << 40;
+pub(super) const FILE_MAX: u64 = 5 << 40;
 
 impl Fs {
     /// Whether the inode has bytes or a length that S3 does not have.
@@ -421,19 +605,20 @@ impl Fs {
     /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
     pub(super) async fn read_file(
         &self,
-        file: &File,
+        file: &Arc<File>,
         cursor: &Cursor,
         offset: u64,
         len: u64,
     ) -> Result<Vec<Bytes>> {
-        let mut asked: Option<ObjectId> = None;
+        let mut asked = (None, 0);
         let mut failure = None;
-        // A commit or rename on this mount may replace the object between the two steps; then the bytes are
-        // in the new one. Where it is the same still, another client replaced it.
+        // A commit or rename on this mount may replace an object between the two steps; then the bytes are
+        // in the new one, or here. Where it is the same still, another client replaced it.
         for _ in 0..READ_ROUNDS_MAX {
             let Some((range, source)) = file.source(offset, len)? else { return Ok(Vec::new()) };
             let from = source.object().map(|object| object.id.clone());
-            if failure.is_some() && from == asked {
+            let copied = source.copied();
+            if failure.is_some() && asked == (from.clone(), copied) {
                 break;
             }
             let whole = matches!(source, Source::Object(_));
@@ -445,9 +630,12 @@ impl Fs {
                     failure = Some(error);
                 }
                 (Ok(slices), Some(from)) if whole && !file.confirm(from) => drop(slices),
-                (answer, _) => return answer,
+                (Ok(Some(slices)), _) => return Ok(slices),
+                // S3 has to have the file before what was let go can be read.
+                (Ok(None), _) => self.commit(file).await?,
+                (Err(error), _) => return Err(error),
             }
-            asked = from;
+            asked = (from, copied);
         }
         Err(match failure {
             Some(error) if !error.is_not_found() => error,
@@ -456,7 +644,7 @@ impl Fs {
     }
 
     /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
-    async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
+    pub(super) async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
         let Some(size) = file.renewable(from) else { return Ok(()) };
         let volume = self.volume(VolumeId(from.volume))?;
         let info = match volume.store.head(&volume.bucket, &from.key, None).await {
@@ -489,25 +677,35 @@ impl Fs {
         );
     }
 
-    async fn read_source(&self, source: Source, cursor: &Cursor, range: ByteRange) -> Result<Vec<Bytes>> {
-        let (segments, object, staging) = match source {
-            Source::Object(object) => return self.reader.read(&object, cursor, range).await,
-            Source::Mixed { segments, object, staging } => (segments, object, staging),
+    /// `None` where some of it was let go here and is in no object yet.
+    async fn read_source(
+        &self,
+        source: Source,
+        cursor: &Cursor,
+        range: ByteRange,
+    ) -> Result<Option<Vec<Bytes>>> {
+        let (segments, object, copies, staging) = match source {
+            Source::Object(object) => return self.reader.read(&object, cursor, range).await.map(Some),
+            Source::Mixed { segments, object, copies, staging } => (segments, object, copies, staging),
         };
         let mut slices = Vec::with_capacity(segments.len());
         for segment in segments {
             match (segment.what, &object, &staging) {
-                (What::Staged(_), _, Some(staging)) => {
-                    slices.push(Bytes::from(staging.bytes(segment.range)?));
-                }
+                (What::Staged(_), _, Some(staging)) => match staging.bytes(segment.range)? {
+                    Some(bytes) => slices.push(Bytes::from(bytes)),
+                    None => return Ok(None),
+                },
                 (What::Base, Some(object), _) => {
                     slices.extend(self.reader.read(object, cursor, segment.range).await?);
+                }
+                (What::Copied(_, copy), _, _) => {
+                    slices.extend(self.read_copied(&copies, copy, cursor, segment.range).await?);
                 }
                 (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
                 _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
             }
         }
-        Ok(slices)
+        Ok(Some(slices))
     }
 
     /// Puts the file into S3 as it is now, unless S3 has it already.
@@ -555,27 +753,45 @@ impl Fs {
     /// Under the namespace lock.
     async fn commit_in_turn(&self, file: &Arc<File>, volume: &Volume) -> Result<()> {
         let _turn = file.commit.lock().await;
+        // What is leaving has left; nothing more leaves until this is done.
+        let _alone = file.sent_all().await;
         if !file.is_dirty() {
             return Ok(());
         }
         // Under the namespace lock no directory above moves.
         let (id, key) = self.tree().saving_place(file.ino)?;
+        // The object that this commit replaces may be what others are copied from.
+        self.settle_copies(id, |of| of == key, Some(file)).await?;
         let honoured = volume.honoured().await;
         let (job, expects, stamp) = {
             let state = lock(&file.state);
             let expects = state.expects.clone();
-            (self.job(&state, volume, &key, expects.clone(), honoured), expects, state.stamp)
+            (self.job(file, &state, volume, &key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
-        match upload(job).await {
+        let origins: Vec<Origin> = job.origins().cloned().collect();
+        match upload(&job).await {
             Ok(written) => {
                 self.committed(file, id, volume, &key, len, stamp, &written.etag);
                 Ok(())
             }
-            Err(error) if lost_race(volume, &key, &expects, &error).await => {
-                Err(self.keep_as_conflict_copy(file, volume, &key, error).await)
+            Err(error) => {
+                if let Some(gone) = lost_source(&origins, &error).await {
+                    return Err(file.without_source(&gone, error));
+                }
+                if !lost_race(volume, &key, &expects, &error).await {
+                    return Err(error);
+                }
+                if !job.has_gone() {
+                    return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
+                }
+                self.stats.conflicts.add(1);
+                let copy = conflict_key(&key, &self.options.host, self.clock.wall());
+                let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
+                self.committed(file, id, volume, &key, len, stamp, &written.etag);
+                tracing::warn!(key, copy, "another client was first; its version is in the copy");
+                Err(told)
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -600,11 +816,16 @@ impl Fs {
             state.object = Some(object);
             state.saved_stamp = stamp;
             state.fetched = false;
+            state.ahead.stopped = true;
+            if let Some(staging) = &state.staging {
+                staging.forget_gone();
+            }
             state.expects = Condition::Matches(etag.clone());
             let clean = state.is_saved();
             if clean {
-                // Nothing points into it any more.
+                // Nothing points into them any more.
                 state.staging = None;
+                state.copies.clear();
             }
             (
                 Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false },
@@ -675,7 +896,8 @@ impl Fs {
     async fn write_conflict_copy(&self, file: &File, volume: &Volume, key: &str, copy: &str) -> Result<u64> {
         let (mut job, stamp) = {
             let state = lock(&file.state);
-            (self.job(&state, volume, copy, Condition::Any, Conditions::NONE), state.stamp)
+            let job = self.job(file, &state, volume, copy, Condition::Any, Conditions::NONE);
+            (Job { parts: Arc::default(), ..job }, state.stamp)
         };
         let reads_base = job.segments.iter().any(|segment| segment.what == What::Base);
         if reads_base && let Some(base) = &mut job.base {
@@ -693,7 +915,7 @@ impl Fs {
                 *base = Base { bucket: volume.bucket.clone(), key: key.to_owned(), etag: info.etag };
             }
         }
-        upload(job).await?;
+        upload(&job).await?;
         Ok(stamp)
     }
 
@@ -721,9 +943,26 @@ impl Fs {
         }
     }
 
+    /// An upload of one part of a file that still wants it to leave.
+    pub(super) fn job_of_part(
+        &self,
+        file: &File,
+        volume: &Volume,
+        key: &str,
+        range: ByteRange,
+    ) -> Option<Job> {
+        let state = lock(&file.state);
+        if state.orphan || state.lost || !state.extents.newest(range).1 {
+            return None;
+        }
+        let job = self.job(file, &state, volume, key, Condition::Any, Conditions::NONE);
+        Some(Job { segments: state.segments(range), ..job })
+    }
+
     /// An upload of the file as it is now.
     fn job(
         &self,
+        file: &File,
         state: &State,
         volume: &Volume,
         key: &str,
@@ -744,8 +983,10 @@ impl Fs {
                 key: object.id.key.to_string(),
                 etag: object.id.etag.clone(),
             }),
+            copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
-            budget: self.budget.clone(),
+            parts: Arc::clone(&file.parts),
+            lanes: self.lanes.clone(),
         }
     }
 
@@ -807,6 +1048,7 @@ impl Fs {
         let files = lock(&self.files).take_all(ino);
         for file in files {
             file.orphaned();
+            self.abandon_parts(&file);
         }
         if let Some(mut held) = held {
             held.undone = false;
@@ -843,14 +1085,7 @@ impl Fs {
     /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&file.state);
-        let staging = match &state.staging {
-            Some(staging) => Arc::clone(staging),
-            None => {
-                let fresh = Arc::new(Staging::new(&self.options.staging_dir)?);
-                state.staging = Some(Arc::clone(&fresh));
-                fresh
-            }
-        };
+        let staging = state.staging_in(&self.disk)?;
         for segment in state.extents.segments(range) {
             if segment.what == What::Base {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
@@ -914,6 +1149,10 @@ impl Held {
     pub(super) async fn fetch(&mut self, fs: &Fs) -> Result<()> {
         if !self.file.is_open() || lock(&self.file.state).fetched {
             return Ok(());
+        }
+        if lock(&self.file.state).has_gone(0) {
+            let told = "the open file is larger than the local disk and is being written; close it first";
+            return Err(Error::new(Kind::NoSpace, told));
         }
         self.undone = true;
         match fs.fetch_base(&self.file).await {

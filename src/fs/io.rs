@@ -42,7 +42,7 @@ pub struct Opened {
 
 pub(super) struct FileHandle {
     pub(super) file: Arc<File>,
-    write: bool,
+    pub(super) write: bool,
     append: bool,
     cursor: Cursor,
 }
@@ -331,35 +331,38 @@ impl Fs {
         }
     }
 
-    /// Takes bytes into staging; they are in S3 after a successful flush or fsync.
-    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<()> {
+    /// The file that a handle writes to, and where: `None` is its end.
+    pub(super) fn writable(&self, fh: u64, offset: u64) -> Result<(Arc<File>, Option<u64>)> {
         let handle = self.handles.file(fh)?;
         if !handle.write {
             return Err(Error::new(Kind::BadHandle, "not open for writing"));
         }
-        let offset = (!handle.append).then_some(offset);
-        handle.file.write(offset, data, &self.options.staging_dir, self.clock.wall())?;
-        self.tree().clear_mtime(handle.file.ino);
-        self.stats.bytes_written.add(data.len() as u64);
-        Ok(())
+        Ok((Arc::clone(&handle.file), (!handle.append).then_some(offset)))
     }
 
     /// Cuts or grows a file. Without a handle there is no close to wait for, so it is in S3 on return.
     pub(super) async fn truncate(self: &Arc<Self>, ino: Ino, fh: Option<u64>, size: u64) -> Result<()> {
         let through = fh.and_then(|fh| self.handles.file(fh).ok()).filter(|h| h.write);
         if let Some(handle) = through {
-            handle.file.truncate(size, self.clock.wall())?;
+            self.cut(&handle.file, size).await?;
             self.tree().clear_mtime(ino);
             return Ok(());
         }
         let flags = OpenFlags { write: true, ..OpenFlags::default() };
         let opened = self.open(ino, flags).await?;
         let handle = self.handles.file(opened.fh)?;
-        let cut = handle.file.truncate(size, self.clock.wall());
+        let cut = self.cut(&handle.file, size).await;
         self.tree().clear_mtime(ino);
         let saved = self.commit(&handle.file).await;
         self.release(opened.fh);
         cut.and(saved)
+    }
+
+    async fn cut(&self, file: &Arc<File>, size: u64) -> Result<()> {
+        while !file.truncate(size, self.clock.wall())? {
+            self.commit(file).await?;
+        }
+        Ok(())
     }
 
     /// close(2) of one descriptor: what was written is in S3 when this returns `Ok`.

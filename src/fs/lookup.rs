@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::{Either, select};
 use tokio::sync::watch;
@@ -72,6 +72,12 @@ impl Fs {
         Ok(self.attr_of(&entry.ok_or_else(no_such_name)?))
     }
 
+    /// For how much longer a name that was found to be absent may be believed to be.
+    pub fn absent_for(&self, parent: Ino, name: &OsStr) -> Duration {
+        let Ok(name) = Name::parse(name) else { return self.options.negative_ttl };
+        self.tree().absent_for(parent, &name, self.clock.now())
+    }
+
     /// What is known of a name, with one more lookup of its inode.
     fn take_known(&self, parent: Ino, name: &Name) -> Known {
         let mut tree = self.tree();
@@ -138,7 +144,7 @@ impl Fs {
 
     async fn ask_as(&self, parent: Ino, name: &Name, asker: Asker) -> Result<Option<Entry>> {
         self.stats.name_misses.add(1);
-        let asking = self.asking();
+        let (asking, asked) = (self.asking(), self.clock.now());
         let place = self.tree().dir_place(parent)?;
         let found = match &place {
             DirPlace::Buckets => {
@@ -159,7 +165,7 @@ impl Fs {
         let entry = match (place, kept) {
             (DirPlace::Buckets, _) => tree.child(ROOT, name).and_then(|ino| tree.entry(ino).ok()),
             (DirPlace::In { .. }, Some(ino)) if tree.child(parent, name) == Some(ino) => tree.entry(ino).ok(),
-            (DirPlace::In { .. }, _) => tree.learn(parent, name, found, asking.ticket(), self.clock.now()),
+            (DirPlace::In { .. }, _) => tree.learn(parent, name, found, asking.ticket(), asked),
         };
         if asker != Asker::Operation {
             tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));

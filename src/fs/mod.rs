@@ -8,18 +8,21 @@
 //! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
-//! 4. a volume's queue of deletes, the table of open files, a file's state, the tree: plain mutexes, in that
-//!    order, never held across an await;
+//! 4. a volume's queue of deletes, the table of open files, the list of those that are copied from others, a file's
+//!    state, the tree: plain mutexes, in that order, never held across an await;
 //! 5. the leaves: caches and counters.
 
 mod attr;
 mod backing;
+mod copy;
 mod deletes;
 mod dirs;
 mod file;
 mod files;
 mod handles;
+mod holes;
 mod io;
+mod leave;
 mod lookup;
 mod names;
 mod news;
@@ -34,11 +37,13 @@ pub use attr::{Attr, SetAttr};
 pub use backing::{Passthrough, Version};
 pub use dirs::DirEntry;
 pub use file::Pending;
+pub use holes::{Hole, Space};
 pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -50,6 +55,7 @@ use crate::read::{DiskCache, DiskLimits, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
+use crate::write::{Lanes, Room};
 
 /// How a mount behaves.
 #[derive(Clone, Debug)]
@@ -68,10 +74,12 @@ pub struct Options {
     /// How long the delete of one of many files that are removed in a row waits for others to go with. They come some
     /// 0.1 ms apart, so 20 ms are 200 of them.
     pub delete_wait: Duration,
-    /// Memory for blocks, read-ahead and uploads, in bytes.
+    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes are staged.
     pub staging_dir: PathBuf,
+    /// Of that directory's file system, what is left to others, in bytes; otherwise a twentieth.
+    pub staging_reserve: Option<u64>,
     /// Names this host in conflict copies.
     pub host: String,
     /// Where blocks that were read are kept on disk, if anywhere.
@@ -101,6 +109,7 @@ impl Default for Options {
             delete_wait: Duration::from_millis(20),
             memory_limit: 256 << 20,
             staging_dir: std::env::temp_dir(),
+            staging_reserve: None,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             cache: None,
             passthrough: Passthrough::default(),
@@ -120,7 +129,9 @@ const REQUESTS_MAX: usize = 64;
 /// connections' buffers, the program itself.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
-/// Shards of large directories over the whole mount: at most 256,000 entries that wait for their turn.
+/// The smallest part that leaves ahead of a commit.
+const PART_MIN_BYTES: u64 = 8 << 20;
+/// Shards of large directories listed at once over the whole mount, beside those being read.
 const SHARDS_MAX: usize = 32;
 
 /// A mounted file system.
@@ -139,17 +150,24 @@ pub struct Fs {
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
+    copies: copy::Copies,
     news: news::Newsroom,
-    /// Bytes in memory: read, read ahead, and on their way out.
-    budget: Budget,
+    /// What uploads share with each other and with who reads: the memory, and the requests under way.
+    lanes: Lanes,
+    /// Where written bytes are staged.
+    disk: Room,
+    /// Parts that are to leave ahead of a commit, and whether one did.
+    leaving: AtomicUsize,
+    leaving_slots: tokio::sync::Semaphore,
+    left: tokio::sync::Notify,
     mounted_at: SystemTime,
     /// Where the kernel's part of the mount listens for what it has to forget.
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
-    /// Shards of listings that may be added: each keeps pages that wait for their turn.
-    shards_free: Arc<tokio::sync::Semaphore>,
+    /// Room for pages of listings that are asked for before they are wanted.
+    room: pages::Room,
 }
 
 impl Fs {
@@ -193,8 +211,14 @@ impl Fs {
             }
             None => (None, 0),
         };
-        let budget = Budget::new(memory - behind_bytes);
-        let reader = Reader::new(Gate::new(REQUESTS_MAX), budget.clone(), disk, Arc::clone(&stats));
+        let budget_bytes = memory - behind_bytes;
+        let budget = Budget::new(budget_bytes);
+        let gate = Gate::new(REQUESTS_MAX);
+        let lanes = Lanes { budget: budget.clone(), gate: gate.clone(), stats: Arc::clone(&stats) };
+        let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
+        let spare = reader.clone();
+        let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));
+        let room = pages::Room::new(SHARDS_MAX, budget.limit_bytes(), spare, options.ttl);
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -208,12 +232,20 @@ impl Fs {
             names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
+            copies: copy::Copies::default(),
             news: news::Newsroom::new(),
-            budget,
+            lanes,
+            disk: Room::new(&options.staging_dir, options.staging_reserve),
+            leaving: AtomicUsize::new(0),
+            // A quarter of the memory is theirs at most.
+            leaving_slots: tokio::sync::Semaphore::new(
+                usize::try_from(budget_bytes / 4 / PART_MIN_BYTES).unwrap_or(1).clamp(1, leave::LEAVING_MAX),
+            ),
+            left: tokio::sync::Notify::new(),
+            room,
             mounted_at: now,
             lookups: lookup::Lookups::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
-            shards_free: Arc::new(tokio::sync::Semaphore::new(SHARDS_MAX)),
             options,
         }))
     }
@@ -247,15 +279,16 @@ impl Fs {
         self.tree().order_of(VolumeId(0))
     }
 
-    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>) {
-        if volume.order != Order::Unknown || volume.order_probe.is_none() {
-            return;
-        }
-        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+    /// The same of one bucket, once.
+    fn find_order(self: &Arc<Self>, id: VolumeId, volume: &Volume) {
+        let Some(probe) = volume.take_order_probe() else { return };
+        let (found, fs, prefix) = (probe(), Arc::downgrade(self), volume.prefix.clone());
         tokio::spawn(async move {
-            let Some(probe) = &volume.order_probe else { return };
-            if let Some(order) = probe().await {
-                fs.tree().set_order(id, order, &volume.prefix);
+            let (Some(order), Some(fs)) = (found.await, fs.upgrade()) else { return };
+            let mut tree = fs.tree();
+            // What a listing has shown meanwhile is true of this server, whatever it answered to the probe.
+            if tree.order_of(id) == Order::Unknown {
+                tree.set_order(id, order, &prefix);
             }
         });
     }

@@ -75,6 +75,7 @@ impl Fs {
                 Found::File(facts) => facts.etag,
                 Found::Dir { .. } => None,
             };
+            self.settle_copies(at.id, |of| of == key, None).await?;
             // What is open has to be fetched first, and may have to stay as it is.
             if held.is_none() && at.dir.marker_key() != Some(&key) {
                 let (name, dir) = (&at.name, &at.dir);
@@ -298,6 +299,8 @@ impl Fs {
         if let Some(replaced) = &mut replaced {
             replaced.fetch(self).await?;
         }
+        self.settle_copies(from.id, |of| of == from_key, None).await?;
+        self.settle_copies(to.id, |of| of == to_key, None).await?;
         let _noted = from.volume.deletes.note(&from_key, false);
         if from.leaves_its_directory(to) {
             self.keep_dir_of(from, &from_key).await?;
@@ -353,6 +356,7 @@ impl Fs {
         // What was removed is not to be copied, and nothing more is removed meanwhile.
         self.drain(&from.volume).await?;
         self.drain(&to.volume).await?;
+        self.settle_copies(from.id, |of| of.starts_with(old.prefix()), None).await?;
         let objects = all_below(&from.volume, &old).await?;
         let _noted = from.volume.deletes.note(old.prefix(), true);
         if from.leaves_its_directory(to) {

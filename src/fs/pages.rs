@@ -3,10 +3,14 @@
 //! Guarantees: pages come in the order of keys, whoever asked for them, and together they say what one listing from
 //! beginning to end says. Where a shard ends, its listing has gone on for a bit: what that showed has to be what
 //! the next shard begins with. If not, the listing goes on from there without shards.
+//!
+//! Only the next few shards are listed; the others are two strings until their turn comes. How many is told by the time
+//! that the reader takes for a page: pages that wait long are of no use, because what they say is believed for a moment
+//! only. And pages that wait are bytes of the mount's one budget: where memory is short there are fewer.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -14,22 +18,28 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::lock;
 use super::volume::Volume;
-use crate::base::Clock;
+use crate::base::{Budget, Clock, Grant};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListRequest, Store};
 use crate::stats::Stats;
 use crate::tree::split::{self, SHARDS_MAX, Split};
 
-/// Pages that are here and not yet taken, of a listing by itself, with one more on its way: enough that the network
-/// never waits for the reader's side of things, and little if the reader goes away.
+/// Pages of a listing by itself that are on their way or here and not yet taken: enough that the network never waits for
+/// the reader's side of things, and little if the reader goes away.
 const READY_MAX: usize = 2;
-/// The same of a shard, which waits for the shards before it: 16 of them are 128,000 entries.
-const SHARD_READY_MAX: usize = 8;
-/// Full pages after which a directory counts as large. Dividing it costs some twenty requests more, and as many round
-/// trips as three pages take.
-const PAGES_MIN: u32 = 10;
+/// The same of a shard, which waits for the shards before it: numbers often divide into tens of pages, and one shows
+/// where the tenth ends.
+const SHARD_READY_MAX: usize = 11;
+/// Memory of a page of 1,000 names of 40 characters. One that is on its way takes twice as much for a moment, as it came
+/// and as it is read; most wait.
+const PAGE_BYTES: u64 = 288 << 10;
+/// Shards listed at once, the one being read among them. With six, a server of two cores answered the one that the reader
+/// waited for so late that what the others had ready was too old.
+const RUNNING_MAX: usize = 3;
+/// Full pages after which a directory counts as large. Dividing it costs some fifteen small requests more.
+const PAGES_MIN: u32 = 3;
 /// Pages of one shard after which it counts as large.
-const SHARD_PAGES_MIN: u32 = 10;
+const SHARD_PAGES_MIN: u32 = 12;
 /// Shards of one listing in all, where the one being read is divided again.
 const SHARDS_KEPT_MAX: usize = 24;
 /// Pages after a search that found nothing to divide, before the next.
@@ -65,6 +75,74 @@ pub(super) struct Asker {
     stats: Arc<Stats>,
 }
 
+/// How long what a listing said is shown, of the time that it is believed for: an eighth is left to whoever asks for the
+/// attributes of the names that they were just shown.
+pub(super) fn shown_for(ttl: Duration) -> Duration {
+    ttl * 7 / 8
+}
+
+/// Room for pages that are asked for before they are wanted, over the whole mount.
+#[derive(Clone)]
+pub(super) struct Room {
+    /// Shards that may be added.
+    shards: Arc<Semaphore>,
+    /// The part of the memory that pages may take at most, so that bytes of files have the rest.
+    share: Budget,
+    memory: Spare,
+    /// How long a page is believed.
+    ttl: Duration,
+}
+
+/// Gives memory that nobody needs more than a guess does.
+pub(super) type Spare = Arc<dyn Fn(u64) -> Option<Grant> + Send + Sync>;
+
+/// What pages hold of the mount's memory, and of the part of it that is theirs.
+struct Held {
+    _share: Grant,
+    _memory: Grant,
+}
+
+impl Room {
+    /// Pages take up to half of `limit_bytes`, out of `memory`.
+    pub(super) fn new(shards_max: usize, limit_bytes: u64, memory: Spare, ttl: Duration) -> Self {
+        let share = Budget::new(limit_bytes / 2);
+        Self { shards: Arc::new(Semaphore::new(shards_max)), share, memory, ttl }
+    }
+
+    /// Memory for one page, until it is dropped.
+    pub(super) fn for_page(&self) -> Option<impl Sized + use<>> {
+        self.for_pages(1)
+    }
+
+    fn for_pages(&self, count: usize) -> Option<Held> {
+        let bytes = count as u64 * PAGE_BYTES;
+        let is_too_much = bytes > self.share.limit_bytes();
+        let share = if is_too_much { None } else { self.share.try_take(bytes) }?;
+        Some(Held { _share: share, _memory: (self.memory)(bytes)? })
+    }
+
+    /// What a shard beside the one being read takes.
+    fn for_shard(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.shards).try_acquire_owned().ok()?;
+        let held = self.for_pages(SHARD_READY_MAX)?;
+        Some(Place { _permit: Some(permit), _held: Some(held), ready_max: SHARD_READY_MAX })
+    }
+
+    /// What the shard being read takes: where there is no memory, one page ahead.
+    fn for_reader(&self) -> Place {
+        let held = self.for_pages(READY_MAX);
+        let ready_max = if held.is_some() { READY_MAX } else { 1 };
+        Place { _permit: None, _held: held, ready_max }
+    }
+}
+
+/// A share of the room.
+struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+    _held: Option<Held>,
+    ready_max: usize,
+}
+
 /// The pages of one LIST in their order. While one is being used the next are on their way. Dropping it stops that.
 pub(super) struct Pages {
     asker: Arc<Asker>,
@@ -80,11 +158,15 @@ pub(super) struct Pages {
     seam: Option<Page>,
     /// The last key or prefix passed on.
     passed: Option<String>,
-    /// Some of the keys seen.
+    /// Some of the keys seen, spread over the first pages.
     sample: Vec<String>,
+    /// Pages passed on.
+    read: u32,
     made: u64,
-    shards_free: Arc<Semaphore>,
-    permits: Vec<OwnedSemaphorePermit>,
+    /// When a page was last passed on, and how long the reader takes for one.
+    passed_at: Option<Instant>,
+    pace: Option<Duration>,
+    room: Room,
 }
 
 enum Search {
@@ -104,22 +186,45 @@ impl Drop for Searching {
 
 /// A piece of the listing.
 struct Shard {
-    ready: mpsc::Receiver<Result<Page>>,
-    /// Taken out of `ready` already.
-    taken: VecDeque<Result<Page>>,
+    /// It begins after this.
+    start: Option<String>,
     /// It ends with this.
     end: Option<String>,
-    /// Whether it lists what is below directories.
-    is_whole: bool,
-    /// For the task: the same as `end`.
-    stop: Arc<Mutex<Option<String>>>,
+    /// Pages read of it.
     pages: u32,
-    task: AbortHandle,
+    /// Taken out of `ready` already.
+    taken: VecDeque<Result<Page>>,
+    /// `None` until its turn comes.
+    run: Option<Run>,
 }
 
-impl Drop for Shard {
+/// A piece that is being listed.
+struct Run {
+    ready: mpsc::Receiver<Result<Page>>,
+    /// Whether it lists what is below directories.
+    is_whole: bool,
+    /// For the task: the same as the shard's end.
+    stop: Arc<Mutex<Option<String>>>,
+    task: AbortHandle,
+    place: Place,
+}
+
+impl Drop for Run {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl Shard {
+    fn new(start: Option<String>, end: Option<String>) -> Self {
+        Self { start, end, pages: 0, taken: VecDeque::new(), run: None }
+    }
+
+    /// Takes what is here out of the channel.
+    fn take_ready(&mut self) {
+        while let Some(Ok(page)) = self.run.as_mut().map(|run| run.ready.try_recv()) {
+            self.taken.push_back(page);
+        }
     }
 }
 
@@ -144,9 +249,9 @@ impl Asker {
     }
 
     /// Asks for pages, one after the other, until one goes beyond `stop`.
-    fn list(self: &Arc<Self>, request: ListRequest, end: Option<String>, room: usize) -> Shard {
-        let (sender, ready) = mpsc::channel(room);
-        let stop = Arc::new(Mutex::new(end.clone()));
+    fn list(self: &Arc<Self>, request: ListRequest, end: Option<String>, place: Place) -> Run {
+        let (sender, ready) = mpsc::channel(place.ready_max);
+        let stop = Arc::new(Mutex::new(end));
         let (asker, until) = (Arc::clone(self), Arc::clone(&stop));
         let is_whole = request.delimiter.is_none();
         let mut request = request;
@@ -154,6 +259,8 @@ impl Asker {
         let mut reached = request.start_after.clone();
         let task = tokio::spawn(async move {
             loop {
+                // A place for the answer comes first, so that no more is held than there is room for.
+                let Ok(place) = sender.reserve().await else { return };
                 let asked = asker.clock.now();
                 let answer = asker.store.list(request.clone()).await;
                 let answer = answer.and_then(|page| match &reached {
@@ -176,16 +283,15 @@ impl Asker {
                 let jump = answer.as_ref().ok().and_then(|page| asker.jump(page, is_whole));
                 // A token that repeats is whoever takes the page's to complain of.
                 let repeats = next.is_some() && next == request.continuation;
-                let sent = sender.send(answer.map(|list| Page { list, asked })).await;
-                if sent.is_err() || next.is_none() || repeats || is_beyond {
+                place.send(answer.map(|list| Page { list, asked }));
+                if next.is_none() || repeats || is_beyond {
                     return;
                 }
                 (request.start_after, request.continuation) =
                     if jump.is_some() { (jump, None) } else { (None, next) };
             }
         });
-        let task = task.abort_handle();
-        Shard { ready, taken: VecDeque::new(), end, is_whole, stop, pages: 0, task }
+        Run { ready, is_whole, stop, task: task.abort_handle(), place }
     }
 
     /// Where to go on after a page that has nothing but keys of one directory below.
@@ -242,28 +348,20 @@ impl Asker {
 }
 
 impl Pages {
-    /// A listing from the beginning, or after a key. One that is known to be large is divided soon.
-    pub(super) fn start(
-        asker: Asker,
-        start_after: Option<String>,
-        sharding: Sharding,
-        is_large: bool,
-        shards_free: &Arc<Semaphore>,
-    ) -> Self {
-        let asker = Arc::new(asker);
-        let is_whole = sharding == Sharding::Whole && start_after.is_some();
-        let request = ListRequest { start_after, ..asker.request(is_whole) };
-        let first = asker.list(request, None, READY_MAX);
-        let search = Search::After(if is_large { 1 } else { PAGES_MIN });
-        Self { shards: [first].into(), search, ..Self::new(asker, sharding, shards_free) }
+    /// A listing from the beginning, or after a key.
+    pub(super) fn start(asker: Asker, start_after: Option<String>, sharding: Sharding, room: &Room) -> Self {
+        let mut pages = Self::new(Arc::new(asker), sharding, room);
+        pages.shards.push_back(Shard::new(start_after, None));
+        pages.start_first();
+        pages
     }
 
     /// A listing that is here already.
-    pub(super) fn here(asker: Asker, page: Page, shards_free: &Arc<Semaphore>) -> Self {
-        Self { here: Some(page), ..Self::new(Arc::new(asker), Sharding::Never, shards_free) }
+    pub(super) fn here(asker: Asker, page: Page, room: &Room) -> Self {
+        Self { here: Some(page), ..Self::new(Arc::new(asker), Sharding::Never, room) }
     }
 
-    fn new(asker: Arc<Asker>, sharding: Sharding, shards_free: &Arc<Semaphore>) -> Self {
+    fn new(asker: Arc<Asker>, sharding: Sharding, room: &Room) -> Self {
         Self {
             asker,
             here: None,
@@ -274,9 +372,11 @@ impl Pages {
             seam: None,
             passed: None,
             sample: Vec::new(),
+            read: 0,
             made: 0,
-            shards_free: Arc::clone(shards_free),
-            permits: Vec::new(),
+            passed_at: None,
+            pace: None,
+            room: room.clone(),
         }
     }
 
@@ -285,18 +385,16 @@ impl Pages {
         if let Some(page) = self.here.take() {
             return Some(Ok(page));
         }
+        self.note_pace();
         loop {
-            let first = self.shards.front_mut()?;
-            if first.taken.is_empty() {
-                let page = first.ready.recv().await?;
-                first.taken.push_back(page);
-            }
+            self.wait().await?;
             // From here on nothing waits.
-            self.take_points().await;
+            self.renew_first();
             let first = self.shards.front_mut()?;
-            let page = match first.taken.pop_front()? {
-                Ok(page) => page,
-                Err(error) => match self.seam.take() {
+            let page = match first.taken.pop_front() {
+                None => continue,
+                Some(Ok(page)) => page,
+                Some(Err(error)) => match self.seam.take() {
                     // Where the shard before it ended, the listing can go on without it.
                     Some(seam) if error.kind() == Kind::Corrupt => return self.mend(seam).map(Ok),
                     _ => {
@@ -306,9 +404,119 @@ impl Pages {
                 },
             };
             first.pages += 1;
-            if let Some(page) = self.fit(page) {
+            self.read += 1;
+            let page = self.fit(page);
+            self.start_more();
+            if let Some(page) = page {
+                self.passed_at = Some(self.asker.clock.now());
                 return Some(Ok(page));
             }
+        }
+    }
+
+    /// Waits for a page of the first shard, or for points to divide it at, whichever is here first. `None` where nothing
+    /// is to come.
+    async fn wait(&mut self) -> Option<()> {
+        let first = self.shards.front_mut()?;
+        let ready = &mut first.run.as_mut()?.ready;
+        let found = match &mut self.search {
+            // A search that failed is one that found nothing.
+            Search::Running(search) => tokio::select! {
+                biased;
+                found = &mut search.0 => Some(found.ok().and_then(Result::ok).unwrap_or_default()),
+                page = ready.recv(), if first.taken.is_empty() => {
+                    first.taken.push_back(page?);
+                    None
+                }
+                () = std::future::ready(()), if !first.taken.is_empty() => None,
+            },
+            Search::After(_) => {
+                if first.taken.is_empty() {
+                    first.taken.push_back(ready.recv().await?);
+                }
+                None
+            }
+        };
+        if let Some(points) = found {
+            let pause = if points.is_empty() { SPLIT_PAUSE_PAGES } else { SHARD_PAGES_MIN };
+            self.search = Search::After(first.pages + pause);
+            self.divide(points);
+        }
+        Some(())
+    }
+
+    /// The reader is done with a page.
+    fn note_pace(&mut self) {
+        let Some(passed_at) = self.passed_at.take() else { return };
+        let took = self.asker.clock.now().saturating_duration_since(passed_at);
+        self.pace = Some(self.pace.map_or(took, |pace| (pace * 3 + took) / 4));
+    }
+
+    /// How many shards are listed at once: what they have ready is wanted before it is too old.
+    fn running_max(&self) -> usize {
+        let pace = self.pace.unwrap_or_default();
+        if self.room.ttl.is_zero() || pace.is_zero() {
+            return RUNNING_MAX;
+        }
+        // A little sooner than that, because pages do not come as evenly as that.
+        let pages = (shown_for(self.room.ttl) * 5 / 6).as_nanos() / pace.as_nanos();
+        let shards = usize::try_from(pages).unwrap_or(usize::MAX) / SHARD_READY_MAX;
+        shards.clamp(1, RUNNING_MAX)
+    }
+
+    /// Whether a page will be too old to be shown before the reader is done with it.
+    fn is_too_old(&self, page: &Page) -> bool {
+        let done = self.asker.clock.now() + self.pace.unwrap_or_default();
+        !self.room.ttl.is_zero() && done >= page.asked + shown_for(self.room.ttl)
+    }
+
+    fn request_of(&self, shard: &Shard) -> ListRequest {
+        let is_whole = self.sharding == Sharding::Whole && shard.start.is_some();
+        ListRequest { start_after: shard.start.clone(), ..self.asker.request(is_whole) }
+    }
+
+    /// The first shard is to be read now: it is listed whatever room there is.
+    fn start_first(&mut self) {
+        let Some(first) = self.shards.front().filter(|first| first.run.is_none()) else { return };
+        let request = self.request_of(first);
+        let run = self.asker.list(request, first.end.clone(), self.room.for_reader());
+        if let Some(first) = self.shards.front_mut() {
+            first.run = Some(run);
+        }
+    }
+
+    /// Lists the first shard once more from where it was read to, if what waits of it has waited for too long.
+    fn renew_first(&mut self) {
+        let Some(first) = self.shards.front() else { return };
+        let is_ahead = first.run.as_ref().is_some_and(|run| run.place.ready_max > READY_MAX);
+        let page = first.taken.front().and_then(|page| page.as_ref().ok());
+        if !is_ahead || !page.is_some_and(|page| self.is_too_old(page)) {
+            return;
+        }
+        // In the middle of a directory below, or of what two shards both show, a listing does not begin well.
+        let passed = self.passed.clone().filter(|passed| !passed.ends_with('/') && self.seam.is_none());
+        let Some(first) = self.shards.front_mut() else { return };
+        match passed {
+            _ if first.pages == 0 => {}
+            Some(passed) => first.start = Some(passed),
+            None => return,
+        }
+        // What it had goes first, so that its room may be used again.
+        first.run = None;
+        first.taken.clear();
+        self.start_first();
+    }
+
+    /// Starts the shards whose turn it is, as far as there is room.
+    fn start_more(&mut self) {
+        for at in 1..self.shards.len().min(self.running_max()) {
+            if self.shards[at].run.is_some() {
+                continue;
+            }
+            let Some(place) = self.room.for_shard() else { return };
+            let request = self.request_of(&self.shards[at]);
+            let end = self.shards[at].end.clone();
+            self.shards[at].run = Some(self.asker.list(request, end, place));
         }
     }
 
@@ -320,7 +528,7 @@ impl Pages {
     /// A page of the first shard in its place among all.
     fn fit(&mut self, page: Page) -> Option<Page> {
         let Page { list, asked } = page;
-        let is_whole = self.shards.front()?.is_whole;
+        let is_whole = self.shards.front()?.run.as_ref()?.is_whole;
         let mut list = if is_whole { self.asker.grouped(list, self.passed.as_deref()) } else { list };
         if let Some(seam) = self.seam.take() {
             match split::agree(seam.list.clone(), &list) {
@@ -337,11 +545,10 @@ impl Pages {
             let is_done = last_of(&beyond).is_some() || beyond.next.is_none();
             if is_done {
                 self.shards.pop_front();
-                self.permits.pop();
                 self.seam = Some(Page { list: beyond, asked });
-                if let Search::After(pages) = &mut self.search {
-                    *pages = (*pages).max(SHARD_PAGES_MIN);
-                }
+                // What was looked for in the one before is of no use in this.
+                self.search = Search::After(SHARD_PAGES_MIN);
+                self.start_first();
             }
             self.made += 1;
             // Whoever takes the pages wants to know that more is to come.
@@ -366,13 +573,13 @@ impl Pages {
         tracing::debug!(prefix = self.asker.prefix, "shards of a listing do not fit together");
         self.torn = true;
         self.sharding = Sharding::Never;
-        let is_whole = self.shards.front()?.is_whole;
+        let is_whole = self.shards.front()?.run.as_ref()?.is_whole;
         self.shards.clear();
-        self.permits.clear();
         let Page { mut list, asked } = seam;
         if let Some(token) = list.next.take() {
             let request = ListRequest { continuation: Some(token), ..self.asker.request(is_whole) };
-            self.shards.push_back(self.asker.list(request, None, READY_MAX));
+            let run = self.asker.list(request, None, self.room.for_reader());
+            self.shards.push_back(Shard { run: Some(run), ..Shard::new(None, None) });
             self.made += 1;
             list.next = Some(format!("shard {}", self.made));
         }
@@ -388,62 +595,43 @@ impl Pages {
             let step = (list.objects.len() / 16).max(1);
             self.sample.extend(list.objects.iter().step_by(step).map(|object| object.key.clone()));
         }
+        // Whoever reads slowly is served by one page after the other.
         let Search::After(min) = self.search else { return };
+        if self.running_max() < 2 {
+            return;
+        }
         let groups = self.sharding == Sharding::Whole && !list.common_prefixes.is_empty();
         if self.sharding == Sharding::Never || groups || pages < min || self.shards.len() >= SHARDS_MAX {
             return;
         }
         let (Some(reached), Some(first)) = (&self.passed, self.shards.front()) else { return };
         let sample = self.sample.iter().map(String::as_str);
-        let split = Split::new(&self.asker.prefix, reached, sample, first.end.clone());
+        let split = Split::new(&self.asker.prefix, reached, sample, first.end.clone(), self.read);
         let search = tokio::spawn(Arc::clone(&self.asker).search(split));
         self.search = Search::Running(Searching(search));
-    }
-
-    /// Takes what a search has found, if it has ended, and lists in shards from there on.
-    async fn take_points(&mut self) {
-        let Search::Running(search) = &mut self.search else { return };
-        if !search.0.is_finished() {
-            return;
-        }
-        // It has ended, so this does not wait. A search that failed is one that found nothing.
-        let points = (&mut search.0).await.ok().and_then(Result::ok).unwrap_or_default();
-        let pages = self.shards.front().map_or(0, |first| first.pages);
-        self.search = Search::After(pages + SPLIT_PAUSE_PAGES);
-        self.divide(points);
     }
 
     /// Divides the first shard at these strings, as far as it has not come past them.
     fn divide(&mut self, mut points: Vec<String>) {
         let room = SHARDS_KEPT_MAX.saturating_sub(self.shards.len());
         let Some(first) = self.shards.front_mut() else { return };
-        while let Ok(page) = first.ready.try_recv() {
-            first.taken.push_back(page);
-        }
+        first.take_ready();
         let fetched = first.taken.iter().filter_map(|page| last_of(&page.as_ref().ok()?.list));
         let fetched = fetched.chain(self.passed.as_deref()).max().unwrap_or_default().to_owned();
         let end = first.end.clone();
         points.retain(|point| *point > fetched && end.as_ref().is_none_or(|end| point < end));
         points.truncate(room);
-        let mut permits = Vec::new();
-        while permits.len() < points.len() {
-            let Ok(permit) = Arc::clone(&self.shards_free).try_acquire_owned() else { break };
-            permits.push(permit);
-        }
-        points.truncate(permits.len());
         let Some(start) = points.first() else { return };
         self.asker.stats.shards.add(points.len() as u64);
         first.end = Some(start.clone());
-        *lock(&first.stop) = Some(start.clone());
+        if let Some(run) = &first.run {
+            *lock(&run.stop) = Some(start.clone());
+        }
         for (i, start) in points.iter().enumerate() {
             let shard_end = points.get(i + 1).cloned().or_else(|| end.clone());
-            let request = ListRequest {
-                start_after: Some(start.clone()),
-                ..self.asker.request(self.sharding == Sharding::Whole)
-            };
-            self.shards.insert(i + 1, self.asker.list(request, shard_end, SHARD_READY_MAX));
+            self.shards.insert(i + 1, Shard::new(Some(start.clone()), shard_end));
         }
-        self.permits.append(&mut permits);
+        self.start_more();
     }
 }
 
@@ -489,6 +677,13 @@ mod tests {
         Asker::new(&volume, prefix, &clock, &Arc::default())
     }
 
+    fn room(memory: u64) -> (Room, Budget) {
+        let budget = Budget::new(memory);
+        let spare = budget.clone();
+        let spare: Spare = Arc::new(move |bytes| spare.try_take(bytes));
+        (Room::new(32, memory, spare, Duration::from_secs(1)), budget)
+    }
+
     /// What all pages say, in their order.
     async fn all(mut pages: Pages) -> Vec<String> {
         let mut keys = Vec::new();
@@ -530,8 +725,8 @@ mod tests {
                 let listing = Listing { page_max: Some(page_max), start_after_drops, ..Listing::default() };
                 let store = store(&keys, listing).await;
                 let sharding = if is_whole { Sharding::Whole } else { Sharding::Grouped };
-                let free = Arc::new(Semaphore::new(32));
-                let mut pages = Pages::start(asker(&store, prefix), None, sharding, false, &free);
+                let (free, budget) = room(256 << 20);
+                let mut pages = Pages::start(asker(&store, prefix), None, sharding, &free);
                 let mut first = Vec::new();
                 for _ in 0..later {
                     let Some(page) = pages.next().await else { break };
@@ -546,7 +741,8 @@ mod tests {
                 }
                 pages.divide(points.iter().map(|point| format!("{prefix}{point}")).collect());
                 first.extend(all(pages).await);
-                assert_eq!(free.available_permits(), 32, "every permit comes back");
+                assert_eq!(free.shards.available_permits(), 32, "every permit comes back");
+                assert_eq!(budget.free_bytes(), 256 << 20, "and all memory");
                 first
             });
             prop_assert_eq!(found, naive(&keys, prefix));
@@ -554,22 +750,31 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_far_ahead_of_the_reader_waits() {
+    fn shards_far_ahead_of_the_reader_wait_and_are_fewer_where_memory_is_short() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let keys: BTreeSet<String> = (0..400).map(|i| format!("{i:03}")).collect();
-            let store = store(&keys, Listing { page_max: Some(2), ..Listing::default() }).await;
-            let free = Arc::new(Semaphore::new(32));
-            let mut pages = Pages::start(asker(&store, ""), None, Sharding::Grouped, false, &free);
-            pages.next().await.unwrap().unwrap();
-            pages.divide(vec!["1".into(), "2".into(), "3".into()]);
-            for _ in 0..10_000 {
-                tokio::task::yield_now().await;
-            }
-            let asked = store.calls().iter().filter(|call| **call == "ListObjectsV2").count();
-            let first_shard = 1 + 2 * (READY_MAX + 1);
-            assert!(asked <= first_shard + 3 * (SHARD_READY_MAX + 1), "{asked} pages of 200");
-            assert_eq!(all(pages).await.len(), 398);
-        });
+        let shard = SHARD_READY_MAX as u64 * PAGE_BYTES;
+        let reader = READY_MAX as u64 * PAGE_BYTES;
+        // The other half is for bytes of files.
+        for (memory, shards) in
+            [(100 * shard, 2), (2 * (reader + shard), 1), (2 * reader, 0), (PAGE_BYTES, 0)]
+        {
+            runtime.block_on(async {
+                let keys: BTreeSet<String> = (0..400).map(|i| format!("{i:03}")).collect();
+                let store = store(&keys, Listing { page_max: Some(2), ..Listing::default() }).await;
+                let (free, budget) = room(memory);
+                let mut pages = Pages::start(asker(&store, ""), None, Sharding::Grouped, &free);
+                pages.next().await.unwrap().unwrap();
+                pages.divide(vec!["1".into(), "2".into(), "3".into()]);
+                for _ in 0..10_000 {
+                    tokio::task::yield_now().await;
+                }
+                let held = memory.next_multiple_of(4 << 10) - budget.free_bytes();
+                assert!(held <= memory / 2 + (4 << 10), "{held} of {memory} bytes");
+                let asked = store.calls().iter().filter(|call| **call == "ListObjectsV2").count();
+                assert!(asked <= 1 + 2 * READY_MAX + shards * SHARD_READY_MAX, "{asked} pages of 200");
+                assert!(asked > shards * SHARD_READY_MAX, "{asked} pages with {shards} shards");
+                assert_eq!(all(pages).await.len(), 398);
+            });
+        }
     }
 }

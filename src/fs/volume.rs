@@ -1,6 +1,7 @@
 //! Buckets and prefixes of a mount, and where a mount of all buckets finds them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::RwLock;
 
@@ -31,7 +32,9 @@ pub struct Volume {
     pub(super) namespace: RwLock<()>,
     pub(super) deletes: Box<Deletes>,
     probe: Option<Probe>,
-    pub(super) order_probe: Option<OrderProbe>,
+    order_probe: Option<OrderProbe>,
+    /// Whether the probe was asked.
+    order_asked: AtomicBool,
 }
 
 /// Finds out which conditions the server honours; asked before each write that needs to know, and keeps what it found
@@ -52,6 +55,7 @@ impl Volume {
             deletes: Box::default(),
             probe: None,
             order_probe: None,
+            order_asked: AtomicBool::new(false),
         }
     }
 
@@ -79,7 +83,7 @@ impl Volume {
         self
     }
 
-    /// Finds out in which order the server lists; asked once, when the mount has begun.
+    /// Finds out in which order the server lists; asked once, when the mount has begun or the bucket is first listed.
     #[must_use]
     pub fn order_probe(mut self, probe: OrderProbe) -> Self {
         self.order_probe = Some(probe);
@@ -97,6 +101,12 @@ impl Volume {
         let id = ObjectId { volume: id, key: Arc::from(key), etag };
         Object::new(id, Arc::from(self.bucket.as_str()), size, Arc::clone(&self.store))
             .from_origin(Arc::clone(&self.origin))
+    }
+
+    /// How to find out in which order the server lists, for the first who asks where that is not known.
+    pub(super) fn take_order_probe(&self) -> Option<&OrderProbe> {
+        let probe = self.order_probe.as_ref().filter(|_| self.order == Order::Unknown)?;
+        (!self.order_asked.swap(true, Ordering::Relaxed)).then_some(probe)
     }
 
     pub(super) fn dir_key(&self) -> DirKey {

@@ -28,9 +28,7 @@ impl Fs {
         let mut waits = 0;
         let mut awaited = None;
         loop {
-            if let Some(ask) = opening.ask.take() {
-                self.list_ahead(volume, ask);
-            }
+            self.list_ahead(volume, std::mem::take(&mut opening.asks));
             if let Extent::Whole { page, asked } = opening.extent {
                 return Some(Page { list: page, asked });
             }
@@ -47,20 +45,22 @@ impl Fs {
         }
     }
 
-    /// Asks for a page, and for more as long as the walk wants them.
-    fn list_ahead(self: &Arc<Self>, volume: &Arc<Volume>, ask: Ask) {
-        let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
-        tokio::spawn(async move {
-            let mut next = Some(ask);
-            while let Some(ask) = next {
+    /// Asks for pages, side by side, and for more as long as the walk wants them.
+    fn list_ahead(self: &Arc<Self>, volume: &Arc<Volume>, asks: Vec<Ask>) {
+        for ask in asks {
+            let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
+            tokio::spawn(async move {
                 let waited_for = WaitedFor { fs: &fs, ask: &ask };
-                next = fs.take_page_ahead(&volume, &ask).await;
+                let next = fs.take_page_ahead(&volume, &ask).await;
                 drop(waited_for);
-            }
-        });
+                fs.list_ahead(&volume, next);
+            });
+        }
     }
 
-    async fn take_page_ahead(&self, volume: &Volume, ask: &Ask) -> Option<Ask> {
+    async fn take_page_ahead(&self, volume: &Volume, ask: &Ask) -> Vec<Ask> {
+        // Until it is taken it is memory beside what is kept. A walk that there is no memory for ends.
+        let Some(_room) = self.room.for_page() else { return Vec::new() };
         let asking = self.asking();
         let asked = self.clock.now();
         let request = ListRequest {
@@ -77,7 +77,7 @@ impl Fs {
             Err(error) => {
                 // Whoever needs a directory asks for it, and hears why that fails.
                 tracing::debug!(error = %error.report(), "listing ahead failed");
-                None
+                Vec::new()
             }
         }
     }

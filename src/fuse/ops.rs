@@ -20,7 +20,7 @@ use super::convert::{errno, file_attr, kind, time};
 use super::passthrough::{Answer, Counted, Passthrough};
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
-use crate::fs::{self, Attr, DirEntry, Fs, OpenFlags, Opened, SetAttr};
+use crate::fs::{self, Attr, DirEntry, Fs, Hole, OpenFlags, Opened, SetAttr, Space};
 use crate::tree::Ino;
 
 /// An inode number is never used twice, so one generation does for all.
@@ -59,6 +59,7 @@ replies!(
     ReplyDirectoryPlus,
     ReplyEmpty,
     ReplyEntry,
+    ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
     ReplyWrite
@@ -84,10 +85,6 @@ impl Adapter {
                 }
             }
         });
-    }
-
-    fn ttl(&self) -> Duration {
-        self.fs.options().ttl
     }
 
     /// An open that may write, or change the file's length on its way.
@@ -195,6 +192,23 @@ fn log(operation: &'static str, error: &Error) {
     }
 }
 
+/// lseek's numbers, which only the kernel's headers know.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// What fallocate is to do; `None` for what is not offered.
+fn space_of(mode: i32) -> Option<Space> {
+    use rustix::fs::FallocateFlags as Flags;
+    let mode = Flags::from_bits_retain(mode.cast_unsigned());
+    let keep_size = mode.contains(Flags::KEEP_SIZE);
+    match mode.difference(Flags::KEEP_SIZE) {
+        how if how.is_empty() => Some(Space { zero: false, keep_size }),
+        how if how == Flags::ZERO_RANGE => Some(Space { zero: true, keep_size }),
+        how if how == Flags::PUNCH_HOLE && keep_size => Some(Space { zero: true, keep_size }),
+        _ => None,
+    }
+}
+
 fn flags_of(flags: i32) -> OpenFlags {
     let bits = rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned());
     OpenFlags {
@@ -257,23 +271,21 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let ttl = self.ttl();
-        let done = move |reply: ReplyEntry, attr: Attr| reply.entry(&ttl, &file_attr(&attr), GENERATION);
-        let negative_ttl = self.fs.options().negative_ttl;
-        match self.fs.lookup_now(Ino(parent.0), name) {
-            Some(Err(error)) if error.is_not_found() => absent(reply, negative_ttl),
-            Some(answer) => settle("lookup", reply, answer, done),
+        let parent = Ino(parent.0);
+        match self.fs.lookup_now(parent, name) {
+            Some(Err(error)) if error.is_not_found() => absent(reply, self.fs.absent_for(parent, name)),
+            Some(answer) => settle("lookup", reply, answer, entry),
             None => {
                 let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
                 let work = async move {
-                    match fs.lookup(Ino(parent.0), &name).await {
-                        Err(error) if error.is_not_found() => Ok(None),
-                        answer => answer.map(Some),
+                    match fs.lookup(parent, &name).await {
+                        Err(error) if error.is_not_found() => Ok(Err(fs.absent_for(parent, &name))),
+                        answer => answer.map(Ok),
                     }
                 };
-                self.spawn("lookup", reply, work, move |reply, found| match found {
-                    Some(attr) => done(reply, attr),
-                    None => absent(reply, negative_ttl),
+                self.spawn("lookup", reply, work, |reply, found| match found {
+                    Ok(attr) => entry(reply, attr),
+                    Err(ttl) => absent(reply, ttl),
                 });
             }
         }
@@ -284,13 +296,11 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let ttl = self.ttl();
-        let done = move |reply: ReplyAttr, attr: Attr| reply.attr(&ttl, &file_attr(&attr));
         match self.fs.getattr_now(Ino(ino.0)) {
-            Some(answer) => settle("getattr", reply, answer, done),
+            Some(answer) => settle("getattr", reply, answer, attributes),
             None => {
                 let fs = Arc::clone(&self.fs);
-                self.spawn("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, done);
+                self.spawn("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
             }
         }
     }
@@ -314,7 +324,6 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let ttl = self.ttl();
         let set = SetAttr {
             mode,
             uid,
@@ -333,14 +342,13 @@ impl Filesystem for Adapter {
             let _counted = counted;
             fs.setattr(Ino(ino.0), fh.map(|fh| fh.0), set).await
         };
-        self.spawn("setattr", reply, work, move |reply, attr| reply.attr(&ttl, &file_attr(&attr)));
+        self.spawn("setattr", reply, work, attributes);
     }
 
     fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.mkdir(Ino(parent.0), &name, mode & !umask).await };
-        self.spawn("mkdir", reply, work, move |reply, attr| reply.entry(&ttl, &file_attr(&attr), GENERATION));
+        self.spawn("mkdir", reply, work, entry);
     }
 
     fn mknod(
@@ -356,7 +364,6 @@ impl Filesystem for Adapter {
         if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::RegularFile {
             return reply.error(Errno::EPERM);
         }
-        let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move {
             let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
@@ -365,7 +372,7 @@ impl Filesystem for Adapter {
             fs.release(opened.fh);
             saved.map(|()| attr)
         };
-        self.spawn("mknod", reply, work, move |reply, attr| reply.entry(&ttl, &file_attr(&attr), GENERATION));
+        self.spawn("mknod", reply, work, entry);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -430,7 +437,6 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let ttl = self.ttl();
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), mode & !umask).await };
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
@@ -442,7 +448,7 @@ impl Filesystem for Adapter {
             };
             counted.keep();
             let flags = fopen(opened.keep_cache);
-            reply.created(&ttl, &file_attr(&attr), GENERATION, FileHandle(opened.fh), flags);
+            reply.created(&attr.ttl, &file_attr(&attr), GENERATION, FileHandle(opened.fh), flags);
         });
     }
 
@@ -479,10 +485,16 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Staging is the page cache of a local file: answered here, without a copy in between.
-        let answer = self.fs.write(fh.0, offset, data);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+        // Staging is the page cache of a local file: answered here, without a copy in between.
+        if let Some(answer) = self.fs.write_now(fh.0, offset, data) {
+            settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+            return;
+        }
+        let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
+        self.spawn("write", reply, async move { fs.write(fh.0, offset, &data).await }, move |reply, ()| {
+            reply.written(len);
+        });
     }
 
     fn flush(
@@ -557,7 +569,6 @@ impl Filesystem for Adapter {
         reply: ReplyDirectoryPlus,
     ) {
         let fs = Arc::clone(&self.fs);
-        let ttl = self.ttl();
         let mut reply = reply;
         self.runtime.spawn(async move {
             // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
@@ -575,6 +586,7 @@ impl Filesystem for Adapter {
                     let name = OsStr::new(entry.name.as_str());
                     let full = match &entry.attr {
                         Some(attr) => {
+                            let ttl = attr.ttl;
                             let attr = file_attr(attr);
                             reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION)
                         }
@@ -645,26 +657,39 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let Some(space) = space_of(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let answer = self.fs.fallocate(fh.0, offset, length, space);
+        settle("fallocate", reply, answer, |reply: ReplyEmpty, ()| reply.ok());
     }
 
     fn lseek(
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        // The kernel answers SEEK_DATA and SEEK_HOLE itself then, as if there were no holes.
-        reply.error(Errno::ENOSYS);
+        let wanted = match whence {
+            SEEK_DATA => Hole::No,
+            SEEK_HOLE => Hole::Yes,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let answer = self.fs.seek(fh.0, offset, wanted);
+        settle("lseek", reply, answer, |reply: ReplyLseek, found| {
+            match found.and_then(|at| i64::try_from(at).ok()) {
+                Some(at) => reply.offset(at),
+                None => reply.error(Errno::ENXIO),
+            }
+        });
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -687,17 +712,22 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
+        fh_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by reading and writing then.
-        reply.error(Errno::ENOSYS);
+        let fs = Arc::clone(&self.fs);
+        // The answer's count has 32 bits.
+        let len = len.min(u64::from(u32::MAX));
+        let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len).await };
+        self.spawn("copy_file_range", reply, work, |reply, copied| {
+            reply.written(u32::try_from(copied).unwrap_or(u32::MAX));
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -736,7 +766,17 @@ fn placeholder(ino: INodeNo, is_dir: bool) -> fuser::FileAttr {
     }
 }
 
-/// Says that a name is absent, in a way the kernel remembers for the negative TTL.
+/// A name, which the kernel believes for as long as we do.
+fn entry(reply: ReplyEntry, attr: Attr) {
+    reply.entry(&attr.ttl, &file_attr(&attr), GENERATION);
+}
+
+/// The same of an inode's attributes.
+fn attributes(reply: ReplyAttr, attr: Attr) {
+    reply.attr(&attr.ttl, &file_attr(&attr));
+}
+
+/// Says that a name is absent, in a way the kernel remembers for as long as we do.
 fn absent(reply: ReplyEntry, ttl: Duration) {
     if ttl.is_zero() {
         return reply.error(Errno::ENOENT);

@@ -1,5 +1,6 @@
 //! Gets missing bytes: one GET for each run of them, whoever asked first.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -7,8 +8,8 @@ use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::disk::DiskCache;
-use super::segments::{Need, Piece, Segments};
+use super::disk::{DiskCache, Fetching};
+use super::segments::{BRIDGE_BYTES, Need, Piece, Segments};
 use super::window::{Advice, FIRST_BYTES};
 use super::{Object, ObjectId, PIECE_BYTES, lock};
 use crate::base::{Budget, ByteRange, Gate, Grant, Priority, Ticket};
@@ -40,7 +41,10 @@ pub(super) struct Flight {
 
 #[derive(Debug, Default)]
 struct Arriving {
+    /// What has arrived; and behind that what the disk has of the rest, at its place.
     buffer: BytesMut,
+    /// How many bytes have arrived.
+    arrived: usize,
     /// How many bytes of the buffer may be shared before all of it is here.
     shared: usize,
     outcome: Option<Outcome>,
@@ -96,7 +100,7 @@ impl Flight {
     }
 
     fn arrived(&self) -> u64 {
-        lock(&self.state).buffer.len() as u64
+        lock(&self.state).arrived as u64
     }
 
     fn is_full(&self) -> bool {
@@ -110,14 +114,23 @@ impl Flight {
         if state.buffer.capacity() == 0 {
             state.buffer = fresh();
         }
-        let part = chunk.split_to(chunk.len().min(len - state.buffer.len()));
-        state.buffer.extend_from_slice(&part);
-        // Who waits for all of it gets it without a copy, as soon as it ends.
-        if shares && state.buffer.len() < len {
-            state.shared = state.buffer.len();
-            let shared = state.shared;
-            state.waiters.extract_if(.., |(need, _)| *need <= shared).for_each(drop);
-        }
+        let at = state.arrived;
+        let part = chunk.split_to(chunk.len().min(len - at));
+        let over = part.len().min(state.buffer.len() - at);
+        state.buffer[at..at + over].copy_from_slice(&part[..over]);
+        state.buffer.extend_from_slice(&part[over..]);
+        state.arrived(part.len(), len, shares);
+    }
+
+    /// All the bytes that the disk has of this run, each at its place. Nothing may have arrived yet.
+    fn place(&self, bytes: BytesMut) {
+        lock(&self.state).buffer = bytes;
+    }
+
+    /// So many bytes that are placed already count as arrived.
+    fn take_placed(&self, bytes: u64) {
+        let len = usize::try_from(self.range.len()).unwrap_or(usize::MAX);
+        lock(&self.state).arrived(usize::try_from(bytes).unwrap_or(usize::MAX), len, true);
     }
 
     /// All of it is here.
@@ -138,6 +151,18 @@ impl Flight {
     fn offsets(&self, part: ByteRange) -> (usize, usize) {
         let offset = |at: u64| usize::try_from(at - self.range.start()).unwrap_or(usize::MAX);
         (offset(part.start()), offset(part.end()))
+    }
+}
+
+impl Arriving {
+    /// Who waits for all of a run of `len` bytes gets it without a copy, as soon as it ends.
+    fn arrived(&mut self, bytes: usize, len: usize, shares: bool) {
+        self.arrived += bytes;
+        if shares && self.arrived < len {
+            self.shared = self.arrived;
+            let shared = self.shared;
+            self.waiters.extract_if(.., |(need, _)| *need <= shared).for_each(drop);
+        }
     }
 }
 
@@ -289,7 +314,7 @@ impl Fetcher {
     }
 
     /// Memory for a guess, from what is free or was read already.
-    fn spare(&self, bytes: u64) -> Option<Grant> {
+    pub(super) fn spare(&self, bytes: u64) -> Option<Grant> {
         self.budget.try_take(bytes).or_else(|| {
             lock(&self.segments).shed(bytes, Need::Ahead);
             self.budget.try_take(bytes)
@@ -329,7 +354,7 @@ impl Fetcher {
         let object = object.clone();
         self.runtime.spawn(async move {
             let ticket = run.ticket;
-            let mut landing = Landing { fetcher: Arc::clone(&fetcher), object, run, landed: 0, memory: None };
+            let mut landing = Landing::new(Arc::clone(&fetcher), object, run);
             landing.memory = Some(match grant {
                 Some(grant) => grant,
                 None => fetcher.memory(landing.run.range().len()).await,
@@ -348,16 +373,19 @@ impl Fetcher {
         });
     }
 
-    /// Room for the bytes of a piece; one that is no longer wanted, if there is one.
-    fn buffer(&self, len: u64) -> BytesMut {
-        if len == PIECE_BYTES
-            && let Some(used) = lock(&self.segments).take_used()
-            && let Ok(mut used) = used.try_into_mut()
-        {
-            used.clear();
-            return used;
+    /// An empty buffer for the bytes of a piece.
+    fn buffer(&self, len: usize) -> BytesMut {
+        let mut buffer = self.used(len).unwrap_or_else(|| BytesMut::with_capacity(len));
+        buffer.clear();
+        buffer
+    }
+
+    /// A piece that is no longer wanted, if there is one of this length.
+    fn used(&self, len: usize) -> Option<BytesMut> {
+        if len as u64 != PIECE_BYTES {
+            return None;
         }
-        BytesMut::with_capacity(usize::try_from(len).unwrap_or(0))
+        lock(&self.segments).take_used()?.try_into_mut().ok()
     }
 }
 
@@ -431,41 +459,74 @@ struct Landing {
     landed: usize,
     /// For the pieces that are not.
     memory: Option<Grant>,
+    /// What of the disk's bytes is at its place in pieces that are not here, in order; each part is of one piece.
+    placed: VecDeque<ByteRange>,
+    /// Whether some of the next piece came from S3.
+    is_fetched: bool,
+    /// Pieces that are here and that the disk has not been offered yet.
+    unkept: Vec<(u64, Bytes)>,
 }
 
 impl Landing {
+    fn new(fetcher: Arc<Fetcher>, object: Object, run: Run) -> Self {
+        let placed = VecDeque::new();
+        Self { fetcher, object, run, landed: 0, memory: None, placed, is_fetched: false, unkept: Vec::new() }
+    }
+
     fn is_done(&self) -> bool {
         self.landed == self.run.flights.len()
     }
 
-    /// The first byte that has not arrived, and the end.
+    /// From the first byte that has not arrived to what the disk has, or the end.
     fn missing(&self) -> Option<ByteRange> {
         let flight = self.run.flights.get(self.landed)?;
-        ByteRange::new(flight.range.start() + flight.arrived(), self.run.range().end())
+        let end = self.placed.front().map_or(self.run.range().end(), |part| part.start());
+        ByteRange::new(flight.range.start() + flight.arrived(), end)
     }
 
-    /// Takes what the disk has of the run, from its begin on. What lacks is fetched as if a body had broken off there.
+    /// Takes what the disk has of the run. What lacks is fetched, one gap after the other.
     async fn look_on_disk(&mut self) {
         let Some(disk) = self.fetcher.disk() else { return };
-        let found = disk.look(&self.object, self.run.range()).await;
-        if !found.is_empty() {
-            self.take(found, true, false);
+        let pieces = self.run.flights.iter().map(|flight| flight.range).collect();
+        let fetcher = Arc::clone(&self.fetcher);
+        let room = move |len| fetcher.used(len).unwrap_or_else(|| BytesMut::zeroed(len));
+        let mut look = disk.look(&self.object, pieces, room);
+        while let Some(found) = look.next().await {
+            let Some(flight) = self.run.flights.iter().find(|flight| flight.range == found.piece) else {
+                continue;
+            };
+            flight.place(found.bytes);
+            self.placed.extend(found.parts);
+            self.take_placed();
+        }
+        worth_taking(&mut self.placed, self.run.range().end());
+    }
+
+    /// Takes what the disk has right behind what is here.
+    fn take_placed(&mut self) {
+        while let Some(flight) = self.run.flights.get(self.landed) {
+            let at = flight.range.start() + flight.arrived();
+            let Some(part) = self.placed.pop_front_if(|part| part.start() == at) else { return };
+            flight.take_placed(part.len());
+            self.land();
         }
     }
 
     /// Fetches what lacks, taking up a broken body where it broke.
     async fn fetch(&mut self) -> Result<()> {
         let mut resumes = 0;
-        loop {
-            match self.receive().await {
+        let mut fetching = self.fetcher.disk().map(|disk| disk.fetching());
+        while self.missing().is_some() {
+            match self.receive(fetching.as_mut()).await {
                 Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => resumes += 1,
-                answer => return answer,
+                answer => answer?,
             }
         }
+        Ok(())
     }
 
-    /// One GET for what has not arrived yet.
-    async fn receive(&mut self) -> Result<()> {
+    /// One GET for what has not arrived yet, up to what the disk has.
+    async fn receive(&mut self, mut fetching: Option<&mut Fetching>) -> Result<()> {
         let Some(range) = self.missing() else { return Ok(()) };
         // Of a whole object the server may have a checksum, which is worth waiting for.
         let whole = range.start() == 0 && range.end() == self.object.size && self.run.flights.len() == 1;
@@ -491,35 +552,53 @@ impl Landing {
             // What can be checked is shared when it has been.
             let body = whole_body(answer.body, range).await?;
             verify(&stored, &body)?;
-            self.take(body, false, true);
+            self.take(body, false);
+            self.keep(fetching).await;
             return Ok(());
         }
         let mut at = range.start();
         while at < range.end() {
             let chunk = next_chunk(&mut answer.body, at, range).await?;
             at += chunk.len() as u64;
-            self.take(chunk, true, true);
+            self.take(chunk, true);
+            self.keep(fetching.as_deref_mut()).await;
         }
         Ok(())
     }
 
-    /// Takes bytes that follow on what is here; pieces that are full land, and those that were `fetched` go to the disk.
-    fn take(&mut self, mut chunk: Bytes, shares: bool, fetched: bool) {
+    /// Offers the disk what has landed. Readers have it already; the network waits while the disk is behind.
+    async fn keep(&mut self, fetching: Option<&mut Fetching>) {
+        let Some((disk, fetching)) = self.fetcher.disk().zip(fetching) else { return };
+        for (start, bytes) in self.unkept.drain(..) {
+            disk.keep(&self.object, start, &bytes, fetching).await;
+        }
+    }
+
+    /// Takes bytes from S3 that follow on what is here.
+    fn take(&mut self, mut chunk: Bytes, shares: bool) {
         while !chunk.is_empty() {
             let Some(flight) = self.run.flights.get(self.landed) else { return };
-            flight.take(&mut chunk, shares, || self.fetcher.buffer(flight.range.len()));
-            if !flight.is_full() {
-                return;
-            }
-            let (bytes, start) = (flight.finish(), flight.range.start());
-            if let Some(disk) = self.fetcher.disk().filter(|_| fetched) {
-                disk.keep(&self.object, start, &bytes);
-            }
-            let grant = self.memory.as_mut().map(|memory| memory.split(flight.range.len()));
-            lock(&self.fetcher.segments).land(&self.object.id, start, bytes, grant);
-            self.landed += 1;
-            self.fetcher.give_way();
+            let len = usize::try_from(flight.range.len()).unwrap_or(0);
+            flight.take(&mut chunk, shares, || self.fetcher.buffer(len));
+            self.is_fetched = true;
+            self.land();
         }
+        self.take_placed();
+    }
+
+    /// The next piece lands if it is full. What is not from the disk alone goes there.
+    fn land(&mut self) {
+        let Some(flight) = self.run.flights.get(self.landed).filter(|flight| flight.is_full()) else {
+            return;
+        };
+        let (bytes, start) = (flight.finish(), flight.range.start());
+        if std::mem::take(&mut self.is_fetched) && self.fetcher.disk().is_some() {
+            self.unkept.push((start, bytes.clone()));
+        }
+        let grant = self.memory.as_mut().map(|memory| memory.split(flight.range.len()));
+        lock(&self.fetcher.segments).land(&self.object.id, start, bytes, grant);
+        self.landed += 1;
+        self.fetcher.give_way();
     }
 
     fn fail(&mut self, error: Error) {
@@ -539,6 +618,24 @@ impl Drop for Landing {
     fn drop(&mut self) {
         self.give_up(&Outcome::GivenUp);
     }
+}
+
+/// Leaves out what lies between two gaps of a run that ends at `end` and is smaller than a request is worth: one GET
+/// fetches it with both.
+fn worth_taking(parts: &mut VecDeque<ByteRange>, end: u64) {
+    let mut kept = VecDeque::with_capacity(parts.len());
+    while let Some(first) = parts.pop_front() {
+        let mut island = vec![first];
+        let mut to = first.end();
+        while let Some(next) = parts.pop_front_if(|next| next.start() == to) {
+            to = next.end();
+            island.push(next);
+        }
+        if to - first.start() >= BRIDGE_BYTES || to == end {
+            kept.extend(island);
+        }
+    }
+    *parts = kept;
 }
 
 /// The next chunk of the body of `range`, of which everything before `at` is here.

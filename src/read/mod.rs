@@ -25,11 +25,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
+use crate::base::{Budget, ByteRange, ETag, Gate, Grant, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::Store;
 use crate::stats::Stats;
-pub use disk::{DiskCache, DiskLimits};
+pub use disk::{DiskCache, DiskLimits, Fetching};
 use fetch::{Block, Fetcher};
 use segments::Piece;
 use window::{Advice, PART_MAX, Share, Window};
@@ -149,6 +149,11 @@ impl Reader {
     /// Where its tasks run.
     pub fn runtime(&self) -> &tokio::runtime::Handle {
         self.fetcher.runtime()
+    }
+
+    /// Memory for somebody else's guess, from what is free or was read already.
+    pub fn spare(&self, bytes: u64) -> Option<Grant> {
+        self.fetcher.spare(bytes)
     }
 
     /// A reader that has read nothing yet.

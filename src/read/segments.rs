@@ -24,7 +24,7 @@ const SEEN_MAX_BYTES: u64 = 64 << 20;
 const USED_MAX: u64 = 16;
 const USED_PART: u64 = 64;
 /// Neighbours this small are fetched again where that saves a request for each gap between them.
-const BRIDGE_BYTES: u64 = 256 << 10;
+pub(super) const BRIDGE_BYTES: u64 = 256 << 10;
 
 /// Runs of bytes by object and offset; `F` stands for a run on its way.
 #[derive(Debug)]

@@ -316,6 +316,97 @@ async fn what_the_disk_lacks_is_fetched_and_what_it_spoiled_too() {
     assert!(bench.read(&object, &bench.reader.cursor(), 0, 4 << 20).await.unwrap() == body);
 }
 
+/// The network is memory here, and there is little room for what waits. The disk's clock stands still, so that no
+/// busy machine makes it look hung.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_read_in_order_leaves_the_whole_file_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Bench::new();
+    let mut body = vec![0; 48 << 20];
+    for (number, page) in body.chunks_mut(4096).enumerate() {
+        page[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    let object = memory.object(&body).await;
+    let stats = Arc::clone(&memory.stats);
+    let limits = DiskLimits { disk_bytes: 1 << 30, behind_bytes: 2 << 20 };
+    let clock = Arc::new(crate::base::ManualClock::new());
+    let disk = DiskCache::open(dir.path(), limits, clock, Arc::clone(&stats)).unwrap();
+    let reader = Reader::new(Gate::new(64), Budget::new(32 << 20), Some(disk), Arc::clone(&stats));
+    let bench = Bench { store: Arc::clone(&memory.store), reader, stats };
+    let w = bench.reader.cursor();
+    for (number, expected) in body.chunks(1 << 20).enumerate() {
+        assert!(bench.read(&object, &w, (number as u64) << 20, 1 << 20).await.unwrap() == expected);
+    }
+    bench.written(body.len() as u64).await;
+    assert_eq!(bench.stats.disk_dropped.value(), 0);
+    assert_eq!(bench.stats.bytes_received.value(), body.len() as u64);
+}
+
+#[tokio::test]
+async fn all_that_the_disk_has_of_a_run_is_taken_and_the_gaps_are_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Bench::new();
+    let body = pattern(6 << 20);
+    let object = memory.object(&body).await;
+    let bench = with_disk(&memory, dir.path());
+    let get = async |at: u64, len: u64| {
+        let found = bench.read(&object, &bench.reader.cursor(), at, len).await.unwrap();
+        assert!(found == body[at as usize..][..len as usize]);
+    };
+    // An island within a piece, one over a border of pieces, one that is not worth a request, and the end.
+    let islands: [(u64, u64); 4] = [
+        (1_100_000 / 4096 * 4096, 512 << 10),
+        ((3 << 20) - (300 << 10), 600 << 10),
+        ((4 << 20) + 409_600, 4096),
+        (5 << 20, 1 << 20),
+    ];
+    for (at, len) in islands {
+        get(at, len).await;
+    }
+    let had: u64 = islands.iter().map(|(_, len)| len).sum();
+    assert_eq!(bench.stats.bytes_received.value(), had);
+    bench.written(had).await;
+    bench.reader.drop_all();
+    let gets = bench.gets();
+    get(0, 6 << 20).await;
+    assert_eq!(bench.stats.bytes_received.value() - had, (6 << 20) - had + 4096);
+    // Three gaps, in runs of a MiB at least.
+    assert!((3..=6).contains(&(bench.gets() - gets)), "{} GETs", bench.gets() - gets);
+    // With that the disk has everything.
+    bench.written(6 << 20).await;
+    let gets = bench.gets();
+    let beside = with_disk(&memory, dir.path());
+    assert!(beside.read(&object, &beside.reader.cursor(), 0, 6 << 20).await.unwrap() == body);
+    assert_eq!(bench.gets(), gets);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 24, ..Default::default() })]
+    /// Whatever was read before, and whatever part of it the disk still has.
+    #[test]
+    fn a_file_that_is_on_disk_in_parts_is_read_right(
+        before in proptest::collection::vec((0u64..3 << 20, 1u64..700 << 10), 0..6),
+        at in 0u64..3 << 20,
+        len in 1u64..3 << 20,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let memory = Bench::new();
+            let body = pattern((3 << 20) + 100);
+            let object = memory.object(&body).await;
+            let bench = with_disk(&memory, dir.path());
+            for (at, len) in &before {
+                let found = bench.read(&object, &bench.reader.cursor(), *at, *len).await.unwrap();
+                assert!(found == body[*at as usize..body.len().min((at + len) as usize)]);
+            }
+            let beside = with_disk(&memory, dir.path());
+            let found = beside.read(&object, &beside.reader.cursor(), at, len).await.unwrap();
+            assert!(found == body[at as usize..body.len().min((at + len) as usize)]);
+        });
+    }
+}
+
 fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()

@@ -8,7 +8,7 @@ use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
 use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
-use super::{AttrChanges, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
+use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
 
@@ -98,7 +98,7 @@ struct Change {
 pub struct Opening {
     pub extent: Extent,
     /// To be asked for now, ahead of whoever is walking.
-    pub ask: Option<Ask>,
+    pub asks: Vec<Ask>,
     /// A question on its way whose answer may tell.
     pub coming: Option<u64>,
 }
@@ -206,17 +206,28 @@ impl Tree {
     /// The inode, whether or not its facts are still fresh.
     pub fn entry(&self, ino: Ino) -> Result<Entry> {
         let node = self.node(ino)?;
-        Ok(Entry { ino, found: node.found.clone(), changes: node.changes })
+        Ok(Entry {
+            ino,
+            found: node.found.clone(),
+            changes: node.changes,
+            believed: self.believed(ino, node),
+        })
     }
 
     /// Whether the inode's facts may be answered without asking S3.
     pub fn is_fresh(&self, ino: Ino, now: Instant) -> bool {
-        self.nodes.get(&ino).is_some_and(|node| {
-            ino == ROOT
-                || self.locals.contains(&ino)
-                || node.link.is_none()
-                || node.fresh_until.is_some_and(|t| now < t)
+        self.nodes.get(&ino).is_some_and(|node| match self.believed(ino, node) {
+            Believed::Always => true,
+            Believed::Until(until) => now < until,
+            Believed::No => false,
         })
+    }
+
+    fn believed(&self, ino: Ino, node: &Node) -> Believed {
+        if ino == ROOT || self.locals.contains(&ino) || node.link.is_none() {
+            return Believed::Always;
+        }
+        node.fresh_until.map_or(Believed::No, Believed::Until)
     }
 
     /// Whether the file exists on this mount only.
@@ -310,9 +321,8 @@ impl Tree {
     /// What is known of a name now.
     pub fn known(&mut self, parent: Ino, name: &Name, now: Instant) -> Known {
         if let Some(&ino) = self.nodes.get(&parent).and_then(|node| node.children.get(name)) {
-            let node = &self.nodes[&ino];
             if self.is_fresh(ino, now) {
-                return Known::Is(Entry { ino, found: node.found.clone(), changes: node.changes });
+                return self.entry(ino).map_or(Known::Unknown, Known::Is);
             }
             return match self.find_ahead(parent, name, now) {
                 Some((Some(found), asked)) => {
@@ -344,19 +354,36 @@ impl Tree {
                     self.entry(ino).map_or(Known::Unknown, Known::Is)
                 }
                 Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
-                _ if self.is_left_out(parent, name, now) => Known::Absent,
+                _ if self.left_out_until(parent, name).is_some_and(|until| now < until) => Known::Absent,
                 _ => Known::Unknown,
             },
         }
     }
 
-    /// Whether the directory was listed to its end lately, and without this name.
-    fn is_left_out(&self, parent: Ino, name: &Name, now: Instant) -> bool {
-        let Some(complete) = self.complete.get(&parent) else { return false };
+    /// For how much longer a name is known to be absent.
+    pub fn absent_for(&self, parent: Ino, name: &Name, now: Instant) -> Duration {
+        if self.child(parent, name).is_some() {
+            return Duration::ZERO;
+        }
+        let until = match self.remembered.peek(&(parent, name.clone())) {
+            Some((Memory::Absent, until)) => Some(*until),
+            Some((Memory::Found(_), _)) => None,
+            None => match self.find_ahead(parent, name, now) {
+                Some((None, asked)) => Some(asked + self.negative_ttl),
+                Some((Some(_), _)) => None,
+                None => self.left_out_until(parent, name),
+            },
+        };
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now).min(self.negative_ttl))
+    }
+
+    /// Until when a name is absent because its directory was listed to its end without it.
+    fn left_out_until(&self, parent: Ino, name: &Name) -> Option<Instant> {
+        let complete = self.complete.get(&parent)?;
         // An escape may stand for something beside a name that was listed.
-        now < complete.asked + self.negative_ttl
-            && !name.as_str().contains("%~")
-            && complete.names.binary_search(&hash_of(name)).is_err()
+        let is_left_out =
+            !name.as_str().contains("%~") && complete.names.binary_search(&hash_of(name)).is_err();
+        is_left_out.then_some(complete.asked + self.negative_ttl)
     }
 
     /// The child as it stands in the table, fresh or not.
@@ -438,15 +465,15 @@ impl Tree {
 
     // ---- learning from S3
 
-    /// Takes what S3 said of a name. Returns what is true now: the answer, or what changed here since
-    /// the question was asked.
+    /// Takes what S3 said of a name, asked for at `asked`. Returns what is true now: the answer, or what changed here
+    /// since the question was asked.
     pub fn learn(
         &mut self,
         parent: Ino,
         name: &Name,
         answer: Option<Found>,
         ticket: &Ticket,
-        now: Instant,
+        asked: Instant,
     ) -> Option<Entry> {
         let current = self.child(parent, name);
         if self.overrules(parent, name, ticket) {
@@ -461,13 +488,13 @@ impl Tree {
                     self.detach_taken(ino);
                 }
                 if self.nodes.contains_key(&parent) {
-                    let until = now + self.negative_ttl;
+                    let until = asked + self.negative_ttl;
                     self.remembered.put((parent, name.clone()), (Memory::Absent, until));
                 }
                 None
             }
             Some(found) => {
-                let until = Some(now + self.ttl);
+                let until = Some(asked + self.ttl);
                 let ino = self.put(parent, name, found, until)?;
                 self.entry(ino).ok()
             }
@@ -594,7 +621,7 @@ impl Tree {
 
     /// A directory is about to be listed.
     pub fn open_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
-        let plain = Opening { extent: Extent::Unknown, ask: None, coming: None };
+        let plain = Opening { extent: Extent::Unknown, asks: Vec::new(), coming: None };
         // A listing that begins in the middle may leave names out without a sign of it, so the server has to be known.
         if self.order_of(volume) != Order::Known || self.ttl.is_zero() {
             return plain;
@@ -602,23 +629,23 @@ impl Tree {
         let extent = self.extent(volume, dir, now);
         let known = matches!(extent, Extent::Whole { .. });
         let may_begin = self.is_placed(volume, dir);
-        let ask = match ahead::ends_well(dir.prefix()) {
+        let asks = match ahead::ends_well(dir.prefix()) {
             true => self.walks.opened(volume, dir.prefix(), known, may_begin),
-            false => None,
+            false => Vec::new(),
         };
         let coming = if may_begin { self.walks.coming(volume, dir.prefix()) } else { None };
-        Opening { extent, ask, coming }
+        Opening { extent, asks, coming }
     }
 
     /// The same for a directory whose opener has waited for what was coming.
     pub fn reopen_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
         let extent = self.extent(volume, dir, now);
-        let ask = match extent {
+        let asks = match extent {
             Extent::Whole { .. } => self.walks.served(volume, dir.prefix()),
-            _ => None,
+            _ => Vec::new(),
         };
         let coming = self.walks.coming(volume, dir.prefix());
-        Opening { extent, ask, coming }
+        Opening { extent, asks, coming }
     }
 
     /// A directory was listed to its end with these names, hashed, asked for with this ticket.
@@ -658,16 +685,11 @@ impl Tree {
         }
     }
 
-    /// A directory was listed to its end.
-    pub fn listed_to_end(
-        &mut self,
-        volume: VolumeId,
-        dir: &DirKey,
-        first_dir: Option<&DirKey>,
-        before: usize,
-    ) {
-        let first_dir = first_dir.map(|first| first.prefix().to_owned());
-        self.walks.listed(volume, dir.prefix(), first_dir, before);
+    /// A directory was listed to its end: some of its subdirectories, the first among them, and how many entries came
+    /// before that.
+    pub fn listed_to_end(&mut self, volume: VolumeId, dir: &DirKey, dirs: &[DirKey], before: usize) {
+        let dirs = dirs.iter().map(|dir| dir.prefix().to_owned()).collect();
+        self.walks.listed(volume, dir.prefix(), dirs, before);
     }
 
     /// Takes a page that was listed ahead; returns what to ask for next. A page that is not what was asked for is
@@ -678,22 +700,25 @@ impl Tree {
         page: ListPage,
         (ticket, asked): (&Ticket, Instant),
         now: Instant,
-    ) -> Option<Ask> {
+    ) -> Vec<Ask> {
         if self.order_of(ask.volume) == Order::Other {
-            return None;
+            return Vec::new();
         }
         let last = page.objects.last().map(|object| object.key.as_str());
         let is_last = page.next.is_none();
-        let span = ask.span(if is_last { None } else { last });
+        let last = if is_last { None } else { last.map(str::to_owned) };
+        let span = ask.span(last.as_deref());
         if (last.is_none() && !is_last) || !ahead::is_sound(&page.objects, &ask.prefix, &span) {
             self.distrust(ask.volume);
-            return None;
+            return Vec::new();
         }
         if self.order_of(ask.volume) == Order::Unknown && ahead::shows_byte_order(&page.objects) {
             self.orders.entry(ask.volume).or_default().order = Order::Known;
         }
-        let last = if is_last { None } else { last.map(str::to_owned) };
-        self.ahead.feed(ask.volume, span, page.objects, asked, ticket.0, now);
+        let Some(taken) = self.walks.taken_of(ask, last.as_deref()) else { return Vec::new() };
+        let mut objects = page.objects;
+        objects.truncate(objects.partition_point(|object| taken.contains(&object.key)));
+        self.ahead.feed(ask.volume, taken, objects, asked, ticket.0, now);
         self.walks.answered(ask, last.as_deref(), page.next)
     }
 

@@ -14,6 +14,8 @@ use super::listing::{Merged, hash_of};
 
 /// Lines kept behind the reader, who may go back a little.
 const BEHIND_MIN: u64 = 1_024;
+/// Lines after its number that a name is looked for in before it counts as gone.
+const MOVED_MAX: u64 = 1_024;
 /// Lines kept in all before those behind the reader go; one page is up to 1,000.
 const KEPT_MAX: usize = 4_096;
 /// Marks kept; with more, every second one goes.
@@ -105,8 +107,12 @@ impl Lines {
         if is_it(number) {
             return Position::At(number + 1);
         }
-        if number >= self.end() && !complete {
-            return Position::Ahead;
+        // Listed anew, it may be further on by the names that were added before it.
+        if number + MOVED_MAX >= self.end() && !complete {
+            let is_here = (self.first..self.end()).any(is_it);
+            if !is_here {
+                return Position::Ahead;
+            }
         }
         // Listed anew, and another client added or removed names before it.
         let others = (self.first..self.end()).filter(|other| is_it(*other));

@@ -24,7 +24,7 @@ pub mod walk;
 
 pub use inodes::{Invalidation, Listed, Opening, Ticket, Tree};
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::base::ETag;
 use crate::s3::{ListedObject, ObjectInfo};
@@ -91,6 +91,28 @@ pub struct Entry {
     pub found: Found,
     /// What chmod, chown and utimens said on this mount.
     pub changes: AttrChanges,
+    pub believed: Believed,
+}
+
+/// How long what is known of an inode may be answered without asking S3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Believed {
+    /// It is this mount's own word.
+    Always,
+    Until(Instant),
+    /// The next question goes to S3.
+    No,
+}
+
+impl Believed {
+    /// For how much longer, of at most `ttl`.
+    pub fn left(self, now: Instant, ttl: Duration) -> Duration {
+        match self {
+            Self::Always => ttl,
+            Self::Until(until) => until.saturating_duration_since(now).min(ttl),
+            Self::No => Duration::ZERO,
+        }
+    }
 }
 
 impl Entry {

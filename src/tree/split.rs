@@ -9,11 +9,13 @@ use std::collections::BTreeSet;
 
 use crate::s3::ListPage;
 
-/// Shards that are enough.
-const SHARDS_WANTED: usize = 6;
+/// Shards that are enough: the first is divided again when it shows to be large.
+const SHARDS_WANTED: usize = 2;
 pub const SHARDS_MAX: usize = 16;
-/// Questions asked side by side.
-const PROBES_MAX: usize = 32;
+/// Questions asked side by side about one piece, to find the character that changes: three leave a quarter.
+const NARROWING: usize = 3;
+/// Pages of a shard that are enough: each costs about one page that two shards show.
+const SHARD_PAGES_WANTED: usize = 4;
 /// Times that shards are divided again.
 const LEVELS_MAX: u32 = 3;
 /// Characters in a row that are tried where a piece is divided again.
@@ -32,6 +34,8 @@ pub struct Split {
     /// In order, and without gaps.
     pieces: Vec<Piece>,
     level: u32,
+    /// Pages that were seen.
+    pages: u32,
 }
 
 #[derive(Debug)]
@@ -64,36 +68,41 @@ enum Step {
 }
 
 impl Split {
-    /// `reached` is the last key seen, `seen` are some of the keys before, and `end` the last string of interest.
+    /// `reached` is the last key seen, on the last of so many `pages`, `seen` are some of the keys before, and `end` is
+    /// the last string of interest.
     pub fn new<'a>(
         prefix: &str,
         reached: &str,
         seen: impl Iterator<Item = &'a str>,
         end: Option<String>,
+        pages: u32,
     ) -> Self {
         let name = name_of(prefix, reached);
         let seen = seen.take(SEEN_MAX).map(|key| name_of(prefix, key)).collect();
         let step = Step::Narrow { same: 0, differs: name.len() };
         let piece = Piece { start: None, end, name, step };
-        Self { prefix: prefix.to_owned(), seen, pieces: vec![piece], level: 0 }
+        Self { prefix: prefix.to_owned(), seen, pieces: vec![piece], level: 0, pages }
     }
 
     /// Strings to be asked for: what is the first key after each? None when all is found out.
     pub fn probes(&mut self) -> Vec<String> {
-        let room = (PROBES_MAX / self.pieces.len().max(1)).max(2);
         let mut probes = Vec::new();
         for piece in &mut self.pieces {
             match &mut piece.step {
                 Step::Narrow { same, differs } => {
-                    let places = spread(*same, *differs, room);
+                    let places = spread(*same, *differs, NARROWING);
                     probes.extend(places.iter().map(|at| after_all_of(&self.prefix, &piece.name, *at)));
                 }
                 Step::Fan { at, width, asked, .. } => {
                     let from = piece.name[*at];
                     let alphabet = alphabet(self.seen.iter().chain([&piece.name]), *at);
                     let larger: Vec<char> = alphabet.iter().copied().filter(|c| *c > from).collect();
-                    let chosen = spread(0, larger.len(), *width);
-                    *asked = chosen.iter().map(|i| larger[*i]).collect();
+                    let apart = chars_apart(&self.seen, &piece.name, *at, self.pages);
+                    let width = (*width).min(larger.len() / apart);
+                    *asked = match apart {
+                        1 => spread(0, larger.len(), width).iter().map(|i| larger[*i]).collect(),
+                        _ => larger.iter().skip(apart - 1).step_by(apart).take(width).copied().collect(),
+                    };
                     let base: String = piece.name[..*at].iter().collect();
                     probes.extend(asked.iter().map(|c| format!("{}{base}{c}", self.prefix)));
                 }
@@ -105,14 +114,13 @@ impl Split {
 
     /// Takes the answers, in the order of the questions.
     pub fn answers(&mut self, answers: Vec<Option<String>>) {
-        let room = (PROBES_MAX / self.pieces.len().max(1)).max(2);
         let mut answers = answers.into_iter();
         let mut pieces = Vec::new();
         for mut piece in std::mem::take(&mut self.pieces) {
             let is_inside = |key: &String| piece.end.as_ref().is_none_or(|end| key <= end);
             match &mut piece.step {
                 Step::Narrow { same, differs } => {
-                    let places = spread(*same, *differs, room);
+                    let places = spread(*same, *differs, NARROWING);
                     let (mut low, mut high) = (*same, None);
                     for at in places {
                         let answer = answers.next().flatten().filter(is_inside);
@@ -230,6 +238,14 @@ fn spread(from: usize, to: usize, count: usize) -> Vec<usize> {
     (1..=count).map(|i| from + i * len / count - 1).collect()
 }
 
+/// How many characters of this place make a shard of some pages, as far as the names seen tell: those that they have
+/// there are all that came so far.
+fn chars_apart(seen: &[Vec<char>], name: &[char], at: usize, pages: u32) -> usize {
+    let alike = seen.iter().filter(|other| other.get(..at) == name.get(..at));
+    let there: BTreeSet<char> = alike.filter_map(|other| other.get(at).copied()).collect();
+    if there.len() < 2 { 1 } else { (SHARD_PAGES_WANTED * there.len()).div_ceil(pages.max(1) as usize) }
+}
+
 /// Characters that names like these may have in a place: they are of the kind that is there, and right after it.
 fn alphabet<'a>(names: impl Iterator<Item = &'a Vec<char>>, at: usize) -> Vec<char> {
     let there = names.flat_map(|name| name.iter().skip(at).take(3));
@@ -294,7 +310,7 @@ mod tests {
     fn divide(keys: &BTreeSet<String>, prefix: &str, reached: usize) -> (Vec<String>, usize, usize) {
         let all: Vec<&String> = keys.iter().collect();
         let sample = all[..reached].iter().step_by(reached / 64 + 1).map(|key| key.as_str());
-        let mut split = Split::new(prefix, all[reached], sample, None);
+        let mut split = Split::new(prefix, all[reached], sample, None, (reached / 1_000) as u32);
         let (mut asked, mut rounds) = (0, 0);
         loop {
             let probes = split.probes();
@@ -337,7 +353,7 @@ mod tests {
             })
             .collect();
         for (what, keys, bound) in
-            [("numbers", numbers, 15), ("hashes", hashes, 12), ("dates", dates, 35), ("words", words, 20)]
+            [("numbers", numbers, 15), ("hashes", hashes, 16), ("dates", dates, 45), ("words", words, 30)]
         {
             let reached = 10_000.min(keys.len() / 5);
             let (points, asked, rounds) = divide(&keys, "d/", reached);

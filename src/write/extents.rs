@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::base::ByteRange;
 
+/// Runs of a sequential writer end at multiples of this, as all parts do.
+const RUN_END_BYTES: u64 = 8 << 20;
+
 /// Where a run of bytes comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -11,8 +14,31 @@ pub enum What {
     Base,
     /// The staging file, at the same offset; written at this stamp.
     Staged(u64),
-    /// Zeros, made by growing the file at this stamp.
+    /// Zeros, made by growing the file or by a hole at this stamp.
     Zero(u64),
+    /// Another object, copied at this stamp; the number says which of the file's copies it is.
+    Copied(u64, u32),
+}
+
+impl What {
+    /// Whether two runs side by side come from one place: one request can copy both.
+    pub fn is_of_same_object(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Base, Self::Base) => true,
+            (Self::Copied(_, one), Self::Copied(_, two)) => one == two,
+            _ => false,
+        }
+    }
+}
+
+impl What {
+    /// Of the change that made it; `None` of bytes that were there before.
+    pub fn stamp(self) -> Option<u64> {
+        match self {
+            Self::Base => None,
+            Self::Staged(stamp) | Self::Zero(stamp) | Self::Copied(stamp, _) => Some(stamp),
+        }
+    }
 }
 
 /// A run of bytes from one source.
@@ -23,7 +49,7 @@ pub struct Segment {
 }
 
 /// The sources of a file's bytes: sorted, disjoint, covering exactly `0..len`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extents {
     /// Start of each run -> its end and source.
     runs: BTreeMap<u64, (u64, What)>,
@@ -51,11 +77,17 @@ impl Extents {
 
     /// Records a write; what lies between the old end and its start becomes zeros.
     pub fn write(&mut self, range: ByteRange, stamp: u64) {
-        if range.start() > self.len {
-            self.grow(range.start(), stamp);
-        }
-        self.set(range, What::Staged(stamp));
-        self.len = self.len.max(range.end());
+        self.put(range, What::Staged(stamp), stamp);
+    }
+
+    /// The same of a range that is another object's, which nobody has fetched.
+    pub fn copy(&mut self, range: ByteRange, stamp: u64, copy: u32) {
+        self.put(range, What::Copied(stamp, copy), stamp);
+    }
+
+    /// The same of zeros.
+    pub fn zero(&mut self, range: ByteRange, stamp: u64) {
+        self.put(range, What::Zero(stamp), stamp);
     }
 
     /// Cuts the file, or grows it with zeros.
@@ -69,6 +101,24 @@ impl Extents {
         }
     }
 
+    /// Makes zeros of what lies in `range`; the length stays.
+    pub fn punch(&mut self, range: ByteRange, stamp: u64) {
+        if let Some(hole) = ByteRange::new(range.start(), range.end().min(self.len)) {
+            self.set(hole, What::Zero(stamp));
+        }
+    }
+
+    /// Adds a run at the end, exactly as it is: how extents that were written down are made again. `false` where it
+    /// does not begin at the end.
+    pub fn push(&mut self, segment: Segment) -> bool {
+        let fits = segment.range.start() == self.len;
+        if fits {
+            self.runs.insert(self.len, (segment.range.end(), segment.what));
+            self.len = segment.range.end();
+        }
+        fits
+    }
+
     /// Marks bytes of the base as staged, once they have been fetched.
     pub fn materialise(&mut self, range: ByteRange, stamp: u64) {
         let base: Vec<ByteRange> =
@@ -78,12 +128,23 @@ impl Extents {
         }
     }
 
+    /// Marks bytes of a copy as staged, once they have been fetched. They are the same bytes still.
+    pub fn fetched(&mut self, range: ByteRange, copy: u32) {
+        for segment in self.segments(range) {
+            if let What::Copied(stamp, of) = segment.what
+                && of == copy
+            {
+                self.set(segment.range, What::Staged(stamp));
+            }
+        }
+    }
+
     /// Everything up to `stamp` is in S3 now, in an object of `base_len` bytes; what is newer stays.
     pub fn clear(&mut self, stamp: u64, base_len: u64) {
         let runs = std::mem::take(&mut self.runs);
         for (start, (end, what)) in runs {
             let what = match what {
-                What::Staged(at) | What::Zero(at) if at <= stamp => What::Base,
+                What::Staged(at) | What::Zero(at) | What::Copied(at, _) if at <= stamp => What::Base,
                 other => other,
             };
             self.runs.insert(start, (end, what));
@@ -112,9 +173,47 @@ impl Extents {
         ByteRange::new(0, self.len).map_or_else(Vec::new, |whole| self.segments(whole))
     }
 
+    /// The newest stamp in a range, and whether all of it was written here: nothing of it is the base's.
+    pub fn newest(&self, range: ByteRange) -> (u64, bool) {
+        let stamps = self.segments(range).into_iter().map(|segment| segment.what.stamp());
+        stamps
+            .fold((0, true), |(newest, all), stamp| (newest.max(stamp.unwrap_or(0)), all && stamp.is_some()))
+    }
+
+    /// Up to where bytes were written without a gap, from `from` on.
+    pub fn staged_until(&self, from: u64) -> u64 {
+        let mut at = from;
+        while let Some((_, (end, What::Staged(_)))) = self.runs.range(..=at).next_back()
+            && *end > at
+        {
+            at = *end;
+        }
+        at
+    }
+
     /// Bytes that S3 does not have yet.
     pub fn dirty_bytes(&self) -> u64 {
         self.all().iter().filter(|s| s.what != What::Base).map(|s| s.range.len()).sum()
+    }
+
+    /// The first byte from `offset` on that is no hole, or the first that is one; the end of the file is a hole.
+    /// `None` where there is none, or `offset` is past the end.
+    pub fn seek(&self, offset: u64, hole: bool) -> Option<u64> {
+        let rest = ByteRange::new(offset, self.len)?;
+        let found = self
+            .segments(rest)
+            .iter()
+            .find(|s| matches!(s.what, What::Zero(_)) == hole)
+            .map(|s| s.range.start());
+        found.or(hole.then_some(self.len))
+    }
+
+    fn put(&mut self, range: ByteRange, what: What, stamp: u64) {
+        if range.start() > self.len {
+            self.grow(range.start(), stamp);
+        }
+        self.set(range, what);
+        self.len = self.len.max(range.end());
     }
 
     fn grow(&mut self, to: u64, stamp: u64) {
@@ -134,14 +233,19 @@ impl Extents {
         }
         // A sequential writer extends its last run instead of adding one per write: the newer stamp
         // covers the older bytes too, which at worst uploads them once more.
+        // Not across the end of a part, which may have left already and should not go again.
         let mut start = range.start();
-        if let What::Staged(_) = what
-            && let Some((before, (end, What::Staged(_)))) = self.runs.range(..start).next_back()
+        if !start.is_multiple_of(RUN_END_BYTES)
+            && let Some((before, (end, earlier))) = self.runs.range(..start).next_back()
             && *end == start
+            && goes_on(*earlier, what)
         {
             start = *before;
         }
-        self.runs.insert(start, (range.end(), what));
+        let run = ByteRange::new(start, range.end()).unwrap_or(range);
+        for piece in pieces(run, what) {
+            self.runs.insert(piece.start(), (piece.end(), what));
+        }
     }
 
     fn split_at(&mut self, at: u64) {
@@ -183,6 +287,29 @@ impl Extents {
     }
 }
 
+/// A run cut where runs end.
+fn pieces(run: ByteRange, what: What) -> Vec<ByteRange> {
+    if !matches!(what, What::Staged(_)) {
+        return vec![run];
+    }
+    let mut pieces = Vec::new();
+    let mut at = run.start();
+    while let Some(piece) = ByteRange::new(at, run.end().min((at / RUN_END_BYTES + 1) * RUN_END_BYTES)) {
+        pieces.push(piece);
+        at = piece.end();
+    }
+    pieces
+}
+
+/// Whether a run goes on with the next, but for their stamps.
+fn goes_on(run: What, next: What) -> bool {
+    match (run, next) {
+        (What::Staged(_), What::Staged(_)) | (What::Zero(_), What::Zero(_)) => true,
+        (What::Copied(..), next) => run.is_of_same_object(next),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +319,11 @@ mod tests {
     enum Op {
         Write(u64, u64),
         Truncate(u64),
+        Zero(u64, u64),
+        /// Of one of two objects, whose bytes differ.
+        Copy(u64, u64, u32),
+        /// What was copied of that object is fetched.
+        Fetch(u32),
         /// A commit begins, `n` more operations happen, and it ends.
         Commit,
         Finish,
@@ -201,6 +333,9 @@ mod tests {
         prop_oneof![
             (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Write(at, len)),
             (0u64..80).prop_map(Op::Truncate),
+            (0u64..60, 1u64..20).prop_map(|(at, len)| Op::Zero(at, len)),
+            (0u64..60, 1u64..20, 0u32..2).prop_map(|(at, len, of)| Op::Copy(at, len, of)),
+            (0u32..2).prop_map(Op::Fetch),
             Just(Op::Commit),
             Just(Op::Finish),
         ]
@@ -217,9 +352,46 @@ mod tests {
                     What::Base => base[a..b].to_vec(),
                     What::Staged(_) => staged[a..b].to_vec(),
                     What::Zero(_) => vec![0; b - a],
+                    What::Copied(_, of) => (a..b).map(|at| copied(of, at)).collect(),
                 }
             })
             .collect()
+    }
+
+    #[test]
+    fn a_part_that_is_full_stays_as_it_is_while_the_writer_goes_on() {
+        let mut extents = Extents::of_base(0);
+        let (step, end) = (100_000, 3 * RUN_END_BYTES);
+        let mut seen = Vec::new();
+        for (stamp, at) in (1u64..).zip((0..end).step_by(step)) {
+            extents.write(ByteRange::new(at, (at + step as u64).min(end)).unwrap(), stamp);
+            let full = ByteRange::at(0, RUN_END_BYTES).unwrap();
+            if extents.len() >= full.end() {
+                seen.push(extents.newest(full));
+            }
+        }
+        seen.dedup();
+        assert_eq!(seen, [(84, true)], "the 84th write ended it");
+        assert_eq!(extents.all().len(), 3, "one run for each part");
+    }
+
+    fn copied(of: u32, at: usize) -> u8 {
+        200 + of as u8 * 20 + (at % 17) as u8
+    }
+
+    /// What `seek` has to say, byte by byte.
+    fn check_seek(extents: &Extents) {
+        let len = extents.len();
+        let is_hole = |at: u64| {
+            let byte = extents.segments(ByteRange::at(at, 1).unwrap());
+            matches!(byte[0].what, What::Zero(_))
+        };
+        for offset in 0..len {
+            let hole = (offset..len).find(|at| is_hole(*at)).or(Some(len));
+            assert_eq!(extents.seek(offset, true), hole);
+            assert_eq!(extents.seek(offset, false), (offset..len).find(|at| !is_hole(*at)));
+        }
+        assert_eq!((extents.seek(len, true), extents.seek(len, false)), (None, None));
     }
 
     proptest! {
@@ -250,6 +422,27 @@ mod tests {
                         oracle.resize(len as usize, 0);
                         extents.truncate(len, stamp);
                     }
+                    Op::Zero(at, len) => {
+                        let (a, b) = (at as usize, (at + len) as usize);
+                        if oracle.len() < b { oracle.resize(b, 0); }
+                        oracle[a..b].fill(0);
+                        extents.zero(ByteRange::at(at, len).unwrap(), stamp);
+                    }
+                    Op::Copy(at, len, of) => {
+                        let (a, b) = (at as usize, (at + len) as usize);
+                        if oracle.len() < b { oracle.resize(b, 0); }
+                        (a..b).for_each(|at| oracle[at] = copied(of, at));
+                        extents.copy(ByteRange::at(at, len).unwrap(), stamp, of);
+                    }
+                    Op::Fetch(of) => if let Some(whole) = ByteRange::new(0, extents.len()) {
+                        for segment in extents.all() {
+                            if matches!(segment.what, What::Copied(_, copy) if copy == of) {
+                                let (a, b) = (segment.range.start() as usize, segment.range.end() as usize);
+                                (a..b).for_each(|at| staged[at] = copied(of, at));
+                            }
+                        }
+                        extents.fetched(whole, of);
+                    },
                     Op::Commit => if in_flight.is_none() {
                         in_flight = Some((stamp, oracle.clone()));
                     },
@@ -259,9 +452,13 @@ mod tests {
                     },
                 }
                 extents.check();
+                check_seek(&extents);
                 prop_assert_eq!(extents.len(), oracle.len() as u64);
                 // While a commit is on its way the old base is still what Base means.
                 prop_assert_eq!(&bytes(&extents, &base, &staged), &oracle);
+                let mut again = Extents::default();
+                prop_assert!(extents.all().into_iter().all(|run| again.push(run)));
+                prop_assert_eq!(&again, &extents);
             }
         }
     }

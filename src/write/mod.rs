@@ -1,7 +1,7 @@
 //! Bytes in: what was written and not yet in S3, and how it gets there.
 //!
-//! Owns: the extents of a file being written ([`Extents`]), its staged bytes ([`Staging`]), the decision how
-//! to upload them ([`plan`]) and its execution ([`upload`]).
+//! Owns: the extents of a file being written ([`Extents`]), its staged bytes ([`Staging`]), what is owed S3 beyond
+//! the process's life ([`journal`]), the decision how to upload ([`plan`]) and its execution ([`upload`]).
 //! Does not own: names and keys (`tree`), which version a handle reads (`fs::File`), retries of one request
 //! (`s3`).
 //!
@@ -25,11 +25,17 @@
 //! 4. A failed commit leaves every byte readable and dirty.
 
 mod extents;
+pub mod journal;
+mod parts;
 mod plan;
 mod staging;
 mod upload;
 
 pub use extents::{Extents, Segment, What};
-pub use plan::{PartPlan, Plan, plan};
-pub use staging::Staging;
-pub use upload::{Base, Conditions, Job, copy_object, delete_object, delete_objects, upload};
+pub use parts::Parts;
+pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
+pub use staging::{Room, Staging};
+pub use upload::{
+    Base, Conditions, Job, Lanes, Origin, abandon, copy_object, delete_object, delete_objects, send_ahead,
+    upload,
+};

@@ -24,7 +24,7 @@ pub enum Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartPlan {
     pub range: ByteRange,
-    /// Whether all of it is unchanged bytes of the base, to be copied on the server.
+    /// Whether all of it is bytes of one object, the base or another, to be copied on the server.
     pub copy: bool,
 }
 
@@ -48,34 +48,64 @@ pub fn part_size(offset: u64) -> u64 {
     }
 }
 
+/// The parts that are full where a file is written in order and everything before `end` is there: from the part
+/// `number` at `start` on. These are the parts of a [`plan`] as long as nothing before their end is copied.
+pub fn full_parts(mut number: u16, mut start: u64, end: u64) -> Vec<(u16, ByteRange)> {
+    let mut full = Vec::new();
+    while let Some(range) = ByteRange::at(start, part_size(start)).filter(|range| range.end() <= end) {
+        full.push((number, range));
+        (number, start) = (number + 1, range.end());
+    }
+    full
+}
+
 /// Plans a commit of a file whose sources are `segments` (in order, covering it).
 ///
-/// Every part is within S3's limits, the parts cover the file in order, and unchanged bytes are copied
-/// where a whole part of them is unchanged.
+/// Every part is within S3's limits, the parts cover the file in order, and bytes that S3 has already are copied
+/// where a whole part is of one object.
 pub fn plan(len: u64, segments: &[Segment]) -> Plan {
     if len <= SINGLE_PUT_MAX {
-        return Plan::Put;
+        return match ByteRange::new(0, len).map(|range| (range, origin(segments, range))) {
+            Some((range, Some(What::Copied(..)))) => Plan::Parts(vec![PartPlan { range, copy: true }]),
+            _ => Plan::Put,
+        };
     }
     let mut parts: Vec<PartPlan> = Vec::new();
+    let mut before = None;
     let mut at = 0;
     while at < len {
-        let mut end = (at + part_size(at)).min(len);
-        // A last part may be small, but one that would be copied joins its neighbour's kind anyway.
-        if len - end < limits::PART_MIN && len - at <= limits::PART_MAX {
-            end = len;
-        }
+        let end = (at + part_size(at)).min(len);
         let Some(range) = ByteRange::new(at, end) else { break };
-        let copy =
-            segments.iter().filter(|s| s.range.intersect(range).is_some()).all(|s| s.what == What::Base);
+        let from = origin(segments, range);
+        let goes_on = from.zip(before).is_some_and(|(from, before)| from.is_of_same_object(before));
         match parts.last_mut() {
-            Some(last) if copy && last.copy && last.range.len() + range.len() <= COPY_PART_MAX => {
+            Some(last) if goes_on && last.range.len() + range.len() <= COPY_PART_MAX => {
                 last.range = ByteRange::new(last.range.start(), end).unwrap_or(range);
             }
-            _ => parts.push(PartPlan { range, copy }),
+            _ => parts.push(PartPlan { range, copy: from.is_some() }),
         }
+        before = from;
         at = end;
     }
     Plan::Parts(parts)
+}
+
+/// The same parts with every byte sent from here, for a server that cannot copy parts.
+pub fn plan_without_copies(len: u64) -> Plan {
+    plan(len, &[])
+}
+
+/// The object that a whole part is copied from, if it can be.
+fn origin(segments: &[Segment], part: ByteRange) -> Option<What> {
+    let mut runs = segments.iter().filter(|s| s.range.intersect(part).is_some()).map(|s| s.what);
+    let first = runs.next()?;
+    // S3 copies ranges of objects over 5 MiB alone, and of another object nothing but the part is known here.
+    let can_be = match first {
+        What::Base => true,
+        What::Copied(..) => part.len() > limits::PART_MIN,
+        What::Staged(_) | What::Zero(_) => false,
+    };
+    (can_be && runs.all(|what| what.is_of_same_object(first))).then_some(first)
 }
 
 #[cfg(test)]
@@ -105,16 +135,64 @@ mod tests {
         assert!(parts.len() <= limits::PARTS_MAX as usize);
     }
 
+    #[test]
+    fn parts_that_left_early_are_those_of_the_plan() {
+        for len in [16 * MIB + 1, 24 * MIB, 100 * MIB + 5, 9_000 * MIB] {
+            let mut extents = Extents::of_base(0);
+            extents.truncate(len, 1);
+            let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of {len} bytes") };
+            let (first, rest) = (full_parts(1, 0, len / 2), full_parts(1, 0, len));
+            assert_eq!(rest[..first.len()], first, "growing changes none of them");
+            let (number, start) = first.last().map_or((1, 0), |(number, range)| (number + 1, range.end()));
+            assert_eq!(full_parts(number, start, len), rest[first.len()..], "whoever goes on finds the same");
+            for (number, range) in rest {
+                assert_eq!(parts[usize::from(number) - 1], PartPlan { range, copy: false });
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_of_an_object_uploads_nothing() {
+        for (len, parts) in [(6 * MIB, 1), (16 * MIB, 1), (64 * MIB, 1), (1 << 30, 2), (20 << 30, 40)] {
+            let mut extents = Extents::of_base(0);
+            // As the kernel cuts it.
+            for at in (0..len).step_by((4 << 30) - 4096) {
+                let end = (at + (4 << 30) - 4096).min(len);
+                extents.copy(ByteRange::new(at, end).unwrap(), at + 1, 0);
+            }
+            let Plan::Parts(planned) = plan(len, &extents.all()) else { panic!("a Put of {len} bytes") };
+            assert!(planned.iter().all(|part| part.copy), "{len}: {planned:?}");
+            assert!(planned.len() <= parts + parts / 4, "{len}: {} parts", planned.len());
+        }
+        let mut small = Extents::of_base(0);
+        small.copy(ByteRange::new(0, limits::PART_MIN).unwrap(), 1, 0);
+        assert_eq!(plan(small.len(), &small.all()), Plan::Put, "ranges of so small an object are not copied");
+    }
+
+    #[test]
+    fn copies_of_two_objects_share_no_part() {
+        let mut extents = Extents::of_base(0);
+        extents.copy(ByteRange::new(0, 20 * MIB).unwrap(), 1, 0);
+        extents.copy(ByteRange::new(20 * MIB, 64 * MIB).unwrap(), 2, 1);
+        let Plan::Parts(parts) = plan(extents.len(), &extents.all()) else { panic!("a Put") };
+        let copies: Vec<_> = parts.iter().map(|part| (part.range.start() / MIB, part.copy)).collect();
+        assert_eq!(copies, [(0, true), (16, false), (24, true)]);
+    }
+
     proptest! {
         #[test]
         fn parts_cover_the_file_within_the_limits(
             base_mib in 0u64..200,
             writes in proptest::collection::vec((0u64..200 * MIB, 1u64..12 * MIB), 0..6),
+            copies in proptest::collection::vec((0u64..200 * MIB, 1u64..60 * MIB, 0u32..2), 0..4),
             cut in proptest::option::of(0u64..220 * MIB),
         ) {
             let mut extents = Extents::of_base(base_mib * MIB);
             for (stamp, (at, len)) in writes.iter().enumerate() {
                 extents.write(ByteRange::at(*at, *len).unwrap(), stamp as u64 + 1);
+            }
+            for (stamp, (at, len, of)) in (50..).zip(&copies) {
+                extents.copy(ByteRange::at(*at, *len).unwrap(), stamp, *of);
             }
             if let Some(len) = cut {
                 extents.truncate(len, 99);
@@ -132,9 +210,8 @@ mod tests {
                         }
                         prop_assert!(part.range.len() <= limits::PART_MAX);
                         if part.copy {
-                            for s in extents.segments(part.range) {
-                                prop_assert_eq!(s.what, What::Base);
-                            }
+                            let runs = extents.segments(part.range);
+                            prop_assert!(runs.iter().all(|s| s.what.is_of_same_object(runs[0].what)));
                         }
                     }
                     prop_assert_eq!(at, len);

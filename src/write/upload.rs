@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use super::extents::{Segment, What};
-use super::plan::{PartPlan, Plan, plan};
+use super::parts::Parts;
+use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
-use crate::base::{Budget, ByteRange, ETag};
+use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Attributes, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, Part, PartSource, PutRequest,
     Store, Upload, Written, content_etag, limits, multipart_etag,
 };
+use crate::stats::Stats;
 
 /// Parts of one file under way at once.
 const PARTS_IN_FLIGHT: usize = 4;
@@ -26,11 +27,41 @@ const COPY_PART_BYTES: u64 = 512 << 20;
 const COPY_PARTS_IN_FLIGHT: usize = 8;
 
 /// The object that unchanged bytes come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
     pub bucket: String,
     pub key: String,
     pub etag: ETag,
+}
+
+/// Another object that a run of bytes is copied from.
+#[derive(Clone)]
+pub struct Origin {
+    pub object: Base,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What to add to a place in the file for the place in the object; it wraps.
+    pub shift: u64,
+    /// Where the object is, which may be another region than the file's.
+    pub store: Arc<dyn Store>,
+}
+
+impl Origin {
+    /// Where a range of the file is in the object.
+    pub fn range(&self, range: ByteRange) -> Option<ByteRange> {
+        ByteRange::at(range.start().wrapping_add(self.shift), range.len())
+    }
+
+    /// Fails `Stale` where it is another version by now, or gone.
+    pub async fn require_there(&self) -> Result<()> {
+        let gone = || Error::new(Kind::Stale, "another client replaced what is being copied");
+        match self.store.head(&self.object.bucket, &self.object.key, None).await {
+            Ok(info) if info.etag == self.object.etag => Ok(()),
+            Ok(_) => Err(gone()),
+            Err(error) if error.is_not_found() => Err(gone()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Which conditions the server honours; where it does not, a HEAD before the request stands in, which
@@ -51,7 +82,7 @@ impl Conditions {
         Self { put: false, complete: false, copy: false, delete: false, delete_many: false };
 }
 
-/// One commit of one file.
+/// One commit of one file, or parts of it that leave ahead of one.
 pub struct Job {
     pub store: Arc<dyn Store>,
     pub bucket: String,
@@ -60,30 +91,131 @@ pub struct Job {
     pub condition: Condition,
     pub honoured: Conditions,
     pub len: u64,
-    /// Sources of the bytes, in order, covering `0..len`.
+    /// Sources of the bytes, in order, covering `0..len`, or what leaves of it.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
+    /// Other objects that runs are copied from, by number.
+    pub copies: Vec<Origin>,
     pub staging: Option<Arc<Staging>>,
-    /// Bounds the bytes held in memory by all uploads together.
+    /// What has left already.
+    pub parts: Arc<Parts>,
+    pub lanes: Lanes,
+}
+
+impl Job {
+    /// Whether bytes of it are in parts alone.
+    pub fn has_gone(&self) -> bool {
+        self.staging.as_ref().is_some_and(|staging| staging.gone_until() > 0)
+    }
+}
+
+/// What all uploads share with each other and with whoever reads.
+#[derive(Clone, Debug)]
+pub struct Lanes {
+    /// Bounds the bytes held in memory.
     pub budget: Budget,
+    /// Bounds the requests under way.
+    pub gate: Gate,
+    pub stats: Arc<Stats>,
+}
+
+impl Lanes {
+    /// Sends one request in its turn.
+    async fn send<T>(&self, request: impl Future<Output = T>) -> T {
+        let pass = self.gate.enter(self.gate.ticket(), Priority::Write).await;
+        let throttled = self.stats.throttled.value();
+        let answer = request.await;
+        pass.done(self.stats.throttled.value() > throttled);
+        answer
+    }
+}
+
+impl Job {
+    /// Every other object that bytes come from, once.
+    pub fn origins(&self) -> impl Iterator<Item = &Origin> {
+        self.copies.iter().zip(0u32..).filter_map(|(origin, number)| {
+            let is_of_it =
+                |segment: &Segment| matches!(segment.what, What::Copied(_, copy) if copy == number);
+            self.segments.iter().any(is_of_it).then_some(origin)
+        })
+    }
 }
 
 /// Makes the object, or fails with nothing changed.
 ///
 /// `AlreadyExists` or `Stale`: the condition did not hold, so another client was first. Our own earlier
-/// attempt whose answer was lost is recognised by its ETag and is a success.
-pub async fn upload(job: Job) -> Result<Written> {
-    match plan(job.len, &job.segments) {
-        Plan::Put => put(&job).await,
+/// attempt whose answer was lost is recognised by its ETag and is a success. After a failure that may pass, the parts
+/// that S3 has stay with the job for the next try.
+pub async fn upload(job: &Job) -> Result<Written> {
+    if let Some(origin) = whole_copy(job) {
+        abandon(&job.parts).await;
+        return copy_whole(job, origin).await;
+    }
+    match carry_out(job, plan(job.len, &job.segments)).await {
+        // A server without UploadPartCopy: the bytes go through us, in parts that fit in memory.
+        Err(error) if error.kind() == Kind::Unsupported => carry_out(job, plan_without_copies(job.len)).await,
+        answer => answer,
+    }
+}
+
+async fn carry_out(job: &Job, plan: Plan) -> Result<Written> {
+    match plan {
+        Plan::Put => {
+            abandon(&job.parts).await;
+            put(job).await
+        }
         Plan::Parts(parts) if parts.len() > limits::PARTS_MAX as usize => {
             Err(Error::new(Kind::TooLarge, "the file needs more than 10,000 parts"))
         }
-        Plan::Parts(parts) => multipart(&job, parts).await,
+        Plan::Parts(parts) => multipart(job, parts).await,
+    }
+}
+
+/// Sends a part, by its number, of a file that is still being written.
+pub async fn send_ahead(job: &Job, (number, range): (u16, ByteRange)) -> Result<()> {
+    let upload = begin(job).await?;
+    send_part(job, &upload, PartPlan { range, copy: false }, number).await.map(drop)
+}
+
+/// Lets go of the parts of an upload that will not be completed.
+pub async fn abandon(parts: &Parts) {
+    let Some((store, upload)) = parts.take() else { return };
+    // Best effort: what stays behind costs storage, not correctness.
+    if let Err(error) = store.abort_upload(&upload).await {
+        tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
+    }
+}
+
+/// The object that all of the file is a copy of, where one request does it: a server that heeds no condition could
+/// copy another version, and a copy of an object uploaded in parts has an ETag that nobody knows beforehand, so that
+/// a lost answer could not be told from a lost race. Parts can do both.
+fn whole_copy(job: &Job) -> Option<&Origin> {
+    let [Segment { what: What::Copied(_, copy), .. }] = job.segments[..] else { return None };
+    let origin = job.copies.get(copy as usize)?;
+    let is_whole = origin.size == job.len && origin.shift == 0 && job.len <= limits::SINGLE_MAX;
+    (is_whole && job.honoured.copy && !origin.object.etag.as_str().contains('-')).then_some(origin)
+}
+
+async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
+    let request = CopyRequest {
+        source_bucket: origin.object.bucket.clone(),
+        source_key: origin.object.key.clone(),
+        source_if_match: Some(origin.object.etag.clone()),
+        bucket: job.bucket.clone(),
+        key: job.key.clone(),
+        size: job.len,
+        condition: job.condition.clone(),
+        attributes: Some(job.attributes.clone()),
+        ..CopyRequest::default()
+    };
+    match job.lanes.send(job.store.copy(request)).await {
+        Err(error) if may_be_ours(&error) => ours(job, &origin.object.etag, error).await,
+        answer => answer,
     }
 }
 
 async fn put(job: &Job) -> Result<Written> {
-    let _grant = job.budget.take(job.len).await;
+    let _grant = job.lanes.budget.take(job.len).await;
     let body = match ByteRange::new(0, job.len) {
         Some(whole) => assemble(job, whole).await?,
         None => Bytes::new(),
@@ -97,22 +229,35 @@ async fn put(job: &Job) -> Result<Written> {
         condition,
         checksum: None,
     };
-    match job.store.put(request).await {
+    match job.lanes.send(job.store.put(request)).await {
         Err(error) if may_be_ours(&error) => ours(job, &content_etag(&body), error).await,
         answer => answer,
     }
 }
 
 async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
-    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
+    let upload = begin(job).await?;
     let result = send_parts_and_complete(job, &upload, parts).await;
-    if result.is_err() {
-        // Best effort: what stays behind costs storage, not correctness.
-        if let Err(error) = job.store.abort_upload(&upload).await {
-            tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
-        }
+    match &result {
+        Ok(_) => drop(job.parts.take()),
+        Err(_) if job.has_gone() => {}
+        // S3 takes no further part of an upload whose completion raced with another request.
+        Err(error) if error.kind().is_transient() && error.kind() != Kind::Conflict => {}
+        Err(_) => abandon(&job.parts).await,
     }
     result
+}
+
+/// The upload of the job's object: the one under way, or a new one.
+async fn begin(job: &Job) -> Result<Upload> {
+    let _turn = job.parts.beginning().await;
+    if let Some(upload) = job.parts.upload(&job.bucket, &job.key, &job.attributes) {
+        return Ok(upload);
+    }
+    abandon(&job.parts).await;
+    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
+    job.parts.begin(Arc::clone(&job.store), upload.clone(), job.attributes.clone());
+    Ok(upload)
 }
 
 async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan>) -> Result<Written> {
@@ -123,6 +268,12 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
         .try_collect()
         .await?;
     sent.sort_by_key(|part| part.number);
+    if !job.honoured.copy {
+        // Where the server may have copied parts of another version, what is there now tells.
+        for origin in job.origins() {
+            origin.require_there().await?;
+        }
+    }
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
     match job.store.complete_upload(upload, sent, condition).await {
@@ -133,23 +284,48 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
 
 async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> Result<Part> {
     if part.copy
-        && let Some(base) = &job.base
+        && let Some((object, range)) = origin_of(job, part.range)
     {
         let source = PartSource {
-            bucket: base.bucket.clone(),
-            key: base.key.clone(),
-            range: part.range,
-            if_match: Some(base.etag.clone()),
+            bucket: object.bucket.clone(),
+            key: object.key.clone(),
+            range,
+            if_match: Some(object.etag.clone()),
         };
-        match job.store.upload_part_copy(upload, number, source).await {
-            // A server without UploadPartCopy: the bytes go through us, as far as one part reaches.
-            Err(error) if error.kind() == Kind::Unsupported => {}
-            answer => return answer,
-        }
+        return job.lanes.send(job.store.upload_part_copy(upload, number, source)).await;
     }
-    let _grant = job.budget.take(part.range.len()).await;
+    let newest = newest_stamp(&job.segments, part.range);
+    if let Some(newest) = newest
+        && let Some(there) = job.parts.find(number, part.range, newest)
+    {
+        return Ok(there);
+    }
+    let _grant = job.lanes.budget.take(part.range.len()).await;
     let body = assemble(job, part.range).await?;
-    job.store.upload_part(upload, number, body, None).await
+    let sent = job.lanes.send(job.store.upload_part(upload, number, body, None)).await?;
+    if let Some(newest) = newest {
+        job.parts.sent(part.range, newest, sent.clone());
+    }
+    Ok(sent)
+}
+
+/// The newest stamp in a range; `None` where bytes of the base are in it, which have none.
+fn newest_stamp(segments: &[Segment], range: ByteRange) -> Option<u64> {
+    let first = segments.partition_point(|segment| segment.range.end() <= range.start());
+    let within = segments[first..].iter().take_while(|segment| segment.range.start() < range.end());
+    within.map(|segment| segment.what.stamp()).try_fold(0, |newest, stamp| Some(newest.max(stamp?)))
+}
+
+/// The one object that a part to be copied is of, and its range there.
+fn origin_of(job: &Job, part: ByteRange) -> Option<(&Base, ByteRange)> {
+    match job.segments.iter().find(|segment| segment.range.contains(part.start()))?.what {
+        What::Base => Some((job.base.as_ref()?, part)),
+        What::Copied(_, copy) => {
+            let origin = job.copies.get(copy as usize)?;
+            Some((&origin.object, origin.range(part)?))
+        }
+        What::Staged(_) | What::Zero(_) => None,
+    }
 }
 
 /// The bytes of a range, from wherever each run of them is.
@@ -157,33 +333,54 @@ async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
     let length = usize::try_from(range.len())
         .map_err(|_| Error::new(Kind::TooLarge, "the part does not fit in memory"))?;
     let mut buffer = vec![0u8; length];
-    let runs = job.segments.iter().filter_map(|s| Some((s.range.intersect(range)?, s.what)));
+    let first = job.segments.partition_point(|segment| segment.range.end() <= range.start());
+    let runs = job.segments[first..].iter().map_while(|s| Some((s.range.intersect(range)?, s.what)));
+    let mut at = range.start();
     for (run, what) in runs {
+        if run.start() != at {
+            break;
+        }
+        at = run.end();
         let target = &mut buffer[index(run.start() - range.start())..index(run.end() - range.start())];
         match (what, &job.staging, &job.base) {
             (What::Zero(_), _, _) => {}
-            (What::Staged(_), Some(staging), _) => staging.read(target, run.start())?,
-            (What::Base, _, Some(base)) => {
-                let request = GetRequest {
-                    bucket: base.bucket.clone(),
-                    key: base.key.clone(),
-                    range: Some(run),
-                    if_match: Some(base.etag.clone()),
-                    ..GetRequest::default()
+            (What::Staged(_), Some(staging), _) if staging.read(target, run.start())? => {}
+            (What::Base, _, Some(base)) => fetch(&job.store, base, run, target).await?,
+            (What::Copied(_, copy), _, _) => {
+                let origin = job.copies.get(copy as usize);
+                let Some((origin, run)) = origin.and_then(|origin| Some((origin, origin.range(run)?))) else {
+                    return Err(Error::new(Kind::Internal, "a copied run of bytes without its source"));
                 };
-                let bytes = job.store.get(request).await?.bytes().await?;
-                if bytes.len() != target.len() {
-                    return Err(Error::new(
-                        Kind::Corrupt,
-                        format!("asked for {run}, got {} bytes", bytes.len()),
-                    ));
-                }
-                target.copy_from_slice(&bytes);
+                fetch(&origin.store, &origin.object, run, target).await?;
             }
             _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
         }
     }
+    if at < range.end() {
+        return Err(Error::new(Kind::Internal, "no source is known of some bytes"));
+    }
     Ok(buffer.into())
+}
+
+/// Fills `target` with a range of this version of an object.
+async fn fetch(store: &Arc<dyn Store>, object: &Base, range: ByteRange, target: &mut [u8]) -> Result<()> {
+    let request = GetRequest {
+        bucket: object.bucket.clone(),
+        key: object.key.clone(),
+        range: Some(range),
+        if_match: Some(object.etag.clone()),
+        ..GetRequest::default()
+    };
+    let answer = store.get(request).await?;
+    if answer.info.etag != object.etag {
+        return Err(Error::new(Kind::Stale, "another client changed the object"));
+    }
+    let bytes = answer.bytes().await?;
+    if bytes.len() != target.len() {
+        return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())));
+    }
+    target.copy_from_slice(&bytes);
+    Ok(())
 }
 
 /// Within a buffer that was just made to that length.

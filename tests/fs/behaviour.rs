@@ -1,11 +1,12 @@
 //! Behaviour by family, and what it costs: requests are counted, never timed.
 
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use pailfs::error::Kind;
 use pailfs::tree::ROOT;
 
-use crate::client::{BUCKET, Client, READ, WRITE, kind_of};
+use crate::client::{BUCKET, Client, READ, TTL, WRITE, kind_of, until};
 use crate::harness::block_on;
 
 #[test]
@@ -50,8 +51,73 @@ fn attributes_of_a_listing_cost_no_request_per_entry() {
     });
 }
 
+/// The kernel answers by itself for as long as a reply tells it to: no longer than this mount would.
 #[test]
-fn ten_thousand_names_are_ten_listings() {
+fn what_the_kernel_is_told_grows_old_when_it_does_here() {
+    block_on(async {
+        let client = Client::new();
+        for key in ["d/a", "d/b"] {
+            client.put_object(key, b"x").await;
+        }
+        let part = TTL / 10;
+        // As the kernel does while a program is in it.
+        let dir = client.walk("d").await.unwrap();
+        assert_eq!(client.stat("d/a").await.unwrap().ttl, TTL);
+        assert_eq!(kind_of(client.stat("d/none").await), Kind::NotFound);
+        client.clock.advance(part * 4);
+        // From memory: what is left.
+        let attr = client.walk("d/a").await.unwrap();
+        assert_eq!(attr.ttl, part * 6);
+        assert_eq!(client.fs.getattr(attr.ino).await.unwrap().ttl, part * 6);
+        assert_eq!(client.fs.absent_for(dir.ino, OsStr::new("none")), part * 6);
+        assert_eq!(client.fs.absent_for(dir.ino, OsStr::new("a")), Duration::ZERO);
+        assert_eq!(client.fs.getattr(ROOT).await.unwrap().ttl, TTL);
+        // An answer is as old as its question.
+        client.pass_ttl();
+        let held = client.store.hold_listings();
+        let asked = client.stats.requests_of("ListObjectsV2");
+        let later = async {
+            until("it is asked for", || client.stats.requests_of("ListObjectsV2") > asked).await;
+            client.clock.advance(part * 3);
+            held.add_permits(1_000);
+        };
+        let (attr_now, ()) = tokio::join!(client.fs.getattr(attr.ino), later);
+        assert_eq!(attr_now.unwrap().ttl, part * 7);
+        // What a listing said is as old as the listing when it is shown, and so is what it left out.
+        client.pass_ttl();
+        let fh = client.fs.opendir(dir.ino).unwrap();
+        let mut shown = Vec::new();
+        let mut cookie = 0;
+        for _ in 0..2 {
+            let (mut taken, from) = (None, cookie);
+            let mut take = |entry: &pailfs::fs::DirEntry| {
+                if taken.is_some() {
+                    return false;
+                }
+                taken = entry.attr.map(|attr| (attr.ino, attr.ttl));
+                cookie = entry.cookie;
+                true
+            };
+            client.fs.readdir(fh, from, true, &mut take).await.unwrap();
+            shown.extend(taken);
+            client.clock.advance(part * 2);
+        }
+        assert_eq!(shown.iter().map(|(_, ttl)| *ttl).collect::<Vec<_>>(), [TTL, part * 8]);
+        client.fs.releasedir(fh);
+        assert_eq!(client.fs.absent_for(dir.ino, OsStr::new("never")), part * 6);
+        // What was made here and is not saved is nobody else's.
+        let file = client.open("d/new", WRITE).await.unwrap();
+        client.clock.advance(TTL * 3);
+        assert_eq!(client.fs.getattr(file.0).await.unwrap().ttl, TTL);
+        client.close(file).await.unwrap();
+        for ino in shown.into_iter().map(|(ino, _)| ino).chain([attr.ino, dir.ino]) {
+            client.fs.forget(ino, 1);
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_names_are_listings_alone() {
     block_on(async {
         let client = Client::new();
         for i in 0..10_000 {
@@ -59,7 +125,11 @@ fn ten_thousand_names_are_ten_listings() {
         }
         client.store.clear_calls();
         assert_eq!(client.list("").await.unwrap().len(), 10_000);
-        assert_eq!(client.store.calls(), ["ListObjectsV2"; 10]);
+        // Ten pages, and what finding out costs how the names divide.
+        let calls = client.store.calls();
+        assert!(calls.iter().all(|call| *call == "ListObjectsV2"), "{calls:?}");
+        let pages = calls.len() as u64 - client.stats.shard_probes.value();
+        assert!(pages <= 12 && calls.len() <= 20, "{pages} pages of {} LISTs", calls.len());
     });
 }
 
@@ -107,8 +177,8 @@ fn two_mounts_of_one_key_lose_no_update() {
         for round in 0..50 {
             let a = one.open("f", WRITE).await.unwrap();
             let b = two.open("f", WRITE).await.unwrap();
-            one.fs.write(a.1, 0, format!("one {round}").as_bytes()).unwrap();
-            two.fs.write(b.1, 0, format!("two {round}").as_bytes()).unwrap();
+            one.fs.write(a.1, 0, format!("one {round}").as_bytes()).await.unwrap();
+            two.fs.write(b.1, 0, format!("two {round}").as_bytes()).await.unwrap();
             let (x, y) = tokio::join!(one.close(a), two.close(b));
             let winners = usize::from(x.is_ok()) + usize::from(y.is_ok());
             assert_eq!(winners, 1, "round {round}: {x:?} {y:?}");
@@ -135,7 +205,7 @@ fn a_small_change_that_lost_is_kept_over_the_version_that_won() {
         let client = Client::new();
         client.put_object("f", b"0123456789").await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 2, b"XX").unwrap();
+        client.fs.write(file.1, 2, b"XX").await.unwrap();
         client.put_object("f", b"abcdef").await;
         assert_eq!(kind_of(client.close(file).await), Kind::Stale);
         let copies: Vec<String> =
@@ -230,7 +300,7 @@ fn a_server_that_lies_about_conditions_is_asked_first() {
         client.store.ignore_conditions(true);
         client.put_object("f", b"base").await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 0, b"mine").unwrap();
+        client.fs.write(file.1, 0, b"mine").await.unwrap();
         client.put_object("f", b"theirs").await;
         assert_eq!(kind_of(client.close(file).await), Kind::Stale);
         assert_eq!(client.object("f").await.unwrap(), b"theirs");

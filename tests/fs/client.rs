@@ -1,12 +1,12 @@
 //! A program on an in-process mount: paths instead of inodes, and every lookup given back.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pailfs::base::{ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Fs, OpenFlags, Options, Order, Root, Volume};
+use pailfs::fs::{Attr, Buckets, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
@@ -28,6 +28,11 @@ pub const WRITE: OpenFlags =
 pub const REWRITE: OpenFlags = OpenFlags { truncate: true, ..WRITE };
 pub const READ: OpenFlags =
     OpenFlags { write: false, truncate: false, append: false, exclusive: false, direct: false };
+
+/// What was removed in a row goes when somebody waits for it: the real time is nothing to count by.
+fn usual() -> Options {
+    Options { delete_wait: Duration::from_secs(20), ..Options::default() }
+}
 
 impl Client {
     pub fn new() -> Self {
@@ -75,17 +80,17 @@ impl Client {
     /// The same, where a delete waits no longer than that for others.
     pub fn with_delete_wait(self, wait: Duration) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
-        Self::waiting(volume, wait, self.store, self.clock, self.stats)
+        let options = Options { delete_wait: wait, ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
     }
 
     fn of_volume(volume: Volume, store: Arc<MemStore>, clock: Arc<ManualClock>, stats: Arc<Stats>) -> Self {
-        // What was removed in a row goes when somebody waits for it: the real time is nothing to count by.
-        Self::waiting(volume, Duration::from_secs(20), store, clock, stats)
+        Self::of_root(Root::Volume(volume), usual(), store, clock, stats)
     }
 
-    fn waiting(
-        volume: Volume,
-        delete_wait: Duration,
+    fn of_root(
+        root: Root,
+        options: Options,
         store: Arc<MemStore>,
         clock: Arc<ManualClock>,
         stats: Arc<Stats>,
@@ -94,15 +99,23 @@ impl Client {
         let options = Options {
             staging_dir: staging.path().to_owned(),
             ttl: TTL,
-            delete_wait,
             negative_ttl: TTL,
             host: "host".to_owned(),
             memory_limit: 64 << 20,
-            ..Options::default()
+            ..options
         };
-        let fs = Fs::new(Root::Volume(volume), options, clock.clone(), Arc::clone(&stats))
-            .expect("options are fine");
+        let fs = Fs::new(root, options, clock.clone(), Arc::clone(&stats)).expect("options are fine");
         Self { fs, store, clock, stats, _staging: staging }
+    }
+
+    /// The same with two directories, `one` and `two`, that are prefixes of the bucket and belong to these sessions.
+    pub fn with_sessions(self, one: &str, two: &str) -> Self {
+        let volume = |prefix: &str, session: &str| {
+            Volume::new(BUCKET, prefix, Arc::clone(&self.store) as Arc<dyn Store>).reach(session)
+        };
+        let root =
+            Root::Named(vec![("one".to_owned(), volume("1/", one)), ("two".to_owned(), volume("2/", two))]);
+        Self::of_root(root, usual(), self.store, self.clock, self.stats)
     }
 
     /// The same, on a server whose listing order has to show.
@@ -119,6 +132,43 @@ impl Client {
         });
         let volume = volume.order(Order::Unknown).order_probe(probe);
         Self::of_volume(volume, self.store, self.clock, self.stats)
+    }
+
+    /// The same, with a local disk that has no room to spare.
+    pub fn with_a_short_disk(self) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let options = Options { staging_reserve: Some(u64::MAX), ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
+    /// Bytes of the local disk that written bytes take.
+    pub fn staged_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let staging = rustix::fs::stat(self._staging.path()).expect("the directory is there");
+        // Staging files have no names: they are found among the process's descriptors.
+        let of_process = std::fs::read_dir("/proc/self/fd").expect("the process has descriptors").flatten();
+        let files = of_process.filter_map(|fd| {
+            let link = std::fs::read_link(fd.path()).ok()?;
+            let staged = link.starts_with(self._staging.path());
+            staged.then(|| std::fs::metadata(fd.path()).ok()).flatten()
+        });
+        files.filter(|file| file.dev() == staging.st_dev).map(|file| file.blocks() * 512).sum()
+    }
+
+    /// All buckets of the same server as directories; which were asked for their order is pushed to `asked`.
+    pub fn with_all_buckets(self, asked: &Arc<Mutex<Vec<String>>>) -> Self {
+        let asked = Arc::clone(asked);
+        let open = move |bucket: &str, store: Arc<dyn Store>| {
+            let (name, asked) = (bucket.to_owned(), Arc::clone(&asked));
+            let probe = Box::new(move || -> futures::future::BoxFuture<'static, Option<Order>> {
+                asked.lock().expect("nobody panics with it").push(name.clone());
+                Box::pin(async { Some(Order::Known) })
+            });
+            Volume::new(bucket, "", store).order(Order::Unknown).order_probe(probe)
+        };
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        let buckets = Buckets { store, session: None, read_only: false, open: Box::new(open) };
+        Self::of_root(Root::Buckets(buckets), usual(), self.store, self.clock, self.stats)
     }
 
     /// Lets everything remembered grow old.
@@ -201,14 +251,20 @@ impl Client {
 
     pub async fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let file = self.open(path, REWRITE).await?;
-        let written = self.fs.write(file.1, 0, bytes);
+        let written = self.fs.write(file.1, 0, bytes).await;
         self.close(file).await.and(written)
     }
 
     pub async fn write_at(&self, path: &str, at: u64, bytes: &[u8]) -> Result<()> {
         let file = self.open(path, WRITE).await?;
-        let written = self.fs.write(file.1, at, bytes);
+        let written = self.fs.write(file.1, at, bytes).await;
         self.close(file).await.and(written)
+    }
+
+    /// Cuts or grows a file through a handle.
+    pub async fn truncate_open(&self, ino: Ino, fh: u64, len: u64) -> Result<()> {
+        let set = SetAttr { size: Some(len), ..SetAttr::default() };
+        self.fs.setattr(ino, Some(fh), set).await.map(drop)
     }
 
     pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
@@ -383,15 +439,57 @@ pub fn kind_of<T: std::fmt::Debug>(answer: Result<T>) -> Kind {
     answer.map_err(|error: Error| error.kind()).expect_err("this was to fail")
 }
 
+/// Yields without a request after which nothing moves any more.
+const STILL: u32 = 500;
+
+/// What some work cost.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Round trips to S3, one after the other.
+    pub rounds: u64,
+    /// LISTs.
+    pub lists: u64,
+}
+
+/// Runs a test on a runtime of one thread: what has nothing to do any more waits for S3.
+pub fn on_one_thread<T>(test: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    runtime.block_on(test)
+}
+
+/// Runs `work` while answers to LIST come in rounds: when nothing moves any more, all that was asked for is answered at
+/// once. To be used in [`on_one_thread`].
+pub async fn in_rounds<T>(client: &Client, work: impl Future<Output = T>) -> (T, Cost) {
+    let asked = || client.stats.requests_of("ListObjectsV2");
+    let held = client.store.hold_listings();
+    let before = asked();
+    let (mut rounds, mut answered, mut still) = (0, before, 0);
+    let mut work = std::pin::pin!(work);
+    let answer = loop {
+        if let std::task::Poll::Ready(answer) = futures::poll!(work.as_mut()) {
+            break answer;
+        }
+        let seen = asked();
+        tokio::task::yield_now().await;
+        still = if asked() == seen { still + 1 } else { 0 };
+        if still > STILL {
+            assert!(seen > answered, "it waits for nothing after {rounds} rounds");
+            held.add_permits(usize::try_from(seen - answered).expect("a few"));
+            (rounds, answered, still) = (rounds + 1, seen, 0);
+        }
+    };
+    held.add_permits(usize::MAX >> 4);
+    (answer, Cost { rounds, lists: asked() - before })
+}
+
 /// Waits for something that another task does.
 pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    for _ in 0..1_000_000 {
-        if is_true() {
-            return;
-        }
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !is_true() {
+        assert!(std::time::Instant::now() < deadline, "{what} never came true");
         tokio::task::yield_now().await;
     }
-    panic!("{what} never came true");
 }
 
 /// Gives other tasks the time to get as far as they can.

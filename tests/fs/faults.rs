@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pailfs::error::Kind;
 use pailfs::s3::When;
 
-use crate::client::{Client, WRITE};
+use crate::client::{Client, READ, WRITE};
 use crate::harness::block_on;
 
 /// What a scenario was told had worked: path and bytes.
@@ -105,6 +105,105 @@ fn a_write_that_copies_what_did_not_change() {
     });
 }
 
+/// Copies a range between two files; whether the target was saved.
+async fn copied(client: &Client, from: (&str, u64), to: (&str, u64), len: u64) -> bool {
+    let Ok(source) = client.open(from.0, READ).await else { return false };
+    let mut done = false;
+    if let Ok(target) = client.open(to.0, WRITE).await {
+        let answer = client.fs.copy_range((source.1, from.1), (target.1, to.1), len).await;
+        done = client.close(target).await.is_ok() && answer.is_ok_and(|copied| copied == len);
+    }
+    let _ = client.close(source).await;
+    done
+}
+
+#[test]
+fn a_copy_of_an_object() {
+    let bytes = pattern(6 << 20, 8);
+    for_every_request(&[("f", bytes.clone())], std::slice::from_ref(&bytes), |client| {
+        let bytes = bytes.clone();
+        async move {
+            let done = copied(&client, ("f", 0), ("g", 0), 6 << 20).await;
+            let kept = [("f".to_owned(), bytes.clone()), ("g".to_owned(), bytes)];
+            (client, kept[..1 + usize::from(done)].to_vec())
+        }
+    });
+}
+
+#[test]
+fn a_copy_into_a_large_file() {
+    let (source, old) = (pattern(20 << 20, 9), pattern(24 << 20, 10));
+    let mut new = old.clone();
+    new[7 << 20..(7 << 20) + (17 << 20)].copy_from_slice(&source[100..100 + (17 << 20)]);
+    let allowed = [source.clone(), old.clone(), new.clone()];
+    for_every_request(&[("f", source.clone()), ("g", old)], &allowed, |client| {
+        let (source, new) = (source.clone(), new.clone());
+        async move {
+            let done = copied(&client, ("f", 100), ("g", 7 << 20), 17 << 20).await;
+            let kept = [("f".to_owned(), source), ("g".to_owned(), new)];
+            (client, kept[..1 + usize::from(done)].to_vec())
+        }
+    });
+}
+
+/// Whatever request fails while the source goes or changes here, what was copied from it and not saved stays right.
+fn an_unsaved_copy_outlives<F>(act: impl Fn(Arc<Client>) -> F)
+where
+    F: Future<Output = bool>,
+{
+    block_on(async {
+        let bytes = pattern(9 << 20, 11);
+        for when in [When::Before, When::After] {
+            for n in 1.. {
+                let client = Arc::new(Client::new());
+                client.put_object("d/f", &bytes).await;
+                client.put_object("d/other", b"other").await;
+                let source = client.open("d/f", READ).await.unwrap();
+                let target = client.open("g", WRITE).await.unwrap();
+                client.fs.copy_range((source.1, 0), (target.1, 3), 9 << 20).await.unwrap();
+                client.store.clear_calls();
+                client.store.fail_nth(n, Kind::Server, when);
+                let _ = act(Arc::clone(&client)).await;
+                let asked = client.store.calls().len() as u64;
+                fail_no_more(&client);
+                let read = client.read_all(target.1).await;
+                assert!(read.is_ok_and(|read| read[3..] == bytes), "request {n} failing {when:?}");
+                client.close(target).await.unwrap();
+                let _ = client.close(source).await;
+                assert!(client.object("g").await.unwrap()[3..] == bytes, "request {n} failing {when:?}");
+                if asked < n {
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_removal_of_what_was_copied() {
+    an_unsaved_copy_outlives(|client| async move { client.unlink("d/f").await.is_ok() });
+}
+
+#[test]
+fn a_rename_of_what_was_copied() {
+    an_unsaved_copy_outlives(|client| async move { client.rename("d/f", "h").await.is_ok() });
+}
+
+#[test]
+fn a_rename_over_what_was_copied() {
+    an_unsaved_copy_outlives(|client| async move { client.rename("d/other", "d/f").await.is_ok() });
+}
+
+#[test]
+fn a_rename_of_the_directory_of_what_was_copied() {
+    an_unsaved_copy_outlives(|client| async move { client.rename("d", "e").await.is_ok() });
+}
+
+#[test]
+fn a_rewrite_of_what_was_copied() {
+    an_unsaved_copy_outlives(|client| async move { client.write("d/f", b"new").await.is_ok() });
+}
+
 #[test]
 fn a_rename_of_a_file() {
     let bytes = pattern(500, 5);
@@ -180,7 +279,7 @@ where
                 client.put_object("d/source", b"source").await;
                 let file = client.open("d/f", WRITE).await.unwrap();
                 client.stat("d/source").await.unwrap();
-                client.fs.write(file.1, 1000, &[0; 10]).unwrap();
+                client.fs.write(file.1, 1000, &[0; 10]).await.unwrap();
                 client.store.clear_calls();
                 client.store.fail_nth(n, Kind::Server, when);
                 let done = act(Arc::clone(&client)).await;

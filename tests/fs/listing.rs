@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use pailfs::fs::Order;
-use pailfs::s3::Listing;
+use pailfs::s3::{Listing, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::ROOT;
 use pailfs::tree::keys::{DirKey, path_of};
@@ -12,7 +14,7 @@ use proptest::prelude::*;
 
 use pailfs::error::Kind;
 
-use crate::client::{Client, READ, kind_of, until};
+use crate::client::{Client, Cost, READ, in_rounds, kind_of, let_others_run, on_one_thread, until};
 use crate::harness::block_on;
 
 fn lists(stats: &Stats) -> u64 {
@@ -109,18 +111,49 @@ async fn tree(client: &Client) {
 
 #[test]
 fn a_walk_over_a_tree_costs_little_more_than_its_raw_listing() {
+    on_one_thread(async {
+        let client = Client::new();
+        tree(&client).await;
+        client.store.clear_calls();
+        let (found, cost) = in_rounds(&client, client.find("")).await;
+        assert_eq!(found.unwrap().len(), 8_002 + 1_100);
+        println!("find: {cost:?}, {} directories ahead", client.stats.listed_ahead_hits.value());
+        // The raw listing is 9 pages, one after the other.
+        assert!(cost.lists <= 13, "{} LISTs", cost.lists);
+        assert!(cost.rounds <= 7, "{} rounds", cost.rounds);
+        let calls = client.store.calls();
+        assert!(calls.iter().all(|call| *call == "ListObjectsV2"), "{calls:?}");
+    });
+}
+
+/// What was read fills the memory, and is kept because nobody else wants it.
+#[test]
+fn what_was_read_gives_way_to_listing_ahead() {
     block_on(async {
         let client = Client::new();
         tree(&client).await;
+        client.put_object("z-large", &vec![7; 44 << 20]).await;
+        assert_eq!(client.read("z-large").await.unwrap().len(), 44 << 20);
+        client.pass_ttl();
         let before = lists(&client.stats);
-        client.store.clear_calls();
-        assert_eq!(client.find("").await.unwrap().len(), 8_002 + 1_100);
+        assert_eq!(client.find("").await.unwrap().len(), 8_003 + 1_100);
         let asked = lists(&client.stats) - before;
-        // The raw listing is 9 pages.
         assert!(asked <= 13, "{asked} LISTs");
-        let calls = client.store.calls();
-        assert!(calls.iter().all(|call| *call == "ListObjectsV2"), "{calls:?}");
-        println!("find: {asked} LISTs, {} directories ahead", client.stats.listed_ahead_hits.value());
+    });
+}
+
+#[test]
+fn one_directory_costs_its_pages_and_no_walk() {
+    on_one_thread(async {
+        let client = Client::new();
+        tree(&client).await;
+        let (names, cost) = in_rounds(&client, client.list("")).await;
+        assert_eq!((names.unwrap().len(), cost), (102, Cost { rounds: 1, lists: 1 }));
+        client.pass_ttl();
+        // One in the middle: two names, and its listing.
+        let (names, cost) = in_rounds(&client, client.list("d050/s5")).await;
+        assert_eq!((names.unwrap().len(), cost), (8, Cost { rounds: 3, lists: 3 }));
+        assert_eq!(client.stats.listed_ahead_pages.value(), 0);
     });
 }
 
@@ -145,21 +178,106 @@ fn nothing_is_listed_ahead_on_a_server_that_is_not_known_to_begin_where_it_is_to
 }
 
 #[test]
-fn a_large_directory_is_listed_in_shards() {
+fn the_order_of_a_bucket_is_found_when_it_is_first_looked_into_and_then_relied_on() {
     block_on(async {
-        for (unknown, count) in [(false, 40_000), (true, 40_000)] {
+        let client = Client::new();
+        tree(&client).await;
+        client.store.create_bucket("other", None).await.unwrap();
+        let asked = Arc::default();
+        let client = client.with_all_buckets(&asked);
+        assert_eq!(client.list("").await.unwrap(), ["bucket/", "other/"]);
+        client.stat("other").await.unwrap();
+        client.stat("bucket").await.unwrap();
+        // Finding out writes to the bucket: to see that it is there is no reason to.
+        assert!(asked.lock().unwrap().is_empty());
+        assert_eq!(client.list("bucket").await.unwrap().len(), 102);
+        until("the bucket's server is known", || asked.lock().unwrap().len() == 1).await;
+        let_others_run().await;
+        client.pass_ttl();
+        let before = lists(&client.stats);
+        assert_eq!(client.find("bucket/").await.unwrap().len(), 8_002 + 1_100);
+        let cost = lists(&client.stats) - before;
+        assert!(cost <= 14 && client.stats.listed_ahead_hits.value() > 1_000, "{cost} LISTs");
+        assert_eq!(*asked.lock().unwrap(), ["bucket"], "each that is looked into, once");
+    });
+}
+
+/// Lists a directory of so many names with their attributes.
+fn listing_of(count: usize, unknown: bool) -> (Cost, Client) {
+    on_one_thread(async {
+        let client = Client::new();
+        let client = if unknown { client.with_order_unknown() } else { client };
+        flat(&client, count).await;
+        let (names, cost) = in_rounds(&client, client.list_unsorted("")).await;
+        let names = names.unwrap();
+        assert!(names.is_sorted() && names.len() == count);
+        let (shards, probes) = (client.stats.shards.value(), client.stats.shard_probes.value());
+        println!("{count} names: {cost:?}, {shards} shards, {probes} probes");
+        (cost, client)
+    })
+}
+
+#[test]
+fn a_large_directory_is_listed_in_shards() {
+    let (cost, client) = listing_of(100_000, false);
+    assert!(cost.rounds <= 50, "{} rounds for 100 pages", cost.rounds);
+    assert!(cost.lists <= 130, "{} LISTs for 100 pages", cost.lists);
+    assert!(client.stats.shards.value() > 0);
+    let (cost, _) = listing_of(20_000, false);
+    assert!(cost.rounds <= 20, "{} rounds for 20 pages", cost.rounds);
+    assert!(cost.lists <= 45, "{} LISTs for 20 pages", cost.lists);
+}
+
+#[test]
+fn a_small_directory_is_its_pages_and_shards_are_for_servers_that_are_known() {
+    let (cost, _) = listing_of(3_000, false);
+    assert_eq!(cost, Cost { rounds: 3, lists: 3 });
+    let (cost, client) = listing_of(20_000, true);
+    assert_eq!(cost, Cost { rounds: 20, lists: 20 });
+    assert_eq!(client.stats.shards.value() + client.stats.shard_probes.value(), 0);
+}
+
+/// What is asked for long before it is wanted has to be asked for again.
+#[test]
+fn shards_run_no_further_ahead_than_what_they_say_is_believed() {
+    block_on(async {
+        for names_a_second in [5_000, 20_000, 60_000] {
             let client = Client::new();
-            let client = if unknown { client.with_order_unknown() } else { client };
-            flat(&client, count).await;
-            let names = client.list_unsorted("").await.unwrap();
-            assert!(names.is_sorted() && names.len() == count);
-            assert_eq!(client.stats.shards.value() > 0, !unknown, "shards are for servers that are known");
+            flat(&client, 60_000).await;
+            let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));
+            let fh = client.fs.opendir(ROOT).unwrap();
+            let (mut cookie, mut seen) = (0, 0);
+            loop {
+                let (from, mut taken, mut inos) = (cookie, 0u32, Vec::new());
+                let mut take = |entry: &pailfs::fs::DirEntry| {
+                    if taken == 100 {
+                        return false;
+                    }
+                    taken += 1;
+                    cookie = entry.cookie;
+                    inos.push(entry.attr.expect("attributes come with the name").ino);
+                    true
+                };
+                client.fs.readdir(fh, from, true, &mut take).await.unwrap();
+                for ino in &inos {
+                    client.fs.forget(*ino, 1);
+                }
+                if taken == 0 {
+                    break;
+                }
+                seen += taken;
+                let_others_run().await;
+                client.clock.advance(Duration::from_secs(1) * taken / names_a_second);
+            }
+            client.fs.releasedir(fh);
+            assert_eq!(seen, 60_000);
+            let asked = lists(&client.stats) - before;
             println!(
-                "{} LISTs, {} shards, {} probes",
-                lists(&client.stats),
-                client.stats.shards.value(),
-                client.stats.shard_probes.value()
+                "{names_a_second} names a second: {asked} LISTs, {} shards",
+                client.stats.shards.value()
             );
+            assert_eq!(client.stats.requests_of("HeadObject"), heads);
+            assert!(asked <= 110, "{asked} LISTs for 60 pages at {names_a_second} names a second");
         }
     });
 }
@@ -364,6 +482,21 @@ proptest! {
         }
         prop_assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), first.len(), "twice: {:?}", first);
     }
+}
+
+#[test]
+fn a_directory_is_not_empty_because_a_page_has_its_marker_alone() {
+    block_on(async {
+        let client = Client::new();
+        for key in ["d/", "d/e/f", "only/"] {
+            client.put_object(key, b"").await;
+        }
+        client.store.list_like(Listing { page_max: Some(1), ..Listing::default() });
+        assert_eq!(kind_of(client.rmdir("d").await), Kind::NotEmpty);
+        assert_eq!(client.list("d").await.unwrap(), ["e/"]);
+        client.rmdir("only").await.unwrap();
+        assert_eq!(client.keys().await, ["d/", "d/e/f"]);
+    });
 }
 
 #[test]

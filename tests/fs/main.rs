@@ -9,9 +9,11 @@ mod harness;
 
 mod behaviour;
 mod client;
+mod copying;
 mod deletes;
 mod faults;
 mod listing;
 mod model;
 mod races;
 mod reading;
+mod streaming;

@@ -353,7 +353,7 @@ async fn apply_held(
     let is_above = |path: &str| held.path.starts_with(&format!("{path}/"));
     let (did, (expected, copy)) = match op {
         Op::WriteHeld(byte, at) => {
-            let did = client.fs.write(held.open.1, *at, &[*byte; 10]);
+            let did = client.fs.write(held.open.1, *at, &[*byte; 10]).await;
             let expected = match held.name {
                 Named::Lost => Err(Kind::Stale),
                 _ => {

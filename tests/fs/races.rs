@@ -29,7 +29,7 @@ fn a_failed_unlink_leaves_the_unsaved_bytes_of_a_writer_to_be_saved_at_close() {
             let client = Client::new();
             client.put_object("f", b"0123456789").await;
             let file = client.open("f", WRITE).await.unwrap();
-            client.fs.write(file.1, 2, b"XX").unwrap();
+            client.fs.write(file.1, 2, b"XX").await.unwrap();
             client.store.refuse("DeleteObject", kind, When::Before);
             assert_eq!(kind_of(client.unlink("f").await), kind);
             client.store.refuse_nothing();
@@ -48,7 +48,7 @@ fn an_unlink_whose_answer_was_lost_loses_no_unsaved_byte() {
         let client = Client::new();
         client.put_object("f", b"0123456789").await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 2, b"XX").unwrap();
+        client.fs.write(file.1, 2, b"XX").await.unwrap();
         client.store.refuse("DeleteObject", Kind::TimedOut, When::After);
         assert_eq!(kind_of(client.unlink("f").await), Kind::TimedOut);
         client.store.refuse_nothing();
@@ -70,7 +70,7 @@ fn a_failed_rename_leaves_what_it_was_to_replace_as_it_was() {
             let writer = client.open("target", WRITE).await.unwrap();
             let reader = client.open("target", READ).await.unwrap();
             client.stat("source").await.unwrap();
-            client.fs.write(writer.1, 2, b"XX").unwrap();
+            client.fs.write(writer.1, 2, b"XX").await.unwrap();
             client.store.refuse(operation, kind, When::Before);
             assert_eq!(kind_of(client.rename("source", "target").await), kind);
             client.store.refuse_nothing();
@@ -91,7 +91,7 @@ fn a_rename_that_copies_and_cannot_delete_keeps_what_the_replaced_file_had() {
         client.put_object("source", b"source").await;
         client.put_object("target", b"0123456789").await;
         let writer = client.open("target", WRITE).await.unwrap();
-        client.fs.write(writer.1, 2, b"XX").unwrap();
+        client.fs.write(writer.1, 2, b"XX").await.unwrap();
         client.store.refuse("DeleteObject", Kind::AccessDenied, When::Before);
         assert_eq!(kind_of(client.rename("source", "target").await), Kind::AccessDenied);
         client.store.refuse_nothing();
@@ -110,7 +110,7 @@ fn a_file_removed_by_another_client_while_it_is_changed_ends_in_a_conflict_copy(
             let client = Client::new();
             client.put_object("d/f", b"0123456789").await;
             let file = client.open("d/f", WRITE).await.unwrap();
-            client.fs.write(file.1, 2, b"XX").unwrap();
+            client.fs.write(file.1, 2, b"XX").await.unwrap();
             client.delete_object("d/f").await;
             client.pass_ttl();
             if looked_up {
@@ -132,7 +132,7 @@ fn a_large_file_whose_base_is_removed_ends_in_a_conflict_copy() {
         let client = Client::new();
         client.put_object("f", &vec![7; 24 << 20]).await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 9 << 20, b"XX").unwrap();
+        client.fs.write(file.1, 9 << 20, b"XX").await.unwrap();
         client.delete_object("f").await;
         assert_eq!(kind_of(client.close(file).await), Kind::Stale);
         let copies = copies(&client).await;
@@ -156,7 +156,7 @@ fn bytes_written_after_the_name_was_found_absent_are_kept() {
             client.delete_object("d/f").await;
             client.pass_ttl();
             assert_eq!(kind_of(client.stat("d/f").await), Kind::NotFound);
-            client.fs.write(file.1, 0, b"mine").unwrap();
+            client.fs.write(file.1, 0, b"mine").await.unwrap();
             assert_eq!(pending(&client), ["d/f"]);
             client.store.refuse("PutObject", Kind::Server, When::Before);
             assert_eq!(kind_of(client.fs.flush_all().await), Kind::Server);
@@ -177,7 +177,7 @@ fn bytes_written_to_an_old_version_are_pending_until_they_are_copied() {
         client.put_object("f", b"theirs").await;
         // Opens of the newest version get another lineage of bytes.
         assert_eq!(client.read("f").await.unwrap(), b"theirs");
-        client.fs.write(file.1, 0, b"mine").unwrap();
+        client.fs.write(file.1, 0, b"mine").await.unwrap();
         assert_eq!(pending(&client), ["f"]);
         client.store.refuse("PutObject", Kind::Server, When::Before);
         assert_eq!(kind_of(client.close(file).await), Kind::Server);
@@ -196,7 +196,7 @@ fn a_new_file_outlives_its_directory_being_removed_by_another_client() {
         let client = Client::new();
         client.mkdir("d").await.unwrap();
         let file = client.open("d/f", WRITE).await.unwrap();
-        client.fs.write(file.1, 0, b"mine").unwrap();
+        client.fs.write(file.1, 0, b"mine").await.unwrap();
         client.delete_object("d/").await;
         client.pass_ttl();
         assert_eq!(client.stat("d/f").await.unwrap().size, 4);
@@ -212,7 +212,7 @@ fn a_conflict_copy_that_cannot_be_written_yet_is_stale_and_still_owed() {
         let client = Client::new();
         client.put_object("f", b"base").await;
         let file = client.open("f", WRITE).await.unwrap();
-        client.fs.write(file.1, 0, b"mine").unwrap();
+        client.fs.write(file.1, 0, b"mine").await.unwrap();
         client.delete_object("f").await;
         // The commit finds the object gone, and the copy that follows fails.
         client.store.clear_calls();
@@ -228,7 +228,7 @@ fn a_conflict_copy_that_cannot_be_written_yet_is_stale_and_still_owed() {
 
 /// Begins the first upload of `f`: it is in S3, and the answer is held back.
 async fn first_upload(client: &Client, file: (pailfs::tree::Ino, u64)) -> tokio::task::JoinHandle<bool> {
-    client.fs.write(file.1, 0, b"bytes").unwrap();
+    client.fs.write(file.1, 0, b"bytes").await.unwrap();
     let fs = client.fs.clone();
     let close = tokio::spawn(async move { fs.flush(file.1).await.is_ok() });
     until("the upload", || client.store.calls().contains(&"PutObject")).await;
@@ -272,7 +272,7 @@ fn a_rename_during_the_first_upload_takes_along_what_is_uploaded_and_what_is_wri
                 );
             let_others_run().await;
             if more {
-                client.fs.write(file.1, 5, b" more").unwrap();
+                client.fs.write(file.1, 5, b" more").await.unwrap();
             }
             held.add_permits(100);
             rename.await.unwrap().unwrap();
@@ -294,7 +294,7 @@ fn a_rename_over_a_file_during_its_first_upload_replaces_what_is_uploaded() {
             let client = Client::new();
             let file = client.open("f", WRITE).await.unwrap();
             let source = client.open("source", WRITE).await.unwrap();
-            client.fs.write(source.1, 0, b"source").unwrap();
+            client.fs.write(source.1, 0, b"source").await.unwrap();
             if saved {
                 client.fs.fsync(source.1).await.unwrap();
                 client.store.clear_calls();
@@ -371,7 +371,7 @@ fn a_writer_open_at_a_version_that_is_gone_loses_nothing_by_the_rename_of_its_di
         let client = Client::new();
         client.put_object("d/f", b"base").await;
         let file = client.open("d/f", WRITE).await.unwrap();
-        client.fs.write(file.1, 0, b"m").unwrap();
+        client.fs.write(file.1, 0, b"m").await.unwrap();
         client.put_object("d/f", b"theirs, which is longer").await;
         client.rename("d", "e").await.unwrap();
         assert_eq!(kind_of(client.close(file).await), Kind::Stale);

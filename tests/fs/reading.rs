@@ -129,7 +129,7 @@ fn a_writer_keeps_what_is_stored_beside_the_bytes_of_a_file_that_was_opened_by_a
         let reader = client.open("f", READ).await.unwrap();
         assert_eq!(client.fs.read(reader.1, 0, 10).await.unwrap().concat(), [1; 10]);
         let writer = client.open("f", WRITE).await.unwrap();
-        client.fs.write(writer.1, 0, &[9; 5]).unwrap();
+        client.fs.write(writer.1, 0, &[9; 5]).await.unwrap();
         client.close(writer).await.unwrap();
         assert_eq!(client.fs.read(reader.1, 0, 10).await.unwrap().concat(), [9, 9, 9, 9, 9, 1, 1, 1, 1, 1]);
         client.close(reader).await.unwrap();

@@ -41,14 +41,17 @@ impl Mounted {
         let log = dir.path().join("log");
         fs::create_dir(dir.path().join("mnt")).expect("a directory can be made");
         let endpoint = endpoint(place.server);
-        let child = pailfs(&endpoint)
+        let mut command = pailfs(&endpoint);
+        command
             .args(["mount", source])
             .arg(dir.path().join("mnt"))
             .args(["--foreground", "--endpoint-url", &endpoint.url, "--region", &endpoint.region])
-            .arg("--state-dir")
-            .arg(dir.path().join("state"))
             .args(["--log-level", "debug"])
-            .args(flags)
+            .args(flags);
+        if !flags.contains(&"--state-dir") {
+            command.arg("--state-dir").arg(dir.path().join("state"));
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).expect("a file can be made"))

@@ -17,6 +17,16 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u64).wrapping_mul(2_654_435_761).to_le_bytes()[2] ^ seed).collect()
 }
 
+/// Bytes of which each page says where it is; made faster than a pattern.
+pub fn stamped(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xa5; len];
+    for (number, page) in bytes.chunks_exact_mut(4096).enumerate() {
+        page[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        page[4088..].copy_from_slice(&(number as u64 * 31).to_le_bytes());
+    }
+    bytes
+}
+
 /// A mount with a cache directory, and the directory.
 struct Cached {
     m: Mounted,
@@ -38,7 +48,7 @@ impl Cached {
 }
 
 /// A counter of `pailfs status --json`, or the number of requests of an API name.
-fn figure(m: &Mounted, name: &str) -> u64 {
+pub fn figure(m: &Mounted, name: &str) -> u64 {
     let endpoint = crate::harness::mount::endpoint(Server::Demo);
     let output = pailfs(&endpoint).arg("status").arg(m.path()).arg("--json").output().unwrap();
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -57,14 +67,13 @@ fn read(path: impl AsRef<Path>) -> Vec<u8> {
 fn warm(m: &Mounted, name: &str, body: &[u8]) {
     let before = figure(m, "disk_bytes_written");
     assert!(read(m.at(name)) == body);
-    assert!(
-        wait_for(SOON, || figure(m, "disk_bytes_written") - before >= body.len() as u64),
-        "not all is kept"
-    );
+    let kept = || figure(m, "disk_bytes_written") - before;
+    let all = wait_for(SOON, || kept() >= body.len() as u64);
+    assert!(all, "{} of {} bytes are kept; {} runs dropped", kept(), body.len(), figure(m, "disk_dropped"));
 }
 
 /// Takes this file's pages from the kernel, as memory pressure would.
-fn drop_pages(path: PathBuf) {
+pub fn drop_pages(path: PathBuf) {
     let file = File::open(path).unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }

@@ -2,7 +2,8 @@
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
 //! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
-//! passthrough; `removals` is `rm -r`; `stuck` is what happens when nobody answers.
+//! passthrough; `reading` counts what reading costs; `writing` is large files and small disks; `removals` is `rm -r`;
+//! `copying` is copies and holes, by the tools that ask for them; `stuck` is what happens when nobody answers.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -12,8 +13,11 @@ mod harness;
 
 mod cache;
 mod cli;
+mod copying;
+mod reading;
 mod removals;
 mod semantics;
 mod servers;
 mod sessions;
 mod stuck;
+mod writing;

@@ -30,7 +30,7 @@ macro_rules! mounted {
     };
 }
 
-fn errno(error: &std::io::Error) -> rustix::io::Errno {
+pub(crate) fn errno(error: &std::io::Error) -> rustix::io::Errno {
     rustix::io::Errno::from_io_error(error).expect("an error of the kernel")
 }
 
@@ -42,21 +42,21 @@ fn names(dir: impl AsRef<Path>) -> Vec<String> {
 }
 
 /// What `pailfs status --json` says.
-fn status(m: &Mounted) -> serde_json::Value {
+pub(crate) fn status(m: &Mounted) -> serde_json::Value {
     let output =
         Command::new(env!("CARGO_BIN_EXE_pailfs")).arg("status").arg(m.path()).arg("--json").output();
     serde_json::from_slice(&output.unwrap().stdout).expect("JSON")
 }
 
 /// A small program for what Rust has no safe call for; returns what it prints.
-fn python(lines: &[&str], arguments: &[&Path]) -> String {
+pub(crate) fn python(lines: &[&str], arguments: &[&Path]) -> String {
     let output = Command::new("python3").arg("-c").arg(lines.join("\n")).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Bytes that differ everywhere, so that a piece in the wrong place shows.
-fn pattern(len: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u64).wrapping_mul(2_654_435_761).to_le_bytes()[2] ^ seed).collect()
 }
 

@@ -25,12 +25,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rand::seq::SliceRandom;
 use rustix::fs::Advice;
 
 use super::index::{BLOCK_BYTES, FORMAT, MARK_BYTES, Place, SHARDS, decode_marks, on_disk};
 use super::usage::{Candidate, USAGE_BYTES, Usage, victims};
+use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
@@ -44,15 +45,22 @@ const ROOM_ROUNDS_MAX: u32 = 16;
 /// A version's time of use is written down when it is older than this.
 const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 
+/// The files of a version, open for reading.
+pub(super) struct Opened {
+    index: File,
+    data: File,
+    /// Inode of the data file.
+    pub(super) inode: u64,
+}
+
 /// What a look for blocks found.
-#[derive(Default)]
 pub(super) struct Found {
-    /// The good blocks from the first one asked for to the first that lacks.
-    pub(super) bytes: Vec<u8>,
+    /// As long as the blocks asked for; what is not good in it means nothing.
+    pub(super) bytes: BytesMut,
+    /// The good blocks, in runs.
+    pub(super) good: Vec<Range<u64>>,
     /// Whether a block was there and was not what its mark says.
     pub(super) corrupt: bool,
-    /// Inode of the data file they came from.
-    pub(super) data_inode: u64,
 }
 
 /// Whole blocks next to each other.
@@ -82,30 +90,56 @@ impl Files {
         Ok(Self { root, limit_bytes, stats, fresh_names: AtomicU64::new(0) })
     }
 
-    /// The blocks `indices` as far as they are here and good. A version with a bad block goes as a whole, since its
-    /// file may be in the kernel's hands and is never changed in place.
-    pub(super) fn read(&self, place: &Place, indices: Range<u64>, now: SystemTime) -> io::Result<Found> {
-        let Some((index, marks)) = self.marks(place, indices.clone())? else { return Ok(Found::default()) };
-        let here = marks.iter().take_while(|mark| **mark != 0).count() as u64;
-        if here == 0 {
-            return Ok(Found::default());
-        }
+    /// Opens a version for reading; `None` where nothing of it is here.
+    pub(super) fn open_version(&self, place: &Place, now: SystemTime) -> io::Result<Option<Opened>> {
+        let Some((index, _)) = self.marks(place, 0..0)? else { return Ok(None) };
         let Some(data) = absent_is_none(File::open(self.data_path(place)))? else {
             // Marks without bytes would keep the bytes from being written again.
             self.remove(place);
-            return Ok(Found::default());
+            return Ok(None);
         };
-        let data_inode = data.metadata()?.ino();
-        let mut bytes = read_blocks(&data, place, indices.start..indices.start + here)?;
-        let good = good_blocks(place, indices.start, &bytes, &marks);
-        let corrupt = good < here;
+        note_use(&index, now);
+        let inode = data.metadata()?.ino();
+        Ok(Some(Opened { index, data, inode }))
+    }
+
+    /// Those of the blocks `indices` that are here and good, read into `room` made for all of them; `None` where none
+    /// is. A version with a bad block goes as a whole, since its file may be in the kernel's hands and is never
+    /// changed in place.
+    pub(super) fn read(
+        &self,
+        place: &Place,
+        version: &Opened,
+        indices: Range<u64>,
+        room: impl FnOnce(usize) -> BytesMut,
+    ) -> io::Result<Option<Found>> {
+        let Some(marks) = read_marks(&version.index, place, indices.clone())? else { return Ok(None) };
+        let here = runs_of(&marks, |mark| *mark != 0);
+        if here.is_empty() {
+            return Ok(None);
+        }
+        let offset = |block: usize| {
+            let at = (block as u64 * BLOCK_BYTES).min(place.size - indices.start * BLOCK_BYTES);
+            usize::try_from(at).unwrap_or(usize::MAX)
+        };
+        let mut bytes = room(offset(marks.len()));
+        let mut good = Vec::new();
+        let mut bad = 0;
+        for run in here {
+            let (from, first) = (offset(run.start), indices.start + run.start as u64);
+            let part = &mut bytes[from..offset(run.end)];
+            let read = read_full(&version.data, part, first * BLOCK_BYTES)?;
+            let right = good_blocks(place, first, &part[..read], &marks[run.clone()]);
+            for good_run in runs_of(&right, |good| *good) {
+                good.push(first + good_run.start as u64..first + good_run.end as u64);
+            }
+            bad += run.len() - right.iter().filter(|good| **good).count();
+        }
+        let corrupt = bad > 0;
         if corrupt {
             self.remove(place);
-            bytes.truncate(usize::try_from(good * BLOCK_BYTES).unwrap_or(0));
-        } else {
-            note_use(&index, now);
         }
-        Ok(Found { bytes, corrupt, data_inode })
+        Ok(Some(Found { bytes, good, corrupt }))
     }
 
     /// Writes what is not here yet of these runs, as far as room can be made. Returns bytes written.
@@ -154,13 +188,7 @@ impl Files {
         if !has_header(&index, place)? {
             return Ok(None);
         }
-        let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
-        let mut bytes = vec![0; count * MARK_BYTES];
-        match index.read_exact_at(&mut bytes, place.mark_offset(indices.start)) {
-            Ok(()) => Ok(Some((index, decode_marks(&bytes)))),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(read_marks(&index, place, indices)?.map(|marks| (index, marks)))
     }
 
     /// Those parts of the runs that are not here.
@@ -378,48 +406,69 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The blocks' bytes as the file has them; fewer where it was shortened.
-fn read_blocks(data: &File, place: &Place, indices: Range<u64>) -> io::Result<Vec<u8>> {
-    let start = indices.start * BLOCK_BYTES;
-    let len = (indices.end * BLOCK_BYTES).min(place.size) - start;
-    // All of it is on its way from the disk while the first pages are copied.
-    let _ = rustix::fs::fadvise(data, start, std::num::NonZeroU64::new(len), Advice::WillNeed);
-    let len = usize::try_from(len).unwrap_or(0);
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        let at = start + bytes.len() as u64;
-        match rustix::io::pread(data, rustix::buffer::spare_capacity(&mut bytes), at) {
-            Ok(0) => break,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+impl Opened {
+    /// These bytes are read next: all of them are on their way from the disk while the first are looked at.
+    pub(super) fn expect(&self, range: ByteRange) {
+        let len = std::num::NonZeroU64::new(range.len());
+        let _ = rustix::fs::fadvise(&self.data, range.start(), len, Advice::WillNeed);
     }
-    bytes.truncate(len);
-    Ok(bytes)
 }
 
-/// How many blocks from the first on are what their marks say.
-fn good_blocks(place: &Place, first: u64, bytes: &[u8], marks: &[u64]) -> u64 {
+/// The marks of some blocks; `None` where the index file was shortened.
+fn read_marks(index: &File, place: &Place, indices: Range<u64>) -> io::Result<Option<Vec<u64>>> {
+    let count = usize::try_from(indices.end - indices.start).unwrap_or(0);
+    let mut bytes = vec![0; count * MARK_BYTES];
+    match index.read_exact_at(&mut bytes, place.mark_offset(indices.start)) {
+        Ok(()) => Ok(Some(decode_marks(&bytes))),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads until the buffer is full or the file ends; returns how much.
+fn read_full(data: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match data.read_at(&mut buffer[len..], at + len as u64) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
+
+/// Which blocks are what their marks say; of what the file lacks there is nothing.
+fn good_blocks(place: &Place, first: u64, bytes: &[u8], marks: &[u64]) -> Vec<bool> {
     let blocks = bytes.chunks(usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX));
     let checked = (first..).zip(blocks).zip(marks);
-    checked.take_while(|((index, block), mark)| place.mark(*index, block) == **mark).count() as u64
+    checked.map(|((index, block), mark)| place.mark(index, block) == *mark).collect()
+}
+
+/// Where the items are that `wanted` says yes to, in runs.
+fn runs_of<T>(items: &[T], wanted: impl Fn(&T) -> bool) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for at in (0..items.len()).filter(|at| wanted(&items[*at])) {
+        match runs.last_mut() {
+            Some(run) if run.end == at => run.end += 1,
+            _ => runs.push(Range { start: at, end: at + 1 }),
+        }
+    }
+    runs
 }
 
 /// The parts of a run whose blocks have no mark.
 fn without_marks(run: &Run, marks: &[u64]) -> Vec<Run> {
-    let mut missing: Vec<Run> = Vec::new();
     let at =
         |block: usize| usize::try_from(block as u64 * BLOCK_BYTES).unwrap_or(usize::MAX).min(run.bytes.len());
-    let mut block = 0;
-    while block < marks.len() {
-        let same = marks[block..].iter().take_while(|mark| (**mark == 0) == (marks[block] == 0)).count();
-        if marks[block] == 0 {
-            let bytes = run.bytes.slice(at(block)..at(block + same));
-            missing.push(Run { first: run.first + block as u64, bytes });
-        }
-        block += same;
-    }
+    let missing = runs_of(marks, |mark| *mark == 0).into_iter();
     missing
+        .map(|part| Run {
+            first: run.first + part.start as u64,
+            bytes: run.bytes.slice(at(part.start)..at(part.end)),
+        })
+        .collect()
 }
 
 fn has_header(index: &File, place: &Place) -> io::Result<bool> {

@@ -7,7 +7,8 @@
 //! - A block answered is of exactly the version asked for (origin, bucket, key, ETag and size are all compared) and
 //!   has the checksum it was written with. Whatever is damaged, torn, shortened or missing is a miss.
 //! - Nothing here fails a read: a disk that fails is left alone for a while, and one that hangs is not waited for.
-//! - [`DiskCache::keep`] never waits. What the disk cannot keep up with is not kept.
+//! - [`DiskCache::keep`] holds up fetches by no more than a multiple of the time that the network takes: what was read
+//!   once is here soon after, unless the disk is much slower than the network. What finds no room is not kept.
 //! - The limit holds over all processes that fill the directory: bytes are reserved before they are written.
 //! - Opening looks at nothing, however much there is.
 //! - A file that was handed out as [`whole`](DiskCache::whole) is never changed; it may lose its name.
@@ -27,14 +28,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::sync::mpsc;
 
 use super::Object;
 use crate::base::{ByteRange, Clock};
 use crate::error::Result;
 use crate::stats::Stats;
+pub use behind::Fetching;
 use behind::{Behind, Turn};
-use files::{Files, Run};
+use files::{Files, Opened, Run};
 use health::Health;
 use index::{BLOCK_BYTES, Place};
 use verified::{DataFile, Verified};
@@ -44,6 +47,8 @@ const WRITERS: usize = 2;
 /// How long a reader waits for the disk before it asks S3: longer than a slow disk with a full window of read-ahead
 /// before it takes, and much shorter than an operation may.
 const DISK_WAIT: Duration = Duration::from_secs(10);
+/// Pieces that were read and not taken yet.
+const FOUND_MAX: usize = 2;
 /// The most that is read to verify a file when it is opened, in bytes: a hundredth of a second or so.
 const VERIFY_AT_OPEN_BYTES: u64 = 32 << 20;
 /// Blocks that are verified at once.
@@ -60,6 +65,37 @@ pub struct DiskLimits {
 
 /// The cache on disk of one mount.
 pub struct DiskCache(Arc<Shared>);
+
+/// What the disk has of a piece.
+#[derive(Debug)]
+pub struct Found {
+    pub piece: ByteRange,
+    /// As long as the piece; what is not in `parts` means nothing.
+    pub bytes: BytesMut,
+    /// In order, apart from each other.
+    pub parts: Vec<ByteRange>,
+    corrupt: bool,
+}
+
+/// Pieces as they come from the disk, in order; those of which it has nothing are left out.
+pub struct Look {
+    found: mpsc::Receiver<Found>,
+    shared: Arc<Shared>,
+}
+
+impl Look {
+    /// The next piece; `None` when there are no more, or the disk takes too long.
+    pub async fn next(&mut self) -> Option<Found> {
+        match tokio::time::timeout(DISK_WAIT, self.found.recv()).await {
+            Ok(found) => found,
+            Err(_) => {
+                let shared = &self.shared;
+                shared.failed(&shared.reading, "reading", &io::Error::from(io::ErrorKind::TimedOut));
+                None
+            }
+        }
+    }
+}
 
 struct Shared {
     files: Files,
@@ -84,7 +120,7 @@ impl DiskCache {
         let shared = Arc::new(Shared {
             files: Files::open(dir, limits.disk_bytes, Arc::clone(&stats))?,
             limits,
-            behind: Behind::new(limits.behind_bytes),
+            behind: Behind::new(limits.behind_bytes, Arc::clone(&clock)),
             verified: Mutex::new(Verified::new()),
             reading: Mutex::default(),
             writing: Mutex::default(),
@@ -102,38 +138,38 @@ impl DiskCache {
         Ok(Arc::new(Self(shared)))
     }
 
-    /// The bytes of a range from its begin on, as far as they are here; without waiting for long. Has to be called
-    /// inside a tokio runtime.
-    pub async fn look(&self, object: &Object, range: ByteRange) -> Bytes {
-        if !self.0.may(&self.0.reading) {
-            return Bytes::new();
+    /// Looks for what is here of each of these pieces, which follow on each other, without waiting for long. Bytes are
+    /// read into `room` made for a piece of which there is something. Has to be called inside a tokio runtime.
+    pub fn look(
+        &self,
+        object: &Object,
+        pieces: Vec<ByteRange>,
+        room: impl Fn(usize) -> BytesMut + Send + 'static,
+    ) -> Look {
+        let (tell, found) = mpsc::channel(FOUND_MAX);
+        if self.0.may(&self.0.reading) {
+            let (shared, wanted) = (Arc::clone(&self.0), object.clone());
+            tokio::task::spawn_blocking(move || {
+                shared.look(&wanted, &pieces, room, |piece| tell.blocking_send(piece).is_ok());
+            });
         }
-        let (shared, wanted) = (Arc::clone(&self.0), object.clone());
-        let reading = tokio::task::spawn_blocking(move || shared.read(&wanted, range));
-        match tokio::time::timeout(DISK_WAIT, reading).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(_panic)) => Bytes::new(),
-            Err(_) => {
-                self.0.failed(&self.0.reading, "reading", &io::Error::from(io::ErrorKind::TimedOut));
-                Bytes::new()
-            }
-        }
+        Look { found, shared: Arc::clone(&self.0) }
     }
 
-    /// The same, however long it takes.
-    pub fn read(&self, object: &Object, range: ByteRange) -> Bytes {
-        self.0.read(object, range)
+    /// For a fetch that begins now.
+    pub fn fetching(&self) -> Fetching {
+        Fetching::begins(self.0.clock.now())
     }
 
-    /// Writes the whole blocks among these bytes some time soon, if there is room for them in the queue and on the
-    /// disk. Never waits.
-    pub fn keep(&self, object: &Object, start: u64, bytes: &Bytes) {
+    /// Writes the whole blocks among these bytes some time soon, if there is room for them on the disk, and in the
+    /// queue before fetches have waited for the disk for too long.
+    pub async fn keep(&self, object: &Object, start: u64, bytes: &Bytes, fetching: &mut Fetching) {
         let shared = &self.0;
         if object.size > shared.limits.disk_bytes || !shared.may(&shared.writing) {
             return;
         }
         let Some(run) = whole_blocks(object.size, start, bytes) else { return };
-        if !shared.behind.offer(object, run, bytes.len() as u64) {
+        if !shared.behind.offer(object, run, bytes.len() as u64, fetching).await {
             shared.stats.disk_dropped.add(1);
         }
     }
@@ -154,15 +190,18 @@ impl DiskCache {
         if left * BLOCK_BYTES > VERIFY_AT_OPEN_BYTES {
             return None;
         }
-        for run in &missing {
-            let mut at = run.start;
-            while at < run.end {
-                let step = at..(at + VERIFY_STEP_BLOCKS).min(run.end);
-                let wanted = (step.end * BLOCK_BYTES).min(place.size) - step.start * BLOCK_BYTES;
-                if shared.verify(&place, step.clone())?.len() as u64 != wanted {
-                    return None;
+        if !missing.is_empty() {
+            let version = shared.open(&place)?;
+            for run in &missing {
+                let mut at = run.start;
+                while at < run.end {
+                    let step = at..(at + VERIFY_STEP_BLOCKS).min(run.end);
+                    let found = shared.verify(&place, &version, step.clone(), BytesMut::zeroed)?;
+                    if found.good != [step.clone()] {
+                        return None;
+                    }
+                    at = step.end;
                 }
-                at = step.end;
             }
         }
         // Asked again, because the blocks that are good now may be of another file than the one opened above.
@@ -184,40 +223,89 @@ impl Drop for DiskCache {
 }
 
 impl Shared {
-    fn read(&self, object: &Object, range: ByteRange) -> Bytes {
-        let found = self.blocks_around(object, range).unwrap_or_default();
-        let skip = usize::try_from(range.start() % BLOCK_BYTES).unwrap_or(0).min(found.len());
-        let end = usize::try_from(range.len()).unwrap_or(usize::MAX).saturating_add(skip).min(found.len());
-        let bytes = Bytes::from(found).slice(skip..end);
-        let all = bytes.len() as u64 == range.len();
-        if all {
-            self.stats.disk_hits.add(1)
-        } else {
-            self.stats.disk_misses.add(1)
+    /// Tells of each piece of which something is here; `tell` says whether anybody still wants to know.
+    fn look(
+        &self,
+        object: &Object,
+        pieces: &[ByteRange],
+        room: impl Fn(usize) -> BytesMut,
+        mut tell: impl FnMut(Found) -> bool,
+    ) {
+        let mut version = Place::of(object).and_then(|place| Some((self.open(&place)?, place)));
+        if let Some(((version, _), (first, last))) = version.as_ref().zip(pieces.first().zip(pieces.last()))
+            && let Some(all) = ByteRange::new(first.start(), last.end())
+        {
+            version.expect(all);
         }
-        self.stats.disk_bytes_read.add(bytes.len() as u64);
-        bytes
+        let mut lacking = false;
+        for (number, piece) in pieces.iter().enumerate() {
+            let found =
+                version.as_ref().and_then(|(version, place)| self.piece(place, version, *piece, &room));
+            // It is gone, and under its name there may be another one by now.
+            version.take_if(|_| found.as_ref().is_some_and(|found| found.corrupt));
+            let bytes: u64 = found.iter().flat_map(|found| &found.parts).map(|part| part.len()).sum();
+            self.stats.disk_bytes_read.add(bytes);
+            lacking |= bytes < piece.len();
+            // Counted before it is told, so that whoever has read to the end finds it counted.
+            if number + 1 == pieces.len() {
+                let count = if lacking { &self.stats.disk_misses } else { &self.stats.disk_hits };
+                count.add(1);
+            }
+            if found.is_some_and(|found| !tell(found)) {
+                return;
+            }
+        }
     }
 
-    fn blocks_around(&self, object: &Object, range: ByteRange) -> Option<Vec<u8>> {
+    fn piece(
+        &self,
+        place: &Place,
+        version: &Opened,
+        piece: ByteRange,
+        room: impl Fn(usize) -> BytesMut,
+    ) -> Option<Found> {
+        let indices = piece.start() / BLOCK_BYTES..piece.end().min(place.size).div_ceil(BLOCK_BYTES);
+        let blocks = |run: Range<u64>| {
+            ByteRange::new(run.start * BLOCK_BYTES, (run.end * BLOCK_BYTES).min(place.size))
+        };
+        let around = blocks(indices.clone())?;
+        let aligned = around == piece;
+        let room = |len| if aligned { room(len) } else { BytesMut::zeroed(len) };
+        let found = self.verify(place, version, indices, room)?;
+        let mut bytes = found.bytes;
+        if !aligned {
+            let offset = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
+            bytes.advance(offset(piece.start() - around.start()));
+            bytes.truncate(offset(piece.len()));
+        }
+        let parts = found.good.into_iter().filter_map(|run| blocks(run)?.intersect(piece)).collect();
+        Some(Found { piece, bytes, parts, corrupt: found.corrupt })
+    }
+
+    fn open(&self, place: &Place) -> Option<Opened> {
         if !self.may(&self.reading) {
             return None;
         }
-        let indices = range.start() / BLOCK_BYTES..range.end().min(object.size).div_ceil(BLOCK_BYTES);
-        self.verify(&Place::of(object)?, indices)
+        let answer = self.files.open_version(place, self.clock.wall());
+        self.judge(&self.reading, "reading", answer)?
     }
 
-    /// Reads blocks up to the first that lacks, and remembers that they are good.
-    fn verify(&self, place: &Place, indices: Range<u64>) -> Option<Vec<u8>> {
-        let answer = self.files.read(place, indices.clone(), self.clock.wall());
-        let found = self.judge(&self.reading, "reading", answer)?;
+    /// Reads those blocks that are here, and remembers which are good.
+    fn verify(
+        &self,
+        place: &Place,
+        version: &Opened,
+        indices: Range<u64>,
+        room: impl FnOnce(usize) -> BytesMut,
+    ) -> Option<files::Found> {
+        let answer = self.files.read(place, version, indices, room);
+        let found = self.judge(&self.reading, "reading", answer)??;
         if found.corrupt {
             self.stats.disk_corrupt.add(1);
             tracing::warn!(name = place.name, "a damaged file in the cache directory was removed");
         }
-        let good = (found.bytes.len() as u64).div_ceil(BLOCK_BYTES);
-        lock(&self.verified).note(&place.name, found.data_inode, indices.start..indices.start + good);
-        Some(found.bytes)
+        lock(&self.verified).note(&place.name, version.inode, found.good.iter().cloned().flatten());
+        Some(found)
     }
 
     fn write(&self, turn: &Turn<'_>) {

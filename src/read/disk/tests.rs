@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
+use futures::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -25,9 +26,13 @@ struct Bench {
 
 impl Bench {
     fn open(dir: &Path, disk_bytes: u64) -> Self {
+        Self::with_queue(dir, disk_bytes, 64 * MIB)
+    }
+
+    fn with_queue(dir: &Path, disk_bytes: u64, behind_bytes: u64) -> Self {
         let clock = Arc::new(ManualClock::new());
         let stats = Arc::new(Stats::default());
-        let limits = DiskLimits { disk_bytes, behind_bytes: 64 * MIB };
+        let limits = DiskLimits { disk_bytes, behind_bytes };
         let cache = DiskCache::open(dir, limits, clock.clone(), Arc::clone(&stats)).unwrap();
         Self { dir: dir.to_owned(), cache, clock, stats }
     }
@@ -36,14 +41,43 @@ impl Bench {
     fn fill(&self, object: &Object) {
         let body = body(object);
         for start in (0..body.len()).step_by(128 << 10) {
-            let piece = body.slice(start..(start + (128 << 10)).min(body.len()));
-            self.cache.keep(object, start as u64, &piece);
+            self.keep(object, start..(start + (128 << 10)).min(body.len()));
         }
         self.cache.settle();
     }
 
+    /// Keeps some of an object's bytes. There is room, so nothing waits.
+    fn keep(&self, object: &Object, range: Range<usize>) {
+        let (start, bytes) = (range.start as u64, body(object).slice(range));
+        let mut fetching = self.cache.fetching();
+        let kept = self.cache.keep(object, start, &bytes, &mut fetching);
+        assert!(kept.now_or_never().is_some());
+    }
+
+    /// All of an object, up to the first byte that lacks.
     fn read(&self, object: &Object) -> Bytes {
-        self.cache.read(object, ByteRange::new(0, object.size).unwrap())
+        self.begin_of(object, ByteRange::new(0, object.size).unwrap())
+    }
+
+    /// The bytes of a range up to the first that lacks.
+    fn begin_of(&self, object: &Object, range: ByteRange) -> Bytes {
+        let parts = self.parts(object, &[range]);
+        parts.into_iter().find(|(start, _)| *start == range.start()).map_or(Bytes::new(), |(_, bytes)| bytes)
+    }
+
+    /// What there is of these pieces.
+    fn parts(&self, object: &Object, pieces: &[ByteRange]) -> Vec<(u64, Bytes)> {
+        let mut parts = Vec::new();
+        self.cache.0.look(object, pieces, BytesMut::zeroed, |found| {
+            let bytes = found.bytes.freeze();
+            assert_eq!(bytes.len() as u64, found.piece.len());
+            for part in found.parts {
+                let offset = |at: u64| (at - found.piece.start()) as usize;
+                parts.push((part.start(), bytes.slice(offset(part.start())..offset(part.end()))));
+            }
+            true
+        });
+        parts
     }
 
     fn has(&self, object: &Object) -> bool {
@@ -106,7 +140,7 @@ fn blocks_survive_a_restart_and_are_shared_by_mounts() {
         assert!(bench.read(&small) == body(&small));
         assert!(bench.read(&large) == body(&large));
         let (some, at) = (ByteRange::at(1_000_001, 70_000).unwrap(), 1_000_001);
-        assert!(bench.cache.read(&large, some) == body(&large)[at..at + 70_000]);
+        assert!(bench.begin_of(&large, some) == body(&large)[at..at + 70_000]);
     }
     assert_eq!(one.stats.disk_bytes_written.value(), 1);
     assert_eq!(one.stats.disk_hits.value(), 3);
@@ -192,8 +226,18 @@ fn a_damaged_version_is_removed_and_filled_anew() {
     }
     bench.fill(&o);
     assert!(bench.read(&o) == body(&o));
+    // What is good of a damaged version is of use once more, piece by piece.
+    bench.fill(&o);
+    let data = fs::OpenOptions::new().write(true).open(&bench.files("data")[0]).unwrap();
+    data.write_all_at(b"x", 100_000).unwrap();
+    let all = body(&o);
+    let parts =
+        bench.parts(&o, &[ByteRange::new(0, 200_000).unwrap(), ByteRange::new(200_000, 300_000).unwrap()]);
+    assert!(parts == [(0, all.slice(..98_304)), (102_400, all.slice(102_400..200_000))]);
+    bench.fill(&o);
+    assert!(bench.read(&o) == body(&o));
     assert_eq!(bench.stats.disk_errors.value(), 0, "damage is no failure of the disk");
-    assert_eq!(bench.stats.disk_corrupt.value(), 2);
+    assert_eq!(bench.stats.disk_corrupt.value(), 3);
 }
 
 proptest! {
@@ -262,20 +306,25 @@ fn what_was_not_used_for_long_goes_first() {
 }
 
 #[test]
-fn only_whole_blocks_are_kept_and_a_look_ends_at_the_first_that_lacks() {
+fn only_whole_blocks_are_kept_and_all_of_them_are_found() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::open(dir.path(), 100 * MIB);
     let o = object("o", 100_000);
     let all = body(&o);
     for range in [1000..9000usize, 20_000..20_480, 40_960..61_440, 99_000..100_000, 98_304..100_000] {
-        bench.cache.keep(&o, range.start as u64, &all.slice(range));
+        bench.keep(&o, range);
     }
     bench.cache.settle();
-    let look = |at: u64, end: u64| bench.cache.read(&o, ByteRange::new(at, end).unwrap());
+    let look = |at: u64, end: u64| bench.begin_of(&o, ByteRange::new(at, end).unwrap());
     assert!(look(0, 10).is_empty() && look(20_000, 20_480).is_empty());
     assert!(look(4096, 50_000) == all[4096..8192]);
     assert!(look(50_000, 100_000) == all[50_000..61_440]);
     assert!(look(99_999, 100_000) == all[99_999..]);
+    let pieces =
+        [(0, 30_000), (30_000, 45_000), (45_000, 100_000)].map(|(a, b)| ByteRange::new(a, b).unwrap());
+    let expected = [4096..8192, 40_960..45_000, 45_000..61_440, 98_304..100_000usize];
+    let expected = expected.map(|range| (range.start as u64, all.slice(range)));
+    assert!(bench.parts(&o, &pieces) == expected);
     assert_eq!(bench.stats.disk_bytes_written.value(), 4096 + 20_480 + 1696);
     // The rest comes around what is there.
     bench.fill(&o);
@@ -377,29 +426,62 @@ fn a_directory_that_others_could_fill_is_refused() {
 #[test]
 fn what_the_disk_cannot_keep_up_with_is_not_kept_and_nobody_waits() {
     let dir = tempfile::tempdir().unwrap();
-    let stats = Arc::new(Stats::default());
-    let limits = DiskLimits { disk_bytes: 100 * MIB, behind_bytes: 50_000 };
-    let cache = DiskCache::open(dir.path(), limits, Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
+    let bench = Bench::with_queue(dir.path(), 100 * MIB, 100_000);
     let o = object("o", MIB);
     for _ in 0..10 {
-        // Its bytes are few, but the memory they hold is not.
-        cache.keep(&o, MIB - 5000, &body(&o).slice(MIB as usize - 5000..));
-        cache.keep(&o, 0, &body(&o));
+        bench.keep(&o, MIB as usize - 5000..MIB as usize);
+        // There never is room for this one.
+        bench.keep(&o, 0..MIB as usize);
     }
-    assert_eq!(stats.disk_dropped.value(), 10);
+    assert_eq!(bench.stats.disk_dropped.value(), 10);
+}
+
+/// Files and directories of a cache that anybody opens, as the kernel counts them.
+struct Watch(std::os::fd::OwnedFd);
+
+impl Watch {
+    fn on(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        use rustix::fs::inotify;
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        for dir in dirs {
+            inotify::add_watch(&watch, dir, inotify::WatchFlags::OPEN).unwrap();
+        }
+        Self(watch)
+    }
+
+    fn opened(&self) -> usize {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
+        let mut events = rustix::fs::inotify::Reader::new(&self.0, &mut buffer);
+        std::iter::from_fn(|| events.next().ok().map(drop)).count()
+    }
 }
 
 #[test]
-fn opening_does_not_look_at_what_is_there() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(Bench::open(dir.path(), MIB));
-    // A look at any of these would fail.
-    for shard in 0..256 {
-        fs::write(dir.path().join(format!("v1/{shard:02x}")), "").unwrap();
-    }
-    fs::create_dir(dir.path().join("v1/usage")).unwrap();
-    let bench = Bench::open(dir.path(), MIB);
-    assert_eq!(bench.stats.disk_errors.value(), 0);
+fn opening_looks_at_nothing_and_a_block_is_read_and_written_however_many_there_are() {
+    let opened = |versions: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (object("old", 1000), object("new", 1000));
+        Bench::open(dir.path(), 100 * MIB).fill(&old);
+        let shard = |number: usize| dir.path().join(format!("v1/{number:02x}"));
+        for number in 0..256 {
+            let _ = fs::create_dir(shard(number));
+        }
+        for number in 0..versions {
+            for ending in ["index", "data"] {
+                fs::write(shard(number % 256).join(format!("{number:032x}.{ending}")), "").unwrap();
+            }
+        }
+        let watch = Watch::on((0..256).map(shard).chain([dir.path().to_owned(), dir.path().join("v1")]));
+        let bench = Bench::open(dir.path(), 100 * MIB);
+        assert_eq!(watch.opened(), 0, "opening the cache opened something");
+        assert!(bench.has(&old));
+        bench.fill(&new);
+        assert!(bench.has(&new));
+        watch.opened()
+    };
+    let few = opened(0);
+    assert!((4..40).contains(&few), "{few}");
+    assert_eq!(opened(1_000), few);
 }
 
 #[test]
@@ -408,7 +490,7 @@ fn a_whole_file_is_complete_and_verified() {
     let bench = Bench::open(dir.path(), 200 * MIB);
     let o = object("o", 300_000);
     assert!(bench.cache.whole(&o).is_none());
-    bench.cache.keep(&o, 0, &body(&o).slice(..290_000));
+    bench.keep(&o, 0..290_000);
     bench.cache.settle();
     assert!(bench.cache.whole(&o).is_none(), "some of it lacks");
     bench.fill(&o);
@@ -444,7 +526,7 @@ fn a_large_file_is_verified_by_being_read() {
     let o = object("o", VERIFY_AT_OPEN_BYTES + MIB);
     bench.fill(&o);
     assert!(bench.cache.whole(&o).is_none(), "too much to read at an open");
-    bench.cache.read(&o, ByteRange::new(0, MIB).unwrap());
+    bench.begin_of(&o, ByteRange::new(0, MIB).unwrap());
     assert!(bench.cache.whole(&o).is_some(), "little enough is left");
 }
 

@@ -1,0 +1,548 @@
+//! What is owed S3, as the sum of a journal's records. Pure; the oracle in its tests are the writer's own extents.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use super::record::{BaseObject, Begun, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+use crate::base::ByteRange;
+use crate::error::{Error, Kind, Result};
+use crate::s3::{Attributes, Condition, Part, Upload};
+use crate::write::{Extents, What};
+
+/// Runs in one record of a checkpoint: some 100 KiB.
+const RUNS_PER_RECORD: usize = 4096;
+
+/// Something that S3 is owed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// A file that S3 does not have as it was here.
+    File(Box<OwedFile>),
+    /// An upload that nothing is to become of: to be aborted. That S3 does not know it any more is as good.
+    Upload(OwedUpload),
+    /// Keys below a prefix that were on their way.
+    Rename { id: IntentId, from: Place, to: Place },
+    /// Keys that were being deleted.
+    Delete { id: IntentId, bucket: String, keys: Vec<Doomed> },
+}
+
+/// A file that S3 does not have as it was here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwedFile {
+    pub file: FileId,
+    pub place: Place,
+    pub base: Option<BaseObject>,
+    /// What its commit expects to replace.
+    pub expects: Condition,
+    pub attributes: Attributes,
+    pub written_at: SystemTime,
+    /// Name in the staging directory.
+    pub staging: String,
+    /// Bytes that it has to have at least. What the journal has itself is put there when it is opened.
+    pub staged_len: u64,
+    /// Exactly as the writer had them.
+    pub extents: Extents,
+    /// Number of the latest change, and of the latest that S3 has.
+    pub stamp: u64,
+    pub saved: u64,
+    /// `close()` returned for everything up to this stamp, on the promise that it is on the local disk.
+    pub acknowledged: Option<u64>,
+    /// The upload under way, if its target is the file's place still.
+    pub upload: Option<OwedUpload>,
+    /// The machine went down after changes that were never acknowledged: what the staging file has of them may be
+    /// anything. Not to be uploaded without asking.
+    pub suspect: bool,
+    /// Why the bytes are not all there: never to be uploaded.
+    pub damage: Option<String>,
+}
+
+/// An upload in parts that was not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwedUpload {
+    pub file: FileId,
+    pub upload: Upload,
+    /// Parts whose bytes are the file's still, by their numbers.
+    pub parts: BTreeMap<u16, SentPart>,
+}
+
+/// A part that S3 holds, and which bytes it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentPart {
+    pub part: Part,
+    pub range: ByteRange,
+    pub stamp: u64,
+}
+
+/// Where a frame of the segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FrameAt {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+/// A step of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Record(Record),
+    /// Bytes of a file, to be copied from a frame that has them.
+    Bytes {
+        file: FileId,
+        range: ByteRange,
+        from: FrameAt,
+    },
+}
+
+/// The sum of the records so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ledger {
+    files: BTreeMap<FileId, Entry>,
+    /// By their files, in the order they were begun.
+    uploads: BTreeMap<FileId, Vec<OwedUpload>>,
+    renames: BTreeMap<IntentId, (Place, Place)>,
+    deletes: BTreeMap<IntentId, (String, Vec<Doomed>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    /// With the present values of everything that changes.
+    begun: Begun,
+    extents: Extents,
+    acknowledged: Option<u64>,
+    suspect: bool,
+    /// Start of a run whose bytes are in the journal -> its end and the frame. All of it is staged.
+    inlined: BTreeMap<u64, (u64, FrameAt)>,
+}
+
+impl Ledger {
+    /// Whether the record makes sense now. Nothing that does not may be written down.
+    pub(super) fn admit(&self, record: &Record) -> Result<()> {
+        match record {
+            Record::Begun(begun) => {
+                let known = self.files.get(&begun.file);
+                require(known.is_none_or(Entry::is_saved), "a file with changes was begun again")?;
+                require(is_plain_name(&begun.staging), "a staging file outside of its directory")?;
+                require(begun.saved <= begun.stamp, "more is saved than was changed")
+            }
+            Record::Wrote { file, range, stamp, .. } | Record::Zeroed { file, range, stamp, .. } => {
+                require(is_range(*range), "an empty range")?;
+                self.newer(*file, *stamp)
+            }
+            Record::Inlined { file, range, stamp, bytes, .. } => {
+                require(is_range(*range), "an empty range")?;
+                require(range.len() == bytes.len() as u64, "other bytes than the range has")?;
+                self.newer(*file, *stamp)
+            }
+            Record::Cut { file, len, stamp, .. } => {
+                require(*len < u64::MAX, "a length that no file has")?;
+                self.newer(*file, *stamp)
+            }
+            Record::Described { file, stamp, .. } => self.newer(*file, *stamp),
+            Record::Moved { file, .. } => self.entry(*file).map(drop),
+            Record::Uploading { .. }
+            | Record::Unsent { .. }
+            | Record::UploadEnded { .. }
+            | Record::Gone { .. }
+            | Record::Renaming { .. }
+            | Record::Renamed { .. }
+            | Record::Deleting { .. }
+            | Record::Deleted { .. } => Ok(()),
+            Record::Sent { file, range, .. } => {
+                require(is_range(*range), "an empty range")?;
+                require(self.uploads.contains_key(file), "a part of no upload")
+            }
+            Record::Saved { file, stamp, object } => {
+                let entry = self.entry(*file)?;
+                require(
+                    (entry.begun.saved..=entry.begun.stamp).contains(stamp),
+                    "a change was saved that is none",
+                )?;
+                require(entry.saved_bytes_end(*stamp) <= object.size, "more bytes were saved than S3 has")
+            }
+            Record::Acknowledged { file, stamp } => {
+                let entry = self.entry(*file)?;
+                require(*stamp <= entry.begun.stamp, "a change was acknowledged that is none")
+            }
+            Record::Kept(kept) => {
+                require(!self.files.contains_key(&kept.begun.file), "a file is kept twice")?;
+                require(is_plain_name(&kept.begun.staging), "a staging file outside of its directory")
+            }
+            Record::Runs { file, runs } => {
+                let mut end = self.entry(*file)?.extents.len();
+                for run in runs {
+                    let segment = run.segment().filter(|segment| segment.range.start() == end);
+                    let Some(segment) = segment else { return Err(nonsense("a run out of order")) };
+                    end = segment.range.end();
+                }
+                Ok(())
+            }
+            Record::KeptBytes { file, range, bytes } => {
+                require(is_range(*range), "an empty range")?;
+                require(range.len() == bytes.len() as u64, "other bytes than the range has")?;
+                let segments = self.entry(*file)?.extents.segments(*range);
+                let staged = |what| matches!(what, What::Staged(_));
+                let covered: u64 = segments.iter().filter(|s| staged(s.what)).map(|s| s.range.len()).sum();
+                require(covered == range.len(), "bytes of a file that are not staged")
+            }
+            Record::Checkpointed { .. } => Err(nonsense("a checkpoint ends that never began")),
+        }
+    }
+
+    /// Adds a record that was admitted, which is or will be in this frame.
+    pub(super) fn apply(&mut self, record: &Record, frame: FrameAt) {
+        match record {
+            Record::Begun(begun) => {
+                let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
+                self.files.insert(begun.file, Entry::new((**begun).clone(), extents));
+            }
+            Record::Wrote { file, range, stamp, at } => {
+                self.change(*file, *stamp, *at, *range, |entry| {
+                    entry.extents.write(*range, *stamp);
+                });
+            }
+            Record::Inlined { file, range, stamp, at, .. } => {
+                self.change(*file, *stamp, *at, *range, |entry| {
+                    entry.extents.write(*range, *stamp);
+                    entry.inlined.insert(range.start(), (range.end(), frame));
+                });
+            }
+            Record::Cut { file, len, stamp, at } => {
+                // Beyond the length of a file that grows there is nothing.
+                let Some(beyond) = ByteRange::new(*len, u64::MAX) else { return };
+                self.change(*file, *stamp, *at, beyond, |entry| entry.extents.truncate(*len, *stamp));
+            }
+            Record::Zeroed { file, range, stamp, at } => {
+                self.change(*file, *stamp, *at, *range, |entry| entry.extents.punch(*range, *stamp));
+            }
+            Record::Described { file, attributes, stamp } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.begun.attributes = (**attributes).clone();
+                    entry.begun.stamp = *stamp;
+                }
+            }
+            Record::Moved { file, place, base, expects } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.begun.place = place.clone();
+                    entry.begun.base = base.clone();
+                    entry.begun.expects = expects.clone();
+                }
+            }
+            Record::Uploading { file, upload } => {
+                let fresh = OwedUpload { file: *file, upload: upload.clone(), parts: BTreeMap::new() };
+                self.uploads.entry(*file).or_default().push(fresh);
+            }
+            Record::Sent { file, part, range, stamp } => {
+                if let Some(upload) = self.latest_upload(*file) {
+                    let sent = SentPart { part: part.clone(), range: *range, stamp: *stamp };
+                    upload.parts.insert(part.number, sent);
+                }
+            }
+            Record::Unsent { file, number } => {
+                if let Some(upload) = self.latest_upload(*file) {
+                    upload.parts.remove(number);
+                }
+            }
+            Record::UploadEnded { file, upload_id } => {
+                if let Some(uploads) = self.uploads.get_mut(file) {
+                    uploads.retain(|upload| upload.upload.upload_id != *upload_id);
+                    if uploads.is_empty() {
+                        self.uploads.remove(file);
+                    }
+                }
+            }
+            Record::Saved { file, stamp, object } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.saved(*stamp, object);
+                    if entry.is_saved() {
+                        self.files.remove(file);
+                    }
+                }
+            }
+            Record::Acknowledged { file, stamp } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.acknowledged = entry.acknowledged.max(Some(*stamp));
+                }
+            }
+            Record::Gone { file } => {
+                self.files.remove(file);
+            }
+            Record::Renaming { id, from, to } => {
+                self.renames.insert(*id, (from.clone(), to.clone()));
+            }
+            Record::Renamed { id } => {
+                self.renames.remove(id);
+            }
+            Record::Deleting { id, bucket, keys } => {
+                self.deletes.insert(*id, (bucket.clone(), keys.clone()));
+            }
+            Record::Deleted { id } => {
+                self.deletes.remove(id);
+            }
+            Record::Kept(kept) => {
+                let mut entry = Entry::new(kept.begun.clone(), Extents::default());
+                entry.acknowledged = kept.acknowledged;
+                entry.suspect = kept.suspect;
+                self.files.insert(kept.begun.file, entry);
+            }
+            Record::Runs { file, runs } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    for segment in runs.iter().filter_map(|run| run.segment()) {
+                        entry.extents.push(segment);
+                    }
+                }
+            }
+            Record::KeptBytes { file, range, .. } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.inlined.insert(range.start(), (range.end(), frame));
+                }
+            }
+            Record::Checkpointed { .. } => {}
+        }
+    }
+
+    /// Everything that is owed now.
+    pub(super) fn owed(&self) -> Vec<Owed> {
+        let mut owed = Vec::new();
+        let mut uploads = self.uploads.clone();
+        for (file, entry) in self.files.iter().filter(|(_, entry)| !entry.is_saved()) {
+            let mine = uploads.get_mut(file).and_then(|of_file| {
+                of_file.pop_if(|latest| {
+                    let place = &entry.begun.place;
+                    latest.upload.bucket == place.bucket && latest.upload.key == place.key
+                })
+            });
+            owed.push(Owed::File(Box::new(entry.owed(mine))));
+        }
+        owed.extend(uploads.into_values().flatten().map(Owed::Upload));
+        let renames = self.renames.iter();
+        owed.extend(renames.map(|(id, (from, to))| Owed::Rename {
+            id: *id,
+            from: from.clone(),
+            to: to.clone(),
+        }));
+        let deletes = self.deletes.iter();
+        owed.extend(deletes.map(|(id, (bucket, keys))| Owed::Delete {
+            id: *id,
+            bucket: bucket.clone(),
+            keys: keys.clone(),
+        }));
+        owed
+    }
+
+    /// The ledger as records: applied to an empty one, they make an equal one.
+    pub(super) fn checkpoint(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for (file, entry) in &self.files {
+            let kept =
+                Kept { begun: entry.begun.clone(), acknowledged: entry.acknowledged, suspect: entry.suspect };
+            steps.push(Step::Record(Record::Kept(Box::new(kept))));
+            for runs in entry.extents.all().chunks(RUNS_PER_RECORD) {
+                let runs = runs.iter().map(|segment| Run::from(*segment)).collect();
+                steps.push(Step::Record(Record::Runs { file: *file, runs }));
+            }
+            steps.extend(entry.inlined().map(|(range, from)| Step::Bytes { file: *file, range, from }));
+        }
+        for upload in self.uploads.values().flatten() {
+            let file = upload.file;
+            steps.push(Step::Record(Record::Uploading { file, upload: upload.upload.clone() }));
+            steps.extend(upload.parts.values().map(|sent| {
+                let SentPart { part, range, stamp } = sent.clone();
+                Step::Record(Record::Sent { file, part, range, stamp })
+            }));
+        }
+        let renames = self.renames.iter();
+        steps.extend(renames.map(|(id, (from, to))| {
+            Step::Record(Record::Renaming { id: *id, from: from.clone(), to: to.clone() })
+        }));
+        let deletes = self.deletes.iter();
+        steps.extend(deletes.map(|(id, (bucket, keys))| {
+            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), keys: keys.clone() })
+        }));
+        steps
+    }
+
+    /// The process that wrote this is gone, and with it who had files open that nothing is owed of.
+    pub(super) fn inherited(&mut self) {
+        self.files.retain(|_, entry| !entry.is_saved());
+    }
+
+    /// The machine went down since: what was not acknowledged may not be on its disk.
+    pub(super) fn rebooted(&mut self) {
+        for entry in self.files.values_mut() {
+            entry.suspect |= entry.acknowledged.is_none_or(|stamp| stamp < entry.begun.stamp);
+        }
+    }
+
+    /// Runs of bytes that the journal has itself: the staging file's name, the run, and where.
+    pub(super) fn inlined(&self) -> impl Iterator<Item = (&str, ByteRange, FrameAt)> {
+        self.files.values().flat_map(|entry| {
+            entry.inlined().map(|(range, frame)| (entry.begun.staging.as_str(), range, frame))
+        })
+    }
+
+    /// Names of the staging files in use.
+    pub(super) fn staging(&self) -> impl Iterator<Item = &str> {
+        self.files.values().map(|entry| entry.begun.staging.as_str())
+    }
+
+    /// The largest number in use for a file or an intent.
+    pub(super) fn last_id(&self) -> u64 {
+        let files = self.files.keys().chain(self.uploads.keys()).map(|id| id.0);
+        let intents = self.renames.keys().chain(self.deletes.keys()).map(|id| id.0);
+        files.chain(intents).max().unwrap_or(0)
+    }
+
+    /// A change of a file's bytes in `range`: what was known of the bytes there is not true any more.
+    fn change(
+        &mut self,
+        file: FileId,
+        stamp: u64,
+        at: SystemTime,
+        range: ByteRange,
+        change: impl FnOnce(&mut Entry),
+    ) {
+        for upload in self.uploads.get_mut(&file).into_iter().flatten() {
+            upload.parts.retain(|_, sent| sent.range.intersect(range).is_none());
+        }
+        let Some(entry) = self.files.get_mut(&file) else { return };
+        entry.forget_inlined(range);
+        change(entry);
+        entry.begun.stamp = stamp;
+        entry.begun.written_at = at;
+    }
+
+    fn latest_upload(&mut self, file: FileId) -> Option<&mut OwedUpload> {
+        self.uploads.get_mut(&file)?.last_mut()
+    }
+
+    fn entry(&self, file: FileId) -> Result<&Entry> {
+        self.files.get(&file).ok_or_else(|| nonsense("a file that was not begun"))
+    }
+
+    fn newer(&self, file: FileId, stamp: u64) -> Result<()> {
+        require(stamp > self.entry(file)?.begun.stamp, "a change that is not the newest")
+    }
+}
+
+impl Entry {
+    fn new(begun: Begun, extents: Extents) -> Self {
+        Self { begun, extents, acknowledged: None, suspect: false, inlined: BTreeMap::new() }
+    }
+
+    fn is_saved(&self) -> bool {
+        self.begun.saved == self.begun.stamp
+    }
+
+    fn inlined(&self) -> impl Iterator<Item = (ByteRange, FrameAt)> {
+        self.inlined.iter().filter_map(|(start, (end, frame))| Some((ByteRange::new(*start, *end)?, *frame)))
+    }
+
+    /// The end of what comes from S3 once everything up to `stamp` is there.
+    fn saved_bytes_end(&self, stamp: u64) -> u64 {
+        let saved = |what| match what {
+            What::Base => true,
+            What::Staged(at) | What::Zero(at) | What::Copied(at, _) => at <= stamp,
+        };
+        self.extents.all().iter().filter(|s| saved(s.what)).map(|s| s.range.end()).max().unwrap_or(0)
+    }
+
+    fn saved(&mut self, stamp: u64, object: &BaseObject) {
+        self.extents.clear(stamp, object.size);
+        self.begun.saved = stamp;
+        self.begun.expects = Condition::Matches(object.etag.clone());
+        self.begun.base = Some(object.clone());
+        // What S3 has need not be here as well.
+        for run in self.extents.all().iter().filter(|run| !matches!(run.what, What::Staged(_))) {
+            self.forget_inlined(run.range);
+        }
+    }
+
+    /// What the journal has of these bytes is not what they are.
+    fn forget_inlined(&mut self, range: ByteRange) {
+        let overlapping: Vec<(u64, (u64, FrameAt))> = self
+            .inlined
+            .range(..range.end())
+            .rev()
+            .take_while(|(_, (end, _))| *end > range.start())
+            .map(|(start, run)| (*start, *run))
+            .collect();
+        for (start, (end, frame)) in overlapping {
+            self.inlined.remove(&start);
+            if start < range.start() {
+                self.inlined.insert(start, (range.start(), frame));
+            }
+            if end > range.end() {
+                self.inlined.insert(range.end(), (end, frame));
+            }
+        }
+    }
+
+    /// The end of what only the staging file has.
+    fn staged_len(&self) -> u64 {
+        let staged = self.extents.all().into_iter().rev().filter(|run| matches!(run.what, What::Staged(_)));
+        for run in staged.map(|run| run.range) {
+            let mut end = run.end();
+            // What is inlined is staged, so it can only take the whole run away, or its end.
+            while end > run.start()
+                && let Some((start, (inlined_end, _))) = self.inlined.range(..end).next_back()
+                && *inlined_end >= end
+            {
+                end = *start;
+            }
+            if end > run.start() {
+                return end;
+            }
+        }
+        0
+    }
+
+    fn owed(&self, upload: Option<OwedUpload>) -> OwedFile {
+        let begun = self.begun.clone();
+        OwedFile {
+            file: begun.file,
+            place: begun.place,
+            base: begun.base,
+            expects: begun.expects,
+            attributes: begun.attributes,
+            written_at: begun.written_at,
+            staging: begun.staging,
+            staged_len: self.staged_len(),
+            extents: self.extents.clone(),
+            stamp: begun.stamp,
+            saved: begun.saved,
+            acknowledged: self.acknowledged,
+            upload,
+            suspect: self.suspect,
+            damage: None,
+        }
+    }
+}
+
+/// A name is one component, so that no record leads out of the directory.
+fn is_plain_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+/// What was read from JSON may be one that [`ByteRange::new`] would not make.
+fn is_range(range: ByteRange) -> bool {
+    range.start() < range.end()
+}
+
+fn require(holds: bool, otherwise: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(nonsense(otherwise)) }
+}
+
+fn nonsense(what: &str) -> Error {
+    Error::new(Kind::Internal, format!("the journal was told of {what}"))
+}
+
+#[cfg(test)]
+impl Ledger {
+    /// Without where in the segment bytes are, which is another place after every checkpoint.
+    pub(super) fn without_places(mut self) -> Self {
+        for entry in self.files.values_mut() {
+            for (_, frame) in entry.inlined.values_mut() {
+                *frame = FrameAt { offset: 0, len: 0 };
+            }
+        }
+        self
+    }
+}

@@ -1,0 +1,287 @@
+//! The journal: what a mount owes S3, on the local disk, so that no crash makes it forget.
+//!
+//! Owns: the state directory with its segments, its lock, and which staging files there have to be.
+//! Does not own: the bytes in the staging files, which their writer puts there; what becomes of what is owed.
+//!
+//! ```text
+//! DIR/                 0700
+//!   lock               flock(2), held by the mount; says who it is
+//!   journal-N          the segment with the highest number has everything
+//!   journal.new        a segment that is being begun
+//!   staging/           a file's written bytes at their own offsets
+//! ```
+//!
+//! What its user does, in this order
+//! 1. [`Record::Begun`], before the first change of a file; ids from [`Journal::fresh_id`].
+//! 2. Of a change: the bytes into the staging file, then the record, then the answer to the program. All under the lock
+//!    that orders the file's changes, so that stamps reach the journal in their order.
+//! 3. Of an acknowledgement: `fdatasync` of the staging file (unless everything in it was inlined), then
+//!    [`Record::Acknowledged`], then [`Journal::sync`], then the answer.
+//! 4. [`Record::Saved`] once S3 answered 200. Where nothing newer is there the file is forgotten, and begins anew with
+//!    the next change.
+//!
+//! Guarantees
+//! 1. What was appended survives the process; what was synced survives the machine. A record that failed was not
+//!    appended, unless the disk would not take it back either and the process ended before the next one.
+//! 2. What is owed after a crash is the sum of a prefix of the records, with everything synced in it. After a kill it
+//!    is all of them.
+//! 3. Damage is an error that names the file; it never makes the list of what is owed shorter. Only a torn tail is
+//!    dropped, which nobody was promised.
+//! 4. A file whose bytes are not all there is owed as damaged, and stays until [`Record::Gone`].
+//!    One whose bytes may not be what was written, because the machine went down before they were acknowledged, says so.
+//! 5. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
+//!    400 bytes for a file, 30 for a run, and what is inlined); and that again while a new segment is begun.
+//!
+//! An append is one write(2) into the page cache. Once in 16 MiB of them (160,000 writes; a hundredth of a second) it also
+//! begins a new segment and waits for the disk.
+
+mod ledger;
+mod log;
+#[cfg(test)]
+mod mem;
+mod record;
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::log::{DiskDir, Log, Replayed, replay};
+use crate::error::{Error, Kind, Result};
+
+pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
+pub use record::{BaseObject, Begun, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+
+/// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
+/// two of them that is nothing, while reading so much at the next start takes a fraction of a second.
+const SEGMENT_BYTES: u64 = 16 << 20;
+const LOCK_NAME: &str = "lock";
+const STAGING_NAME: &str = "staging";
+
+/// The journal of one mount, in its state directory.
+pub struct Journal {
+    dir: PathBuf,
+    log: Arc<Log>,
+    next_id: AtomicU64,
+    /// Held by the one sync under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Keeps others out as long as it is open.
+    _lock: File,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    /// Takes the directory for the mount that `mounted` describes, and tells what the one before it owes.
+    ///
+    /// What is owed is in this journal too: it goes on under the same ids. Staging files of what is not owed are
+    /// removed, and bytes that only the journal has are put into theirs. Blocks.
+    pub fn open(dir: &Path, mounted: &str) -> Result<(Self, Vec<Owed>)> {
+        let staging = dir.join(STAGING_NAME);
+        for (dir, recursive) in [(dir, true), (&staging, false)] {
+            make_private(dir, recursive)?;
+        }
+        let lock = take_lock(dir, mounted)?;
+        let boot = boot();
+        let disk = Arc::new(DiskDir(dir.to_owned()));
+        let replayed = replay(&*disk, boot).map_err(|error| in_dir(dir, error))?;
+        if replayed.torn_bytes > 0 {
+            let bytes = replayed.torn_bytes;
+            tracing::info!(dir = %dir.display(), bytes, "the journal's last record was not written whole");
+        }
+        restore_inlined(&staging, &replayed).map_err(|error| in_dir(dir, error))?;
+        let log = Log::begin(disk, replayed, boot, SEGMENT_BYTES).map_err(|error| in_dir(dir, error))?;
+        log.with_ledger(|ledger| remove_orphans(&staging, &ledger.staging().collect()));
+        let (owed, last_id) = log.with_ledger(|ledger| (ledger.owed(), ledger.last_id()));
+        let journal = Self {
+            dir: dir.to_owned(),
+            log: Arc::new(log),
+            next_id: AtomicU64::new(last_id + 1),
+            turn: Arc::default(),
+            _lock: lock,
+        };
+        Ok((journal, inspected(&staging, owed)))
+    }
+
+    /// What is owed in a directory that no mount holds, without taking it over. Blocks.
+    pub fn look(dir: &Path) -> Result<Vec<Owed>> {
+        let lock = match File::open(dir.join(LOCK_NAME)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            lock => lock.map_err(|error| in_dir(dir, error.into()))?,
+        };
+        lock.try_lock_shared().map_err(|error| refused(dir, error))?;
+        let replayed = replay(&DiskDir(dir.to_owned()), boot()).map_err(|error| in_dir(dir, error))?;
+        Ok(inspected(&dir.join(STAGING_NAME), replayed.ledger.owed()))
+    }
+
+    /// Writes a record down. It survives this process from now on, and a power loss from the next [`sync`](Self::sync) on.
+    ///
+    /// On failure the record was not appended, and the journal is as it was: `Internal` where it makes no sense,
+    /// `NoSpace` and `Local` where the disk did not take it.
+    pub fn append(&self, record: &Record) -> Result<()> {
+        self.log.append(record)
+    }
+
+    /// Returns once everything appended before the call is on the disk. All who wait together are served by one sync.
+    pub async fn sync(&self) -> Result<()> {
+        let wanted = self.log.appended();
+        if self.log.synced() >= wanted {
+            return Ok(());
+        }
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        if self.log.synced() >= wanted {
+            return Ok(());
+        }
+        let log = Arc::clone(&self.log);
+        let syncing = tokio::task::spawn_blocking(move || {
+            // Ends with the sync, even if nobody waits for it any more.
+            let _turn = turn;
+            log.sync()
+        });
+        syncing.await.map_err(|e| Error::new(Kind::Internal, "a sync broke off").with_source(e))?
+    }
+
+    /// A number that no file or intent in the journal has.
+    pub fn fresh_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Where staging files are.
+    pub fn staging_dir(&self) -> PathBuf {
+        self.dir.join(STAGING_NAME)
+    }
+
+    /// What is owed now.
+    pub fn owed(&self) -> Vec<Owed> {
+        self.log.with_ledger(|ledger| ledger.owed())
+    }
+
+    /// Syncs of the journal since it was opened.
+    pub fn syncs(&self) -> u64 {
+        self.log.syncs()
+    }
+}
+
+/// Refuses a directory that other users could put bytes into, because they would go to S3 as the mounter's.
+fn make_private(dir: &Path, recursive: bool) -> Result<()> {
+    let cannot = |error: std::io::Error| {
+        Error::new(Kind::Local, format!("cannot use the state directory {}", dir.display()))
+            .with_source(error)
+    };
+    match DirBuilder::new().recursive(recursive).mode(0o700).create(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(cannot(error)),
+        _ => {}
+    }
+    let metadata = fs::metadata(dir).map_err(cannot)?;
+    let mine = metadata.uid() == rustix::process::geteuid().as_raw();
+    if !metadata.is_dir() || !mine || metadata.mode() & 0o022 != 0 {
+        let told = format!(
+            "the state directory {} has to be a directory that only its user may write to",
+            dir.display()
+        );
+        return Err(Error::new(Kind::InvalidArgument, told));
+    }
+    Ok(())
+}
+
+fn take_lock(dir: &Path, mounted: &str) -> Result<File> {
+    let path = dir.join(LOCK_NAME);
+    let opened =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    let mut lock = opened.map_err(|error| in_dir(dir, error.into()))?;
+    lock.try_lock().map_err(|error| refused(dir, error))?;
+    let told = format!("{}\n{mounted}\n", std::process::id());
+    // For people only: on a full disk the lock holds all the same.
+    let written = lock.set_len(0).and_then(|()| lock.write_all(told.as_bytes()));
+    if let Err(error) = written {
+        tracing::debug!(%error, "the lock does not say whose it is");
+    }
+    Ok(lock)
+}
+
+fn refused(dir: &Path, error: TryLockError) -> Error {
+    match error {
+        TryLockError::Error(error) => in_dir(dir, error.into()),
+        TryLockError::WouldBlock => {
+            let holder = fs::read_to_string(dir.join(LOCK_NAME)).unwrap_or_default();
+            let mut lines = holder.lines();
+            let pid = lines.next().unwrap_or("unknown");
+            let mounted = lines.next().unwrap_or("something");
+            let told = format!(
+                "the state directory {} is in use by process {pid}, which mounts {mounted}",
+                dir.display()
+            );
+            Error::new(Kind::InvalidArgument, told)
+        }
+    }
+}
+
+/// Names the directory.
+fn in_dir(dir: &Path, error: Error) -> Error {
+    let told = format!("in the state directory {}: {}", dir.display(), error.message());
+    Error::new(error.kind(), told).with_source(error)
+}
+
+/// Bytes that only the journal is sure to have go where all others are. It keeps them until S3 has them, so this needs
+/// no sync.
+fn restore_inlined(staging: &Path, replayed: &Replayed) -> Result<()> {
+    for (name, range, from) in replayed.ledger.inlined() {
+        let bytes = replayed.bytes(range, from)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(staging.join(name))?;
+        file.write_all_at(&bytes, range.start())?;
+    }
+    Ok(())
+}
+
+fn remove_orphans(staging: &Path, named: &HashSet<&str>) {
+    let Ok(entries) = fs::read_dir(staging) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_none_or(|name| !named.contains(name))
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!(?name, %error, "a staging file that nothing needs cannot be removed");
+        }
+    }
+}
+
+/// What is owed, with what is wrong about the bytes.
+fn inspected(staging: &Path, mut owed: Vec<Owed>) -> Vec<Owed> {
+    for owed in &mut owed {
+        if let Owed::File(file) = owed {
+            file.damage = damage(staging, file);
+        }
+    }
+    owed
+}
+
+fn damage(staging: &Path, file: &OwedFile) -> Option<String> {
+    if file.staged_len == 0 {
+        return None;
+    }
+    let path = staging.join(&file.staging);
+    match fs::metadata(&path) {
+        Ok(found) if found.len() >= file.staged_len => None,
+        Ok(found) => {
+            Some(format!("{} has {} of at least {} bytes", path.display(), found.len(), file.staged_len))
+        }
+        Err(error) => Some(format!("{}: {error}", path.display())),
+    }
+}
+
+/// Names this run of the machine; 0 where it does not tell.
+fn boot() -> u64 {
+    fs::read("/proc/sys/kernel/random/boot_id")
+        .map_or(0, |id| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &id))
+}
+
+#[cfg(test)]
+mod tests;

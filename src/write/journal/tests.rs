@@ -1,0 +1,926 @@
+//! The journal against a writer that remembers everything, and disks that fail and go down at every step.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::ledger::{FrameAt, Ledger, Step};
+use super::log::LogDir;
+use super::mem::{Fault, MemDir};
+use super::*;
+use crate::base::{ByteRange, ETag};
+use crate::s3::{Attributes, Condition, Part, Upload};
+use crate::write::{Extents, What};
+
+const BOOT: u64 = 11;
+/// Small enough for rotations in the middle of everything.
+const SEGMENT: u64 = 2500;
+const NEVER: u64 = 1 << 30;
+
+/// What a program or the mount does. Files are few, so that things happen to the same one.
+#[derive(Clone, Debug)]
+enum Act {
+    Write(u64, u64, u64),
+    Inline(u64, u64, u64),
+    Cut(u64, u64),
+    Zero(u64, u64, u64),
+    Describe(u64),
+    Move(u64),
+    Upload(u64),
+    Send(u64, u16, u64, u64),
+    Unsend(u64, u16),
+    EndUpload(u64),
+    /// Saves what was there so many changes ago.
+    Save(u64, u64),
+    Acknowledge(u64),
+    Gone(u64),
+    Intend(u64),
+    Done(u64),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let file = || 1u64..4;
+    prop_oneof![
+        4 => (file(), 0u64..60, 1u64..20).prop_map(|(f, at, len)| Act::Write(f, at, len)),
+        4 => (file(), 0u64..60, 1u64..20).prop_map(|(f, at, len)| Act::Inline(f, at, len)),
+        2 => (file(), 0u64..80).prop_map(|(f, len)| Act::Cut(f, len)),
+        2 => (file(), 0u64..60, 1u64..20).prop_map(|(f, at, len)| Act::Zero(f, at, len)),
+        1 => file().prop_map(Act::Describe),
+        1 => file().prop_map(Act::Move),
+        1 => file().prop_map(Act::Upload),
+        2 => (file(), 1u16..4, 0u64..60, 1u64..20).prop_map(|(f, n, at, len)| Act::Send(f, n, at, len)),
+        1 => (file(), 1u16..4).prop_map(|(f, n)| Act::Unsend(f, n)),
+        1 => file().prop_map(Act::EndUpload),
+        2 => (file(), 0u64..3).prop_map(|(f, back)| Act::Save(f, back)),
+        1 => file().prop_map(Act::Acknowledge),
+        1 => file().prop_map(Act::Gone),
+        1 => (90u64..94).prop_map(Act::Intend),
+        1 => (90u64..94).prop_map(Act::Done),
+    ]
+}
+
+/// The mount's own memory of its files: what a journal has to bring back.
+#[derive(Default)]
+struct Writer {
+    files: BTreeMap<u64, Mine>,
+    uploads: BTreeMap<u64, Vec<String>>,
+    clock: u64,
+}
+
+struct Mine {
+    begun: Begun,
+    extents: Extents,
+    /// Length at each stamp: what a commit of it makes.
+    lengths: BTreeMap<u64, u64>,
+    acknowledged: Option<u64>,
+    /// As the staging file is.
+    staged: Vec<u8>,
+}
+
+fn range(at: u64, len: u64) -> ByteRange {
+    ByteRange::at(at, len).unwrap()
+}
+
+fn place(key: &str) -> Place {
+    Place { bucket: "b".to_owned(), key: key.to_owned() }
+}
+
+fn object(key: &str, etag: u64, size: u64) -> BaseObject {
+    BaseObject { place: place(key), etag: ETag::new(&format!("e{etag}")), size }
+}
+
+impl Writer {
+    /// What is written down of an act; nothing where it makes no sense.
+    fn records(&mut self, act: &Act) -> Vec<Record> {
+        self.clock += 1;
+        let now = UNIX_EPOCH + Duration::from_nanos(self.clock * 1_000_000_007);
+        let mut records = Vec::new();
+        match *act {
+            Act::Write(f, at, len) | Act::Inline(f, at, len) => {
+                let clock = self.clock;
+                let (file, stamp, mine) = self.change(f, now, &mut records);
+                let end = (at + len) as usize;
+                mine.staged.resize(mine.staged.len().max(end), 0);
+                // Every byte differs from its neighbours and from what was there before.
+                let bytes: Bytes = (at..at + len).map(|i| (clock * 31 + i) as u8).collect();
+                mine.staged[at as usize..end].copy_from_slice(&bytes);
+                mine.extents.write(range(at, len), stamp);
+                let range = range(at, len);
+                records.push(match act {
+                    Act::Write(..) => Record::Wrote { file, range, stamp, at: now },
+                    _ => Record::Inlined { file, range, stamp, at: now, bytes },
+                });
+            }
+            Act::Cut(f, len) => {
+                let (file, stamp, mine) = self.change(f, now, &mut records);
+                mine.extents.truncate(len, stamp);
+                records.push(Record::Cut { file, len, stamp, at: now });
+            }
+            Act::Zero(f, at, len) => {
+                let (file, stamp, mine) = self.change(f, now, &mut records);
+                mine.extents.punch(range(at, len), stamp);
+                records.push(Record::Zeroed { file, range: range(at, len), stamp, at: now });
+            }
+            Act::Describe(f) => {
+                let content_type = Some(format!("text/{}", self.clock));
+                let (file, stamp, mine) = self.change(f, now, &mut records);
+                mine.begun.attributes.content_type = content_type;
+                let attributes = Box::new(mine.begun.attributes.clone());
+                records.push(Record::Described { file, attributes, stamp });
+            }
+            Act::Move(f) => {
+                let (clock, Some(mine)) = (self.clock, self.files.get_mut(&f)) else { return records };
+                mine.begun.place = place(&format!("moved-{clock}"));
+                mine.begun.expects = Condition::Absent;
+                let Begun { file, place, base, expects, .. } = mine.begun.clone();
+                records.push(Record::Moved { file, place, base, expects });
+            }
+            Act::Upload(f) => {
+                let id = format!("u{}", self.clock);
+                self.uploads.entry(f).or_default().push(id.clone());
+                let upload = Upload { bucket: "b".into(), key: format!("k{f}"), upload_id: id };
+                records.push(Record::Uploading { file: FileId(f), upload });
+            }
+            Act::Send(f, number, at, len) => {
+                let stamp = self.files.get(&f).map_or(0, |mine| mine.begun.stamp);
+                if self.uploads.contains_key(&f) {
+                    let etag = ETag::new(&format!("p{}", self.clock));
+                    let part = Part { number, etag, size: len, checksum: None };
+                    records.push(Record::Sent { file: FileId(f), part, range: range(at, len), stamp });
+                }
+            }
+            Act::Unsend(f, number) => records.push(Record::Unsent { file: FileId(f), number }),
+            Act::EndUpload(f) => {
+                let Some(ids) = self.uploads.get_mut(&f) else { return records };
+                let upload_id = ids.remove(0);
+                if ids.is_empty() {
+                    self.uploads.remove(&f);
+                }
+                records.push(Record::UploadEnded { file: FileId(f), upload_id });
+            }
+            Act::Save(f, back) => {
+                let (clock, Some(mine)) = (self.clock, self.files.get_mut(&f)) else { return records };
+                let stamp = mine.begun.stamp.saturating_sub(back).max(mine.begun.saved);
+                let Some(size) = mine.lengths.get(&stamp).copied() else { return records };
+                let object = object(&mine.begun.place.key, clock, size);
+                mine.extents.clear(stamp, size);
+                mine.begun.saved = stamp;
+                mine.begun.expects = Condition::Matches(object.etag.clone());
+                mine.begun.base = Some(object.clone());
+                if mine.begun.stamp == stamp {
+                    self.files.remove(&f);
+                }
+                records.push(Record::Saved { file: FileId(f), stamp, object });
+            }
+            Act::Acknowledge(f) => {
+                let Some(mine) = self.files.get_mut(&f) else { return records };
+                mine.acknowledged = Some(mine.begun.stamp);
+                records.push(Record::Acknowledged { file: FileId(f), stamp: mine.begun.stamp });
+            }
+            Act::Gone(f) => {
+                self.files.remove(&f);
+                records.push(Record::Gone { file: FileId(f) });
+            }
+            Act::Intend(id) if id % 2 == 0 => {
+                records.push(Record::Renaming { id: IntentId(id), from: place("a/"), to: place("b/") });
+            }
+            Act::Intend(id) => {
+                let keys = vec![
+                    Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")) },
+                    Doomed { key: "y".to_owned(), etag: None },
+                ];
+                records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), keys });
+            }
+            Act::Done(id) if id % 2 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
+            Act::Done(id) => records.push(Record::Deleted { id: IntentId(id) }),
+        }
+        for mine in self.files.values_mut() {
+            mine.lengths.insert(mine.begun.stamp, mine.extents.len());
+        }
+        records
+    }
+
+    /// A file that is about to change, begun if it has to be.
+    fn change(&mut self, f: u64, now: SystemTime, records: &mut Vec<Record>) -> (FileId, u64, &mut Mine) {
+        let clock = self.clock;
+        let mine = self.files.entry(f).or_insert_with(|| {
+            // Of three files one is new.
+            let base = (f > 1).then(|| object(&format!("k{f}"), clock, 10 * f));
+            let (stamp, saved) = if base.is_some() { (4, 4) } else { (1, 0) };
+            let begun = Begun {
+                file: FileId(f),
+                place: place(&format!("k{f}")),
+                expects: base.as_ref().map_or(Condition::Absent, |b| Condition::Matches(b.etag.clone())),
+                base,
+                attributes: Attributes::default(),
+                written_at: now,
+                staging: format!("s{f}"),
+                stamp,
+                saved,
+            };
+            records.push(Record::Begun(Box::new(begun.clone())));
+            let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
+            let lengths = [(stamp, extents.len())].into();
+            Mine { begun, extents, lengths, acknowledged: None, staged: Vec::new() }
+        });
+        mine.begun.stamp += 1;
+        // Attributes have a time of change of their own.
+        mine.begun.written_at = mine.begun.written_at.max(now);
+        (FileId(f), mine.begun.stamp, mine)
+    }
+
+    /// The ledger has every file as it is here.
+    fn compare(&self, ledger: &Ledger) {
+        let mut owed: BTreeMap<u64, OwedFile> = BTreeMap::new();
+        for item in ledger.owed() {
+            if let Owed::File(file) = item {
+                owed.insert(file.file.0, *file);
+            }
+        }
+        let mine: Vec<_> = self.files.keys().collect();
+        assert_eq!(mine, owed.keys().collect::<Vec<_>>(), "files that are owed");
+        for (id, mine) in &self.files {
+            let file = &owed[id];
+            assert_eq!(file.extents, mine.extents);
+            assert_eq!((file.stamp, file.saved), (mine.begun.stamp, mine.begun.saved));
+            assert_eq!(
+                (&file.place, &file.base, &file.expects),
+                (&mine.begun.place, &mine.begun.base, &mine.begun.expects)
+            );
+            assert_eq!(file.attributes, mine.begun.attributes);
+            assert_eq!(file.acknowledged, mine.acknowledged);
+        }
+    }
+}
+
+fn all_records(acts: &[Act]) -> Vec<Record> {
+    let mut writer = Writer::default();
+    acts.iter().flat_map(|act| writer.records(act)).collect()
+}
+
+/// Sums of every prefix of the records, the empty one first.
+fn folds(records: &[Record]) -> Vec<Ledger> {
+    let mut ledger = Ledger::default();
+    let mut folds = vec![ledger.clone()];
+    for record in records {
+        ledger.admit(record).unwrap();
+        ledger.apply(record, FrameAt { offset: 0, len: 0 });
+        folds.push(ledger.clone());
+    }
+    folds
+}
+
+fn begin(dir: &MemDir, segment_bytes: u64) -> Result<Log> {
+    let disk: Arc<MemDir> = Arc::new(dir.clone());
+    Log::begin(disk, replay(dir, BOOT)?, BOOT, segment_bytes)
+}
+
+fn replayed(dir: &MemDir) -> Ledger {
+    replay(dir, BOOT).unwrap().ledger.without_places()
+}
+
+fn current(log: &Log) -> Ledger {
+    log.with_ledger(|ledger| ledger.clone().without_places())
+}
+
+/// A power loss makes files suspect, which is another test's business.
+fn after_reboot(ledger: &Ledger) -> Ledger {
+    let mut ledger = ledger.clone();
+    ledger.rebooted();
+    ledger
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_ledger_brings_back_what_its_writer_had_and_a_checkpoint_makes_an_equal_one(
+        acts in proptest::collection::vec(act(), 1..40),
+    ) {
+        let mut writer = Writer::default();
+        let mut ledger = Ledger::default();
+        let mut contents: Vec<Bytes> = Vec::new();
+        for act in &acts {
+            for record in writer.records(act) {
+                ledger.admit(&record).unwrap();
+                // The frame's place finds the bytes again.
+                ledger.apply(&record, FrameAt { offset: contents.len() as u64, len: 0 });
+                contents.push(match record {
+                    Record::Inlined { range, bytes, .. } => {
+                        let mut at_its_offset = vec![0; range.start() as usize];
+                        at_its_offset.extend(bytes);
+                        at_its_offset.into()
+                    }
+                    _ => Bytes::new(),
+                });
+            }
+            writer.compare(&ledger);
+        }
+        for (name, run, from) in ledger.inlined() {
+            let mine = writer.files.values().find(|mine| mine.begun.staging == name).unwrap();
+            let (start, end) = (run.start() as usize, run.end() as usize);
+            prop_assert_eq!(&contents[from.offset as usize][start..end], &mine.staged[start..end]);
+            let segments = mine.extents.segments(run);
+            prop_assert!(segments.iter().all(|s| matches!(s.what, What::Staged(_))), "{:?}", segments);
+        }
+        let mut again = Ledger::default();
+        for step in ledger.checkpoint() {
+            let record = match step {
+                Step::Record(record) => record,
+                Step::Bytes { file, range, .. } => {
+                    Record::KeptBytes { file, range, bytes: vec![0; range.len() as usize].into() }
+                }
+            };
+            again.admit(&record).unwrap();
+            again.apply(&record, FrameAt { offset: 0, len: 0 });
+        }
+        prop_assert_eq!(again.owed(), ledger.owed());
+        prop_assert_eq!(again, ledger.without_places());
+    }
+
+    #[test]
+    fn a_kill_loses_nothing_and_opening_twice_is_opening_once(
+        acts in proptest::collection::vec(act(), 1..60),
+    ) {
+        let mut writer = Writer::default();
+        let records: Vec<Record> = acts.iter().flat_map(|act| writer.records(act)).collect();
+        let dir = MemDir::default();
+        let log = begin(&dir, SEGMENT).unwrap();
+        for record in &records {
+            log.append(record).unwrap();
+        }
+        let mut expected = folds(&records).pop().unwrap();
+        prop_assert_eq!(&replayed(&dir.after_kill()), &expected);
+        expected.inherited();
+        let mut dir = dir.after_kill();
+        for _ in 0..3 {
+            // Bytes are copied from segment to segment.
+            let left = replay(&dir, BOOT).unwrap();
+            for (name, run, from) in left.ledger.inlined() {
+                let mine = writer.files.values().find(|mine| mine.begun.staging == name).unwrap();
+                let staged = &mine.staged[run.start() as usize..run.end() as usize];
+                prop_assert_eq!(&left.bytes(run, from).unwrap(), staged);
+            }
+            let again = begin(&dir, SEGMENT).unwrap();
+            prop_assert_eq!(&current(&again), &expected);
+            dir = dir.after_kill();
+        }
+    }
+}
+
+/// The records that a power loss may leave, from those synced to all, and which it left.
+fn check_power_losses(dir: &MemDir, folds: &[Ledger], synced: usize, every_byte: bool) {
+    let unsynced = dir.unsynced();
+    let folds: Vec<Ledger> = folds.iter().map(after_reboot).collect();
+    for names in 0..dir.name_states() {
+        for kept in (0..=unsynced).filter(|kept| every_byte || kept % 97 == 0 || *kept == unsynced) {
+            // Another boot: not the same ledger, but for what is suspect.
+            let left = replay(&dir.after_power_loss(names, kept), BOOT + 1).unwrap().ledger.without_places();
+            let found = folds.iter().rposition(|fold| *fold == left);
+            assert!(found.is_some(), "names {names}, {kept} bytes: no prefix of the records");
+            assert!(
+                found >= Some(synced),
+                "names {names}, {kept} bytes: {found:?} of {synced} that were synced"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn after_a_power_loss_at_any_byte_a_prefix_with_everything_synced_is_there(
+        acts in proptest::collection::vec((act(), proptest::bool::weighted(0.1)), 1..30),
+        segment_bytes in prop_oneof![Just(SEGMENT), Just(NEVER)],
+    ) {
+        let dir = MemDir::default();
+        let log = begin(&dir, segment_bytes).unwrap();
+        let mut writer = Writer::default();
+        let mut records = Vec::new();
+        let mut synced = 0;
+        for (i, (act, sync)) in acts.iter().enumerate() {
+            for record in writer.records(act) {
+                log.append(&record).unwrap();
+                records.push(record);
+            }
+            if *sync {
+                log.sync().unwrap();
+                synced = records.len();
+            }
+            prop_assert!(log.synced() as usize >= synced);
+            check_power_losses(&dir, &folds(&records), synced, i + 1 == acts.len());
+        }
+    }
+}
+
+/// A history with everything in it, rotations too, for the tests that try each step of it.
+fn long_history() -> Vec<Record> {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let acts = proptest::collection::vec(act(), 70).new_tree(&mut runner).unwrap().current();
+    all_records(&acts)
+}
+
+/// Appends and syncs until the end or the process's; returns what was appended and how much of it was synced.
+fn run(dir: &MemDir, records: &[Record]) -> (Option<Log>, usize, usize) {
+    let Ok(log) = begin(dir, SEGMENT) else { return (None, 0, 0) };
+    let mut synced = 0;
+    for (i, record) in records.iter().enumerate() {
+        if log.append(record).is_err() {
+            return (Some(log), i, synced);
+        }
+        if i % 9 == 8 {
+            if log.sync().is_err() {
+                return (Some(log), i + 1, synced);
+            }
+            synced = i + 1;
+        }
+    }
+    (Some(log), records.len(), synced)
+}
+
+#[test]
+fn the_process_may_die_at_every_call_and_the_power_fail_then() {
+    let records = long_history();
+    let folds = folds(&records);
+    let dir = MemDir::default();
+    let (log, ..) = run(&dir, &records);
+    assert!(log.unwrap().syncs() > 10, "there were rotations");
+    let calls = dir.calls();
+    for at in 1..=calls {
+        let dir = MemDir::default();
+        dir.set(Fault::Dies(at));
+        let (_, appended, synced) = run(&dir, &records);
+        let left = replayed(&dir.after_kill());
+        // The last one was being appended, and may be there.
+        let found = folds.iter().rposition(|fold| *fold == left).expect("a prefix of the records");
+        assert!(found >= appended, "call {at}: {found} of {appended} records after a kill");
+        check_power_losses(&dir, &folds, synced, false);
+        // The next one goes on, in whatever it finds.
+        let next = dir.after_kill();
+        let again = begin(&next, SEGMENT).unwrap();
+        let mut expected = folds[found].clone();
+        expected.inherited();
+        assert_eq!(current(&again), expected);
+    }
+}
+
+#[test]
+fn every_call_may_fail_once_and_nothing_that_worked_is_lost() {
+    let records = long_history();
+    let dir = MemDir::default();
+    run(&dir, &records);
+    let calls = dir.calls();
+    for fault in (1..=calls).flat_map(|at| [Fault::Fails(at), Fault::Lies(at)]) {
+        let dir = MemDir::default();
+        dir.set(fault);
+        let log = match begin(&dir, SEGMENT) {
+            Ok(log) => log,
+            // The next start finds nothing wrong.
+            Err(_) => begin(&dir, SEGMENT).unwrap(),
+        };
+        // Records after a failed one may make no sense any more: they are refused, as they would be if asked for.
+        let mut worked = Vec::new();
+        let mut synced = 0;
+        let mut checks = 0;
+        for (i, record) in records.iter().enumerate() {
+            if log.append(record).is_ok() {
+                worked.push(record.clone());
+            }
+            if i % 3 == 2 && log.sync().is_ok() {
+                synced = worked.len();
+            }
+            // What went wrong may be made good later on; it has to be good at once.
+            let (Fault::Fails(at) | Fault::Lies(at)) = fault else { panic!("{fault:?}") };
+            if dir.calls() >= at && checks < 4 {
+                checks += 1;
+                let folds = folds(&worked);
+                assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}, record {i}");
+                check_power_losses(&dir, &folds, synced, false);
+            }
+        }
+        assert!(worked.len() * 10 > records.len(), "{fault:?}: {} records", worked.len());
+        let folds = folds(&worked);
+        assert_eq!(Some(&current(&log)), folds.last(), "{fault:?}");
+        assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}");
+        check_power_losses(&dir, &folds, synced, false);
+        log.sync().unwrap();
+        check_power_losses(&dir, &folds, worked.len(), false);
+    }
+}
+
+/// A file with bytes, for tests that need one.
+fn simple(count: u64) -> Vec<Record> {
+    let acts: Vec<Act> = (0..count).map(|i| Act::Write(1, i * 2, 1)).collect();
+    all_records(&acts)
+}
+
+#[test]
+fn a_failed_sync_is_made_good_in_a_new_segment() {
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    for record in simple(5) {
+        log.append(&record).unwrap();
+    }
+    let before = dir.names().unwrap();
+    dir.set(Fault::Fails(1));
+    log.sync().unwrap();
+    assert_ne!(dir.names().unwrap(), before, "the kernel may have forgotten the pages of the old one");
+    check_power_losses(&dir, &folds(&simple(5)), 6, true);
+    // Where that fails too the sync does, and so does what would be appended to a file that cannot be trusted.
+    let log = begin(&dir, NEVER).unwrap();
+    log.append(&Record::Gone { file: FileId(9) }).unwrap();
+    dir.set(Fault::Dies(1));
+    assert!(log.sync().is_err());
+    assert!(log.append(&Record::Gone { file: FileId(9) }).is_err());
+    dir.set(Fault::None);
+    let before = dir.names().unwrap();
+    log.append(&Record::Gone { file: FileId(9) }).unwrap();
+    assert_ne!(dir.names().unwrap(), before, "nothing goes into the one that failed");
+    log.sync().unwrap();
+}
+
+#[test]
+fn what_is_appended_during_a_sync_is_not_taken_for_synced() {
+    let dir = MemDir::default();
+    let log = Arc::new(begin(&dir, NEVER).unwrap());
+    let records = simple(2);
+    log.append(&records[0]).unwrap();
+    log.append(&records[1]).unwrap();
+    let (late, record) = (Arc::clone(&log), records[2].clone());
+    dir.meanwhile(move || late.append(&record).unwrap());
+    log.sync().unwrap();
+    assert_eq!((log.synced(), log.appended()), (2, 3));
+    check_power_losses(&dir, &folds(&records), 2, true);
+    log.sync().unwrap();
+    assert_eq!(log.synced(), 3);
+    check_power_losses(&dir, &folds(&records), 3, true);
+    // The same while a new segment takes over.
+    let log = Arc::new(begin(&dir, SEGMENT).unwrap());
+    let late = Arc::clone(&log);
+    log.append(&Record::Gone { file: FileId(9) }).unwrap();
+    let before = dir.names().unwrap();
+    dir.meanwhile(move || {
+        for _ in 0..60 {
+            late.append(&Record::Gone { file: FileId(9) }).unwrap();
+        }
+    });
+    log.sync().unwrap();
+    assert_ne!(dir.names().unwrap(), before);
+    check_power_losses(&dir, &folds(&records), 3, true);
+}
+
+#[test]
+fn a_segment_that_ends_before_its_checkpoint_never_counted() {
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    for record in simple(3) {
+        log.append(&record).unwrap();
+    }
+    let older = dir.after_kill();
+    begin(&dir, NEVER).map(drop).unwrap();
+    let name = dir.names().unwrap().remove(0);
+    let whole = dir.read(&name).unwrap();
+    for len in 0..whole.len() {
+        let both = older.after_kill();
+        both.create(&name).unwrap().write_at(&whole[..len], 0).unwrap();
+        assert_eq!(Some(&replayed(&both)), folds(&simple(3)).last(), "{len} bytes");
+        let alone = dir.after_kill();
+        alone.edit(&name, |bytes| bytes.truncate(len));
+        let error = replay(&alone, BOOT).map(|_| ()).unwrap_err();
+        assert!(error.message().contains(&name), "{error}");
+    }
+}
+
+#[test]
+fn damage_before_good_records_is_an_error_that_names_the_file() {
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    let records = simple(20);
+    for (i, record) in records.iter().enumerate() {
+        log.append(record).unwrap();
+        if i == 10 {
+            log.sync().unwrap();
+        }
+    }
+    let name = dir.names().unwrap().remove(0);
+    let whole = dir.read(&name).unwrap();
+    let header = record::HEADER_BYTES;
+    // The last frame is a tail, and a tail may be torn.
+    let last = whole.windows(4).rposition(|bytes| bytes == b"\xf1jrn").unwrap();
+    for at in 0..whole.len() {
+        let damaged = dir.after_kill();
+        damaged.edit(&name, |bytes| bytes[at] ^= 0x10);
+        match replay(&damaged, BOOT) {
+            Err(error) => {
+                assert!(at < last, "byte {at}");
+                assert!(at < header || error.kind() == Kind::Corrupt, "byte {at}: {}", error.report());
+                assert!(error.message().contains(&name), "byte {at}: {error}");
+            }
+            Ok(left) => {
+                assert!(at >= last, "byte {at} was skipped");
+                assert_eq!(left.torn_bytes as usize, whole.len() - last);
+            }
+        }
+    }
+}
+
+#[test]
+fn pages_that_a_power_loss_took_from_the_unsynced_end_are_a_torn_tail_and_synced_ones_are_damage() {
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    let records = simple(30);
+    for record in &records[..10] {
+        log.append(record).unwrap();
+    }
+    let name = dir.names().unwrap().remove(0);
+    let synced = dir.read(&name).unwrap().len();
+    log.sync().unwrap();
+    for record in &records[10..] {
+        log.append(record).unwrap();
+    }
+    let lost = |at: usize| {
+        let dir = dir.after_kill();
+        dir.edit(&name, |bytes| bytes[at..at + 300].fill(0));
+        dir
+    };
+    let left = replay(&lost(synced), BOOT + 1).unwrap();
+    assert_eq!(left.ledger.without_places(), after_reboot(&folds(&records)[10]));
+    assert!(replay(&lost(synced), BOOT).is_err(), "a kill takes no pages from the middle");
+    assert!(replay(&lost(synced - 300), BOOT + 1).is_err(), "what was synced is not lost silently");
+}
+
+#[test]
+fn the_journal_stays_small_whatever_is_written() {
+    let dir = MemDir::default();
+    let log = begin(&dir, SEGMENT).unwrap();
+    let mut largest = 0;
+    for record in simple(3) {
+        log.append(&record).unwrap();
+    }
+    for stamp in 10..3000 {
+        let (file, at) = (FileId(1), UNIX_EPOCH);
+        let record = match stamp % 3 {
+            0 => Record::Wrote { file, range: range(stamp % 5, 3), stamp, at },
+            1 => Record::Inlined {
+                file,
+                range: range(stamp % 5, 3),
+                stamp,
+                at,
+                bytes: Bytes::from_static(b"abc"),
+            },
+            _ => Record::Cut { file, len: 2, stamp, at },
+        };
+        log.append(&record).unwrap();
+        largest = largest.max(dir.bytes());
+    }
+    assert!(largest < 2 * SEGMENT as usize, "{largest} bytes");
+    assert_eq!(dir.names().unwrap().len(), 1);
+}
+
+#[test]
+fn parts_are_taken_back_when_their_bytes_change_and_uploads_outlive_their_files() {
+    let mut records = all_records(&[
+        Act::Write(1, 0, 40),
+        Act::Upload(1),
+        Act::Send(1, 1, 0, 10),
+        Act::Send(1, 2, 10, 10),
+        Act::Send(1, 3, 20, 20),
+        Act::Write(1, 15, 2),
+        Act::Cut(1, 39),
+    ]);
+    let ledger = folds(&records).pop().unwrap();
+    let [Owed::File(file)] = &ledger.owed()[..] else { panic!("{:?}", ledger.owed()) };
+    let upload = file.upload.as_ref().unwrap();
+    assert_eq!(upload.parts.keys().copied().collect::<Vec<_>>(), [1]);
+    records.push(Record::Gone { file: FileId(1) });
+    let ledger = folds(&records).pop().unwrap();
+    assert_eq!(ledger.owed(), [Owed::Upload(upload.clone())]);
+    let (file, upload_id) = (FileId(1), upload.upload.upload_id.clone());
+    records.push(Record::UploadEnded { file, upload_id });
+    assert_eq!(folds(&records).pop().unwrap(), Ledger::default());
+}
+
+#[test]
+fn an_upload_for_another_place_is_to_be_aborted() {
+    let records = all_records(&[Act::Write(1, 0, 40), Act::Upload(1), Act::Move(1)]);
+    let owed = folds(&records).pop().unwrap().owed();
+    let [Owed::File(file), Owed::Upload(_)] = &owed[..] else { panic!("{owed:?}") };
+    assert_eq!(file.upload, None);
+}
+
+#[test]
+fn records_that_make_no_sense_are_refused_and_not_written() {
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    for record in simple(2) {
+        log.append(&record).unwrap();
+    }
+    let before = dir.bytes();
+    let (file, at) = (FileId(1), UNIX_EPOCH);
+    let mut outside = match simple(1).remove(0) {
+        Record::Begun(begun) => begun,
+        other => panic!("{other:?}"),
+    };
+    (outside.file, outside.staging) = (FileId(5), "../lock".to_owned());
+    for record in [
+        Record::Wrote { file: FileId(2), range: range(0, 1), stamp: 9, at },
+        Record::Wrote { file, range: range(0, 1), stamp: 3, at },
+        Record::Inlined { file, range: range(0, 2), stamp: 9, at, bytes: Bytes::from_static(b"1") },
+        Record::Saved { file, stamp: 9, object: object("k1", 1, 3) },
+        Record::Saved { file, stamp: 3, object: object("k1", 1, 2) },
+        Record::Acknowledged { file, stamp: 9 },
+        Record::Checkpointed { records: 0 },
+        Record::Begun(outside),
+        simple(1).remove(0),
+    ] {
+        let error = log.append(&record).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal, "{record:?}");
+    }
+    assert_eq!(dir.bytes(), before);
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn state_dir(scratch: &tempfile::TempDir) -> PathBuf {
+    scratch.path().join("state")
+}
+
+#[tokio::test]
+async fn what_is_owed_is_found_by_a_look_and_by_the_next_mount() {
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    assert_eq!(Journal::look(&dir).unwrap(), []);
+    let (journal, owed) = Journal::open(&dir, "s3://b on /mnt").unwrap();
+    assert_eq!(owed, []);
+    let mut writer = Writer::default();
+    let acts = [
+        Act::Write(1, 0, 10),
+        Act::Inline(1, 5, 10),
+        Act::Write(1, 8, 2),
+        Act::Inline(2, 3, 4),
+        Act::Acknowledge(2),
+    ];
+    for record in acts.iter().flat_map(|act| writer.records(act)) {
+        journal.append(&record).unwrap();
+    }
+    journal.sync().await.unwrap();
+    // Of the bytes, the disk has only those that were not inlined.
+    let mut staged = writer.files[&1].staged[..10].to_vec();
+    staged[5..8].fill(0);
+    fs::write(journal.staging_dir().join("s1"), staged).unwrap();
+    fs::write(journal.staging_dir().join("orphan"), b"of nobody").unwrap();
+    assert!(journal.fresh_id() < journal.fresh_id());
+    drop(journal);
+    let seen = Journal::look(&dir).unwrap();
+    for _ in 0..2 {
+        let (journal, owed) = Journal::open(&dir, "s3://b on /mnt").unwrap();
+        assert_eq!(owed, seen);
+        assert_eq!(journal.owed(), owed);
+        assert!(journal.fresh_id() > 2, "ids of files that are owed are taken");
+        for item in &owed {
+            let Owed::File(file) = item else { panic!("{item:?}") };
+            assert_eq!(file.damage, None);
+            assert!(!file.suspect);
+            let staged = fs::read(journal.staging_dir().join(&file.staging)).unwrap();
+            assert_eq!(staged, writer.files[&file.file.0].staged);
+        }
+        assert!(!journal.staging_dir().join("orphan").exists());
+    }
+}
+
+#[test]
+fn a_file_whose_staged_bytes_are_missing_or_short_is_owed_as_damaged_until_it_is_gone() {
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    let staging = journal.staging_dir();
+    for record in all_records(&[Act::Write(1, 0, 10), Act::Write(2, 0, 10), Act::Cut(3, 90)]) {
+        journal.append(&record).unwrap();
+    }
+    fs::write(staging.join("s2"), b"123456789").unwrap();
+    drop(journal);
+    for _ in 0..2 {
+        let (journal, owed) = Journal::open(&dir, "m").unwrap();
+        let damaged: Vec<(u64, bool)> = owed
+            .iter()
+            .map(|item| match item {
+                Owed::File(file) => (file.file.0, file.damage.is_some()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(damaged, [(1, true), (2, true), (3, false)]);
+        assert!(staging.join("s2").exists(), "what there is of it is kept");
+        drop(journal);
+    }
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    for file in [1, 2, 3] {
+        journal.append(&Record::Gone { file: FileId(file) }).unwrap();
+    }
+    drop(journal);
+    assert_eq!(Journal::open(&dir, "m").unwrap().1, []);
+    assert!(!staging.join("s2").exists());
+}
+
+#[test]
+fn what_was_not_acknowledged_before_the_machine_went_down_is_suspect_until_it_is_saved() {
+    let records = all_records(&[
+        Act::Write(1, 0, 10),
+        Act::Acknowledge(1),
+        Act::Write(2, 0, 10),
+        Act::Write(3, 0, 10),
+        Act::Acknowledge(3),
+        Act::Write(3, 5, 10),
+    ]);
+    let dir = MemDir::default();
+    let log = begin(&dir, NEVER).unwrap();
+    for record in &records {
+        log.append(record).unwrap();
+    }
+    let suspects = |boot| -> Vec<u64> {
+        let owed = replay(&dir, boot).unwrap().ledger.owed();
+        let files = owed.iter().filter_map(|item| match item {
+            Owed::File(file) if file.suspect => Some(file.file.0),
+            _ => None,
+        });
+        files.collect()
+    };
+    assert_eq!(suspects(BOOT), [0; 0]);
+    assert_eq!(suspects(BOOT + 1), [2, 3]);
+    let after = replay(&dir, BOOT + 1).unwrap();
+    Log::begin(Arc::new(dir.clone()), after, BOOT + 1, NEVER).map(drop).unwrap();
+    assert_eq!(suspects(BOOT + 1), [2, 3], "a start that came to nothing does not make it good");
+}
+
+#[test]
+fn one_mount_has_the_directory_and_others_are_told_which() {
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    let (journal, _) = Journal::open(&dir, "s3://b on /mnt").unwrap();
+    for refused in [Journal::open(&dir, "another").map(drop), Journal::look(&dir).map(drop)] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        for told in [dir.display().to_string(), std::process::id().to_string(), "s3://b on /mnt".to_owned()] {
+            assert!(error.message().contains(&told), "{error} does not tell {told}");
+        }
+    }
+    drop(journal);
+    Journal::look(&dir).unwrap();
+    Journal::open(&dir, "another").unwrap();
+}
+
+#[test]
+fn a_directory_that_others_may_write_to_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(Journal::open(&dir, "m").unwrap_err().kind(), Kind::InvalidArgument);
+}
+
+#[test]
+fn damage_is_told_with_its_path_and_nothing_is_removed() {
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    for record in simple(5) {
+        journal.append(&record).unwrap();
+    }
+    fs::write(journal.staging_dir().join("s1"), b"bytes").unwrap();
+    drop(journal);
+    let segment = dir.join("journal-00000001");
+    let mut bytes = fs::read(&segment).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    for _ in 0..2 {
+        let error = Journal::open(&dir, "m").unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.message().contains("journal-00000001"), "{error}");
+        assert!(error.message().contains(&dir.display().to_string()), "{error}");
+    }
+    assert_eq!(fs::read(&segment).unwrap(), bytes);
+    assert!(dir.join("staging/s1").exists());
+}
+
+#[tokio::test]
+async fn a_hundred_syncs_together_need_two() {
+    let scratch = scratch();
+    let (journal, _) = Journal::open(&state_dir(&scratch), "m").unwrap();
+    let before = journal.syncs();
+    let one = async |file| {
+        journal.append(&Record::Gone { file: FileId(file) }).unwrap();
+        journal.sync().await.unwrap();
+    };
+    futures::future::join_all((0..100).map(one)).await;
+    let syncs = journal.syncs() - before;
+    assert!((1..=2).contains(&syncs), "{syncs} syncs");
+    journal.sync().await.unwrap();
+    assert_eq!(journal.syncs() - before, syncs, "nothing new needs no sync");
+}

@@ -1,0 +1,88 @@
+//! The upload in parts of one file, as far as it got.
+//!
+//! Parts leave while a file is still being written, and those that S3 has outlive a commit that failed: the next one
+//! sends what lacks. A part counts only for the very bytes that it was sent with, which its stamp tells.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::base::ByteRange;
+use crate::s3::{Attributes, Part, Store, Upload};
+
+/// Shared by those who send parts ahead of a commit, and the commit, which has it alone.
+#[derive(Default)]
+pub struct Parts {
+    begun: Mutex<Option<Begun>>,
+    beginning: tokio::sync::Mutex<()>,
+}
+
+struct Begun {
+    store: Arc<dyn Store>,
+    upload: Upload,
+    attributes: Attributes,
+    /// By number.
+    sent: BTreeMap<u16, Sent>,
+}
+
+#[derive(Clone, Debug)]
+struct Sent {
+    range: ByteRange,
+    /// Of the latest change that is in it.
+    stamp: u64,
+    part: Part,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("held", &self.held()).finish_non_exhaustive()
+    }
+}
+
+impl Parts {
+    /// Whoever finds no upload begins one; the others wait for it.
+    pub(super) async fn beginning(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.beginning.lock().await
+    }
+
+    /// An upload of this object is under way from now on.
+    pub(super) fn begin(&self, store: Arc<dyn Store>, upload: Upload, attributes: Attributes) {
+        *self.lock() = Some(Begun { store, upload, attributes, sent: BTreeMap::new() });
+    }
+
+    /// The upload under way, if it is of this object.
+    pub(super) fn upload(&self, bucket: &str, key: &str, attributes: &Attributes) -> Option<Upload> {
+        let begun = self.lock();
+        let begun = begun.as_ref()?;
+        let same = begun.upload.bucket == bucket && begun.upload.key == key;
+        (same && begun.attributes == *attributes).then(|| begun.upload.clone())
+    }
+
+    /// S3 has this part, with everything up to `stamp` in it.
+    pub(super) fn sent(&self, range: ByteRange, stamp: u64, part: Part) {
+        if let Some(begun) = &mut *self.lock() {
+            begun.sent.insert(part.number, Sent { range, stamp, part });
+        }
+    }
+
+    /// The part that S3 has of a range in which nothing is newer than `newest`.
+    pub(super) fn find(&self, number: u16, range: ByteRange, newest: u64) -> Option<Part> {
+        let begun = self.lock();
+        let sent = begun.as_ref()?.sent.get(&number)?;
+        (sent.range == range && sent.stamp >= newest).then(|| sent.part.clone())
+    }
+
+    /// What S3 has, and up to which stamp.
+    pub fn held(&self) -> Vec<(ByteRange, u64)> {
+        let begun = self.lock();
+        begun.iter().flat_map(|begun| begun.sent.values()).map(|sent| (sent.range, sent.stamp)).collect()
+    }
+
+    /// Takes the upload, to abort it or because it was completed.
+    pub(super) fn take(&self) -> Option<(Arc<dyn Store>, Upload)> {
+        self.lock().take().map(|begun| (begun.store, begun.upload))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Begun>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,281 @@
+//! Parts that leave while a file is written, and local disk that is given back.
+
+use pailfs::error::Kind;
+use pailfs::s3::{Store, When};
+
+use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, let_others_run, until};
+use crate::harness::block_on;
+
+const MIB: usize = 1 << 20;
+/// Five parts, the last one small.
+const LEN: usize = 4 * 8 * MIB + 12_345;
+
+fn bytes(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|at| ((at / 4096) as u8).wrapping_mul(31).wrapping_add(at as u8).wrapping_add(seed))
+        .collect()
+}
+
+async fn write(client: &Client, fh: u64, from: usize, bytes: &[u8]) {
+    for (step, chunk) in bytes.chunks(MIB).enumerate() {
+        client.fs.write(fh, (from + step * MIB) as u64, chunk).await.unwrap();
+    }
+}
+
+fn count(client: &Client, operation: &str) -> usize {
+    client.store.calls().iter().filter(|call| **call == operation).count()
+}
+
+async fn uploads(client: &Client) -> usize {
+    client.store.list_uploads(BUCKET, "").await.unwrap().len()
+}
+
+#[test]
+fn full_parts_leave_while_the_program_writes_and_close_sends_the_tail() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(LEN, 1);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body).await;
+        until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+        assert_eq!(client.object("f").await, None, "nothing shows before it is closed");
+        assert_eq!(client.read_all(file.1).await.unwrap(), body, "what has left is here too");
+        client.store.clear_calls();
+        client.close(file).await.unwrap();
+        assert_eq!(client.store.calls(), ["UploadPart", "CompleteMultipartUpload"]);
+        assert_eq!(client.object("f").await.unwrap(), body);
+        assert_eq!(client.stats.bytes_sent.value(), LEN as u64, "every byte once");
+    });
+}
+
+#[test]
+fn a_file_of_one_put_never_begins_an_upload() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(16 * MIB, 2);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body).await;
+        client.close(file).await.unwrap();
+        assert_eq!(count(&client, "CreateMultipartUpload"), 0);
+        assert_eq!(client.object("f").await.unwrap(), body);
+    });
+}
+
+#[test]
+fn a_write_into_a_part_that_left_sends_that_part_alone_again() {
+    block_on(async {
+        let client = Client::new();
+        let mut body = bytes(LEN, 3);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body).await;
+        until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+        body[9 * MIB..9 * MIB + 3].fill(b'!');
+        client.fs.write(file.1, 9 * MIB as u64, b"!!!").await.unwrap();
+        client.store.clear_calls();
+        client.close(file).await.unwrap();
+        assert_eq!(client.store.calls(), ["UploadPart", "UploadPart", "CompleteMultipartUpload"]);
+        assert_eq!(client.object("f").await.unwrap(), body);
+    });
+}
+
+#[test]
+fn cut_grown_and_written_again_after_parts_have_left() {
+    for (cut, grow) in [(0, 0), (5 * MIB, 0), (20 * MIB, 30 * MIB), (LEN - 1, LEN), (17 * MIB, 17 * MIB + 5)]
+    {
+        block_on(async {
+            let client = Client::new();
+            let mut body = bytes(LEN, 4);
+            let (ino, fh) = client.open("f", REWRITE).await.unwrap();
+            write(&client, fh, 0, &body).await;
+            until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+            for len in [cut, grow.max(cut)] {
+                client.truncate_open(ino, fh, len as u64).await.unwrap();
+                body.resize(len, 0);
+            }
+            let more = bytes(19 * MIB, 5);
+            write(&client, fh, body.len(), &more).await;
+            body.extend_from_slice(&more);
+            client.close((ino, fh)).await.unwrap();
+            assert!(client.object("f").await.unwrap() == body, "cut to {cut}, grown to {grow}");
+            assert_eq!(uploads(&client).await, 0);
+        });
+    }
+}
+
+#[test]
+fn what_has_left_is_not_sent_again_when_the_commit_failed() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(LEN, 6);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body).await;
+        until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+        client.store.refuse("CompleteMultipartUpload", Kind::Server, When::Before);
+        assert_eq!(kind_of(client.fs.fsync(file.1).await), Kind::Server);
+        client.store.refuse_nothing();
+        client.store.clear_calls();
+        client.close(file).await.unwrap();
+        assert_eq!(client.store.calls(), ["CompleteMultipartUpload"]);
+        assert_eq!(client.object("f").await.unwrap(), body);
+    });
+}
+
+#[test]
+fn parts_that_cannot_leave_early_leave_with_the_commit_and_its_failure_is_told() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(LEN, 7);
+        let file = client.open("f", REWRITE).await.unwrap();
+        client.store.refuse("UploadPart", Kind::AccessDenied, When::Before);
+        write(&client, file.1, 0, &body).await;
+        assert_eq!(kind_of(client.fs.fsync(file.1).await), Kind::AccessDenied);
+        client.store.refuse_nothing();
+        assert_eq!(client.read_all(file.1).await.unwrap(), body);
+        client.close(file).await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), body);
+        assert_eq!(uploads(&client).await, 0);
+    });
+}
+
+#[test]
+fn a_file_that_is_renamed_or_removed_while_parts_leave_leaves_no_upload_behind() {
+    for rename in [true, false] {
+        block_on(async {
+            let client = Client::new();
+            let body = bytes(LEN, 8);
+            let file = client.open("f", REWRITE).await.unwrap();
+            write(&client, file.1, 0, &body).await;
+            until("a part has left", || client.stats.parts_ahead.value() >= 1).await;
+            if rename {
+                client.rename("f", "g").await.unwrap();
+            } else {
+                client.unlink("f").await.unwrap();
+            }
+            assert_eq!(client.read_all(file.1).await.unwrap(), body);
+            client.close(file).await.unwrap();
+            let expected = rename.then_some(body);
+            assert!(client.object("g").await == expected);
+            assert_eq!(client.object("f").await, None);
+            until_uploads(&client, 0).await;
+        });
+    }
+}
+
+async fn until_uploads(client: &Client, n: usize) {
+    for _ in 0..1_000 {
+        if uploads(client).await == n {
+            return;
+        }
+        let_others_run().await;
+    }
+    panic!("{} uploads", uploads(client).await);
+}
+
+#[test]
+fn a_disk_that_is_short_gets_back_what_has_left_and_every_byte_is_still_right() {
+    block_on(async {
+        let client = Client::new().with_a_short_disk();
+        let mut body = bytes(LEN, 9);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body).await;
+        until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+        assert!(client.staged_bytes() < 2 * 8 * MIB as u64, "{} bytes are on disk", client.staged_bytes());
+        // A read of what was let go needs the object, so the file is committed first.
+        assert_eq!(client.read_all(file.1).await.unwrap(), body);
+        assert_eq!(client.object("f").await.unwrap(), body);
+        body[100..103].fill(b'?');
+        client.fs.write(file.1, 100, b"???").await.unwrap();
+        client.close(file).await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), body);
+        assert_eq!(uploads(&client).await, 0);
+    });
+}
+
+#[test]
+fn writes_and_cuts_over_what_was_let_go_are_right() {
+    block_on(async {
+        for at in [100, 8 * MIB - 1, 20 * MIB] {
+            let client = Client::new().with_a_short_disk();
+            let mut body = bytes(LEN, 10);
+            let (ino, fh) = client.open("f", REWRITE).await.unwrap();
+            write(&client, fh, 0, &body).await;
+            until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+            body[at..at + 3].fill(b'?');
+            client.fs.write(fh, at as u64, b"???").await.unwrap();
+            client.truncate_open(ino, fh, at as u64 + 2).await.unwrap();
+            body.truncate(at + 2);
+            client.close((ino, fh)).await.unwrap();
+            assert!(client.object("f").await.unwrap() == body, "at {at}");
+        }
+    });
+}
+
+#[test]
+fn another_client_s_version_moves_aside_where_ours_is_in_parts_alone() {
+    for conditions in [true, false] {
+        block_on(async {
+            let client = Client::new().with_a_short_disk();
+            client.put_object("f", b"old").await;
+            let body = bytes(LEN, 11);
+            let file = client.open("f", REWRITE).await.unwrap();
+            write(&client, file.1, 0, &body).await;
+            until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+            if conditions {
+                client.put_object("f", b"theirs").await;
+            } else {
+                client.delete_object("f").await;
+            }
+            let told = client.close(file).await.unwrap_err();
+            assert_eq!(told.kind(), Kind::Stale);
+            assert!(client.object("f").await.unwrap() == body, "no byte of ours is lost");
+            let mut copies = Vec::new();
+            for key in client.keys().await.into_iter().filter(|key| key.contains(".conflict-")) {
+                copies.push(client.object(&key).await.unwrap());
+            }
+            let theirs: &[&[u8]] = if conditions { &[b"theirs"] } else { &[] };
+            assert_eq!(copies, theirs, "nor of theirs");
+            assert_eq!(client.read("f").await.unwrap(), body);
+        });
+    }
+}
+
+#[test]
+fn no_byte_is_lost_whichever_request_fails() {
+    block_on(async {
+        for short in [false, true] {
+            for n in 1..10 {
+                let client = if short { Client::new().with_a_short_disk() } else { Client::new() };
+                let body = bytes(17 * MIB, 12);
+                let file = client.open("f", REWRITE).await.unwrap();
+                client.store.fail_nth(n, Kind::Server, if n % 2 == 0 { When::Before } else { When::After });
+                write(&client, file.1, 0, &body).await;
+                let first = client.fs.fsync(file.1).await;
+                let closed = client.close(file).await;
+                let reader = client.open("f", READ).await;
+                if let Ok(reader) = reader {
+                    assert!(client.read_all(reader.1).await.unwrap() == body, "{n}: here");
+                    client.close(reader).await.unwrap();
+                }
+                if first.is_ok() || closed.is_ok() {
+                    assert!(client.object("f").await.unwrap() == body, "{n}: what was acknowledged is in S3");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_append_to_a_large_object_sends_what_is_new() {
+    block_on(async {
+        let client = Client::new();
+        let mut body = bytes(64 * MIB, 13);
+        client.put_object("f", &body).await;
+        let sent = client.stats.bytes_sent.value();
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, body.len() as u64, b"more").await.unwrap();
+        body.extend_from_slice(b"more");
+        client.close(file).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        assert_eq!(client.stats.bytes_sent.value() - sent, 4);
+    });
+}
