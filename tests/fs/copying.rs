@@ -563,6 +563,8 @@ impl World {
             prop_assert!(read == file.bytes, "{:?} shows other bytes", file.name);
             self.check_holes(file, open.1)?;
         }
+        // A name removed in a row is gone at once, and its object a little later.
+        self.client.fs.fsyncdir(pailfs::tree::ROOT).await.map_err(fail)?;
         for (name, expected) in &self.objects {
             let object = self.client.object(name).await;
             prop_assert!(object.as_ref() == Some(expected), "{} is another object", name);
