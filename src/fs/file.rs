@@ -554,6 +554,11 @@ impl File {
         state.ahead.stopped = true;
     }
 
+    /// What the next commit replaces.
+    pub(super) fn expects(&self) -> Condition {
+        lock(&self.state).expects.clone()
+    }
+
     /// The next commit replaces this version: the file took the name of an object that is still there.
     pub(super) fn replaces(&self, expects: Condition) {
         lock(&self.state).expects = expects;
