@@ -424,6 +424,11 @@ impl File {
         state.orphan = true;
     }
 
+    /// What the next commit is to find under the name.
+    pub(super) fn expects(&self) -> Condition {
+        lock(&self.state).expects.clone()
+    }
+
     /// The next commit replaces this version: the file took the name of an object that is still there.
     pub(super) fn replaces(&self, expects: Condition) {
         lock(&self.state).expects = expects;

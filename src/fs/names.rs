@@ -188,7 +188,8 @@ impl Fs {
                 Some(Entry { found: Found::File(Facts { etag: Some(etag), .. }), .. }) => {
                     Condition::Matches(etag)
                 }
-                _ => Condition::Absent,
+                // Not saved either; it may have been about to replace an object, which is there still.
+                _ => replaced.as_ref().map_or(Condition::Absent, |held| held.file().expects()),
             };
             if let Some(replaced) = &mut replaced {
                 replaced.fetch(self).await?;
