@@ -44,7 +44,7 @@
 //! # Life of a write
 //! [`fuse`] hands over the kernel's buffer; it goes straight into the staging file, and the file's extents
 //! record it under a new stamp. `close` or `fsync` plans a commit: one Put, or parts to upload and parts to
-//! copy; a range copied from another file is a run of that file's object until then, and is copied on the server. The
+//! copy; a range copied from another file is a run of its object until then. The
 //! commit is conditional on the version the file was opened from. When S3 has answered 200, everything up to
 //! the commit's stamp is clean, and the tree learns the new ETag. On failure nothing was forgotten.
 //!
