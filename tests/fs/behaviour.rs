@@ -326,7 +326,7 @@ fn a_new_file_takes_the_name_of_a_new_file_that_took_an_object_s() {
         let first = client.open("new", WRITE).await.unwrap();
         client.rename("new", "f").await.unwrap();
         let second = client.open("new", WRITE).await.unwrap();
-        client.fs.write(second.1, 0, b"second").unwrap();
+        client.fs.write(second.1, 0, b"second").await.unwrap();
         client.rename("new", "f").await.unwrap();
         client.close(second).await.unwrap();
         client.close(first).await.unwrap();
