@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -66,7 +67,30 @@ replies!(
 );
 
 impl Adapter {
-    /// Runs `work` as a task and answers with `done`; a failure or a panic answers its errno.
+    /// Does as much as needs no wait here, on the kernel's own thread, and the rest as a task. Most questions are
+    /// answered from memory, and a task of its own costs more than twice what they do.
+    fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
+        let _runtime = self.runtime.enter();
+        // Whatever it waits for is asked again when the task begins, so nobody has to be woken before.
+        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.runtime.spawn(work);
+        }
+    }
+
+    /// Begins `work` here and answers with `done`.
+    fn answer<R: Reply, T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        reply: R,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        done: impl FnOnce(R, T) + Send + 'static,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        self.begin(async move { settle_guarded(&fs, operation, reply, work, done).await });
+    }
+
+    /// The same as a task from the start: it reads or sends much, or waits in any case.
     fn spawn<R: Reply, T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -75,16 +99,7 @@ impl Adapter {
         done: impl FnOnce(R, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.runtime.spawn(async move {
-            match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(answer) => settle(operation, reply, answer, done),
-                Err(_panic) => {
-                    fs.stats().panics.add(1);
-                    tracing::error!(operation, "a request failed by a defect of pailfs; it was answered EIO");
-                    reply.fail(Errno::EIO);
-                }
-            }
-        });
+        self.runtime.spawn(async move { settle_guarded(&fs, operation, reply, work, done).await });
     }
 
     /// An open that may write, or change the file's length on its way.
@@ -92,7 +107,7 @@ impl Adapter {
         let Some(counted) = self.passthrough.cached(ino) else { return send_elsewhere(&self.fs, ino, reply) };
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.open(ino, flags).await.map(|opened| (opened, counted)) };
-        self.spawn("open", reply, work, |reply, (opened, counted): (Opened, Counted)| {
+        self.answer("open", reply, work, |reply, (opened, counted): (Opened, Counted)| {
             counted.keep();
             reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
         });
@@ -115,7 +130,7 @@ impl Adapter {
             let backing = if wanted { asking.backing(opened.fh).await } else { None };
             Ok((opened, backing))
         };
-        self.spawn("open", reply, work, move |reply, (opened, backing)| {
+        self.answer("open", reply, work, move |reply, (opened, backing)| {
             answer_reader(&fs, &passthrough, ino, flags, reply, opened, backing);
         });
     }
@@ -283,7 +298,7 @@ impl Filesystem for Adapter {
                         answer => answer.map(Ok),
                     }
                 };
-                self.spawn("lookup", reply, work, |reply, found| match found {
+                self.answer("lookup", reply, work, |reply, found| match found {
                     Ok(attr) => entry(reply, attr),
                     Err(ttl) => absent(reply, ttl),
                 });
@@ -300,7 +315,7 @@ impl Filesystem for Adapter {
             Some(answer) => settle("getattr", reply, answer, attributes),
             None => {
                 let fs = Arc::clone(&self.fs);
-                self.spawn("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
+                self.answer("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
             }
         }
     }
@@ -377,7 +392,7 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.spawn("unlink", reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| {
+        self.answer("unlink", reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| {
             reply.ok()
         });
     }
@@ -440,7 +455,7 @@ impl Filesystem for Adapter {
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
         let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), mode & !umask).await };
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
-        self.spawn("create", reply, work, move |reply, (attr, opened)| {
+        self.answer("create", reply, work, move |reply, (attr, opened)| {
             let Some(counted) = passthrough.cached(attr.ino) else {
                 // It has come into being meanwhile, and is read already.
                 fs.release(opened.fh);
@@ -468,7 +483,7 @@ impl Filesystem for Adapter {
             Some(answer) => settle("read", reply, answer, done),
             None => {
                 let fs = Arc::clone(&self.fs);
-                self.spawn("read", reply, async move { fs.read(fh.0, offset, size).await }, done);
+                self.answer("read", reply, async move { fs.read(fh.0, offset, size).await }, done);
             }
         }
     }
@@ -541,7 +556,7 @@ impl Filesystem for Adapter {
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
-        self.runtime.spawn(async move {
+        self.begin(async move {
             let full = offset < 1 && reply.add(ino, 1, kind(true), ".")
                 || offset < 2 && reply.add(UNKNOWN_INO, 2, kind(true), "..");
             if full {
@@ -570,7 +585,7 @@ impl Filesystem for Adapter {
     ) {
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
-        self.runtime.spawn(async move {
+        self.begin(async move {
             // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
             let dots = placeholder(INodeNo(ino.0), true);
             let up = placeholder(UNKNOWN_INO, true);
@@ -784,10 +799,23 @@ fn absent(reply: ReplyEntry, ttl: Duration) {
     reply.entry(&ttl, &placeholder(INodeNo(0), false), GENERATION);
 }
 
+/// Answers `work` with `done`; a failure or a panic answers its errno.
+async fn settle_guarded<R: Reply, T>(
+    fs: &Fs,
+    operation: &'static str,
+    reply: R,
+    work: impl Future<Output = Result<T>>,
+    done: impl FnOnce(R, T),
+) {
+    let answer = guard(fs, operation, work).await;
+    settle(operation, reply, answer, done);
+}
+
 /// Turns a panic into a failure, so that the reply is still there to be answered.
-async fn guard(fs: &Fs, operation: &'static str, work: impl Future<Output = Result<()>>) -> Result<()> {
+async fn guard<T>(fs: &Fs, operation: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_panic| {
         fs.stats().panics.add(1);
+        tracing::error!(operation, "a request failed by a defect of pailfs; it was answered EIO");
         Err(Error::new(Kind::Internal, format!("{operation} failed by a defect of pailfs")))
     })
 }
