@@ -44,9 +44,15 @@
 //! # Life of a write
 //! [`fuse`] hands over the kernel's buffer; it goes straight into the staging file, and the file's extents
 //! record it under a new stamp. `close` or `fsync` plans a commit: one Put, or parts to upload and parts to
-//! copy; a range copied from another file is a run of that file's object until then, and is copied on the server. The
+//! copy; a range copied from another file is a run of its object until then. The
 //! commit is conditional on the version the file was opened from. When S3 has answered 200, everything up to
 //! the commit's stamp is clean, and the tree learns the new ETag. On failure nothing was forgotten.
+//!
+//! # Life of a delete
+//! The object goes, then the name; `unlink` waits for both. Of files removed in a row, as `rm -r` does, the tree
+//! buries the name and `unlink` returns; the object's key and version wait in the volume's queue for company and go
+//! in one DeleteObjects. Until S3 has answered, nothing it says brings the name back; if it refused, the name is
+//! there again, and the next `rmdir` or `fsync` of the directory says why.
 
 // Numbers in tests are small and made for the purpose.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]

@@ -26,9 +26,17 @@ const LIMIT_MIN: usize = 4;
 ///
 /// The bound is halved when the server throttles, at most once for all requests that were under way then, and grows
 /// by one for each whole bound of requests that went well.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Gate {
     state: Arc<Mutex<State>>,
+    /// How often the server has said to slow down so far.
+    throttled: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -52,10 +60,13 @@ pub struct Ticket(u64);
 pub struct Pass {
     gate: Gate,
     number: u64,
+    /// What was heard before.
+    throttled: u64,
 }
 
 impl Gate {
-    pub fn new(limit_max: usize) -> Self {
+    /// At most so many requests. `throttled` tells how often the server has said to slow down so far.
+    pub fn new(limit_max: usize, throttled: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         let limit = limit_max.max(1);
         Self {
             state: Arc::new(Mutex::new(State {
@@ -67,6 +78,7 @@ impl Gate {
                 went_well: 0,
                 halved_at: 0,
             })),
+            throttled: Arc::new(throttled),
         }
     }
 
@@ -83,7 +95,7 @@ impl Gate {
             let mut state = self.lock();
             if state.under_way < state.limit {
                 state.under_way += 1;
-                return Pass { gate: self.clone(), number: ticket.0 };
+                return self.pass(ticket.0);
             }
             let (sender, waiting) = oneshot::channel();
             state.waiting[priority as usize].push_back((ticket.0, sender));
@@ -94,7 +106,7 @@ impl Gate {
             // The gate outlives its queue, so this is never seen; one request more does no harm.
             Err(_) => {
                 self.lock().under_way += 1;
-                Pass { gate: self.clone(), number: ticket.0 }
+                self.pass(ticket.0)
             }
         }
     }
@@ -121,6 +133,10 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn pass(&self, number: u64) -> Pass {
+        Pass { gate: self.clone(), number, throttled: (self.throttled)() }
+    }
+
     /// Lets waiters go as far as the bound allows.
     fn admit(&self) {
         loop {
@@ -134,14 +150,19 @@ impl Gate {
                 next
             };
             // Who does not listen any more gives its pass back at once, by dropping it here.
-            let _ = sender.send(Pass { gate: self.clone(), number });
+            let _ = sender.send(self.pass(number));
         }
     }
 }
 
 impl Pass {
-    /// The request was answered; `throttled` tells whether the server said to slow down meanwhile.
-    pub fn done(self, throttled: bool) {
+    /// The request was answered.
+    pub fn done(self) {
+        let throttled = (self.gate.throttled)() > self.throttled;
+        self.settle(throttled);
+    }
+
+    fn settle(self, throttled: bool) {
         let mut state = self.gate.lock();
         if throttled {
             if self.number > state.halved_at {
@@ -172,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_may_become_so_later() {
-        let gate = Gate::new(1);
+        let gate = Gate::new(1, || 0);
         let first = gate.enter(gate.ticket(), Priority::Guess).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let ask = async |name: &'static str, priority| {
@@ -196,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_that_goes_away_takes_no_place() {
-        let gate = Gate::new(1);
+        let gate = Gate::new(1, || 0);
         let first = gate.enter(gate.ticket(), Priority::Demand).await;
         {
             let mut gone = Box::pin(gate.enter(gate.ticket(), Priority::Demand));
@@ -209,23 +230,23 @@ mod tests {
 
     #[tokio::test]
     async fn throttling_halves_the_bound_once_and_success_opens_it_again() {
-        let gate = Gate::new(64);
+        let gate = Gate::new(64, || 0);
         let mut passes = Vec::new();
         for _ in 0..20 {
             passes.push(gate.enter(gate.ticket(), Priority::Demand).await);
         }
         for pass in passes {
-            pass.done(true);
+            pass.settle(true);
         }
         assert_eq!(gate.limit(), 32, "one burst counts once");
-        gate.enter(gate.ticket(), Priority::Demand).await.done(true);
+        gate.enter(gate.ticket(), Priority::Demand).await.settle(true);
         assert_eq!(gate.limit(), 16);
         for _ in 0..1_000 {
-            gate.enter(gate.ticket(), Priority::Demand).await.done(false);
+            gate.enter(gate.ticket(), Priority::Demand).await.settle(false);
         }
         assert!(gate.limit() > 32, "{}", gate.limit());
         for _ in 0..20 {
-            gate.enter(gate.ticket(), Priority::Demand).await.done(true);
+            gate.enter(gate.ticket(), Priority::Demand).await.settle(true);
         }
         assert_eq!(gate.limit(), LIMIT_MIN);
     }

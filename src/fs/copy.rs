@@ -100,7 +100,12 @@ impl Fs {
         Ok(copied)
     }
 
-    async fn copy_between(self: &Arc<Self>, from: (&Arc<File>, u64), to: (&Arc<File>, u64), len: u64) -> Result<u64> {
+    async fn copy_between(
+        self: &Arc<Self>,
+        from: (&Arc<File>, u64),
+        to: (&Arc<File>, u64),
+        len: u64,
+    ) -> Result<u64> {
         let (source, target) = (from.0, to.0);
         let Some(link) = self.tree().link_of(source.ino) else {
             return Err(by_hand("the source has no name"));

@@ -18,7 +18,8 @@ use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::{
-    Base, Conditions, Extents, Job, Origin, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts, upload,
+    Base, Conditions, Extents, Job, Origin, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts,
+    upload,
 };
 
 use super::volume::Volume;
@@ -551,6 +552,11 @@ impl File {
         }
         state.orphan = true;
         state.ahead.stopped = true;
+    }
+
+    /// What the next commit replaces.
+    pub(super) fn expects(&self) -> Condition {
+        lock(&self.state).expects.clone()
     }
 
     /// The next commit replaces this version: the file took the name of an object that is still there.

@@ -213,8 +213,9 @@ impl Fs {
         };
         let budget_bytes = memory - behind_bytes;
         let budget = Budget::new(budget_bytes);
-        let gate = Gate::new(REQUESTS_MAX);
-        let lanes = Lanes { budget: budget.clone(), gate: gate.clone(), stats: Arc::clone(&stats) };
+        let heard = Arc::clone(&stats);
+        let gate = Gate::new(REQUESTS_MAX, move || heard.throttled.value());
+        let lanes = Lanes { budget: budget.clone(), gate: gate.clone() };
         let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
         let spare = reader.clone();
         let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));

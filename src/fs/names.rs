@@ -224,7 +224,8 @@ impl Fs {
                 Some(Entry { found: Found::File(Facts { etag: Some(etag), .. }), .. }) => {
                     Condition::Matches(etag)
                 }
-                _ => Condition::Absent,
+                // What it replaces may itself be about to take the place of an object that is still there.
+                _ => replaced.as_ref().map_or(Condition::Absent, |replaced| replaced.file().expects()),
             };
             if let Some(replaced) = &mut replaced {
                 replaced.fetch(self).await?;

@@ -15,7 +15,6 @@ use super::{Object, ObjectId, PIECE_BYTES, lock};
 use crate::base::{Budget, ByteRange, Gate, Grant, Priority, Ticket};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Body, GetRequest, is_of_body, verify};
-use crate::stats::Stats;
 
 /// How often a body that broke off is taken up again where it broke.
 const RESUMES_MAX: u32 = 3;
@@ -27,7 +26,6 @@ pub(super) struct Fetcher {
     budget: Budget,
     disk: Option<Arc<DiskCache>>,
     runtime: Handle,
-    stats: Arc<Stats>,
 }
 
 /// A run on its way, all of it or a piece of what one GET brings. Its bytes are shared as they arrive, or where the
@@ -173,19 +171,13 @@ pub(super) enum Block {
 }
 
 impl Fetcher {
-    pub(super) fn new(
-        gate: Gate,
-        budget: Budget,
-        disk: Option<Arc<DiskCache>>,
-        stats: Arc<Stats>,
-    ) -> Arc<Self> {
+    pub(super) fn new(gate: Gate, budget: Budget, disk: Option<Arc<DiskCache>>) -> Arc<Self> {
         Arc::new(Self {
             segments: Mutex::new(Segments::new(budget.limit_bytes())),
             gate,
             budget,
             disk,
             runtime: Handle::current(),
-            stats,
         })
     }
 
@@ -364,9 +356,8 @@ impl Fetcher {
                 return;
             }
             let pass = fetcher.gate.enter(ticket, priority).await;
-            let throttled = fetcher.stats.throttled.value();
             let answer = landing.fetch().await;
-            pass.done(fetcher.stats.throttled.value() > throttled);
+            pass.done();
             if let Err(error) = answer {
                 landing.fail(error);
             }

@@ -135,7 +135,7 @@ impl Reader {
     /// Has to be called inside a tokio runtime: fetches are its tasks. `budget` bounds the bytes in memory and in
     /// flight, `gate` the requests. Runs are looked for on `disk` before S3 is asked for them, and kept there.
     pub fn new(gate: Gate, budget: Budget, disk: Option<Arc<DiskCache>>, stats: Arc<Stats>) -> Self {
-        let fetcher = Fetcher::new(gate, budget.clone(), disk, Arc::clone(&stats));
+        let fetcher = Fetcher::new(gate, budget.clone(), disk);
         let keeper = tokio::spawn(Fetcher::yield_memory(budget.clone(), Arc::downgrade(&fetcher)));
         Self {
             fetcher,

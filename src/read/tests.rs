@@ -46,7 +46,7 @@ impl Bench {
 }
 
 fn reader(limit_bytes: u64, stats: &Arc<Stats>) -> Reader {
-    Reader::new(Gate::new(64), Budget::new(limit_bytes), None, Arc::clone(stats))
+    Reader::new(Gate::new(64, || 0), Budget::new(limit_bytes), None, Arc::clone(stats))
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn many_readers_at_once_stay_within_one_budget() {
     let stats = Arc::new(Stats::default());
     let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
     let budget = Budget::new(16 << 20);
-    let reader = Reader::new(Gate::new(64), budget.clone(), None, Arc::clone(&stats));
+    let reader = Reader::new(Gate::new(64, || 0), budget.clone(), None, Arc::clone(&stats));
     let bench = Bench { reader, store: Arc::new(store), stats };
     let body = pattern(12 << 20);
     let object = bench.object(&body).await;
@@ -245,7 +245,8 @@ async fn a_server_that_throttles_gets_fewer_requests_at_once() {
     let bench = Bench::new();
     let body = pattern(1000);
     let object = bench.object(&body).await;
-    let gate = Gate::new(64);
+    let heard = Arc::clone(&bench.stats);
+    let gate = Gate::new(64, move || heard.throttled.value());
     let reader = Reader::new(gate.clone(), Budget::new(1 << 20), None, Arc::clone(&bench.stats));
     // As the client counts them, whether or not its own tries helped in the end.
     bench.store.fail_nth(1, Kind::Throttled, When::Before);
@@ -259,7 +260,7 @@ fn with_disk(bench: &Bench, dir: &std::path::Path) -> Bench {
     let stats = Arc::clone(&bench.stats);
     let limits = DiskLimits { disk_bytes: 1 << 30, behind_bytes: 64 << 20 };
     let disk = DiskCache::open(dir, limits, Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
-    let reader = Reader::new(Gate::new(64), Budget::new(64 << 20), Some(disk), Arc::clone(&stats));
+    let reader = Reader::new(Gate::new(64, || 0), Budget::new(64 << 20), Some(disk), Arc::clone(&stats));
     Bench { store: Arc::clone(&bench.store), reader, stats }
 }
 
@@ -331,7 +332,7 @@ async fn one_read_in_order_leaves_the_whole_file_on_disk() {
     let limits = DiskLimits { disk_bytes: 1 << 30, behind_bytes: 2 << 20 };
     let clock = Arc::new(crate::base::ManualClock::new());
     let disk = DiskCache::open(dir.path(), limits, clock, Arc::clone(&stats)).unwrap();
-    let reader = Reader::new(Gate::new(64), Budget::new(32 << 20), Some(disk), Arc::clone(&stats));
+    let reader = Reader::new(Gate::new(64, || 0), Budget::new(32 << 20), Some(disk), Arc::clone(&stats));
     let bench = Bench { store: Arc::clone(&memory.store), reader, stats };
     let w = bench.reader.cursor();
     for (number, expected) in body.chunks(1 << 20).enumerate() {

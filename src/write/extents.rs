@@ -234,13 +234,13 @@ impl Extents {
         // A sequential writer extends its last run instead of adding one per write: the newer stamp
         // covers the older bytes too, which at worst uploads them once more.
         // Not across the end of a part, which may have left already and should not go again.
-        let mut start = range.start();
+        let (mut start, mut what) = (range.start(), what);
         if !start.is_multiple_of(RUN_END_BYTES)
             && let Some((before, (end, earlier))) = self.runs.range(..start).next_back()
             && *end == start
-            && goes_on(*earlier, what)
+            && let Some(both) = joined(*earlier, what)
         {
-            start = *before;
+            (start, what) = (*before, both);
         }
         let run = ByteRange::new(start, range.end()).unwrap_or(range);
         for piece in pieces(run, what) {
@@ -301,12 +301,16 @@ fn pieces(run: ByteRange, what: What) -> Vec<ByteRange> {
     pieces
 }
 
-/// Whether a run goes on with the next, but for their stamps.
-fn goes_on(run: What, next: What) -> bool {
+/// What two runs side by side are as one, if they differ in their stamps alone. Fetched bytes have an old stamp, so the
+/// newer one is not always the second's.
+fn joined(run: What, next: What) -> Option<What> {
     match (run, next) {
-        (What::Staged(_), What::Staged(_)) | (What::Zero(_), What::Zero(_)) => true,
-        (What::Copied(..), next) => run.is_of_same_object(next),
-        _ => false,
+        (What::Staged(one), What::Staged(two)) => Some(What::Staged(one.max(two))),
+        (What::Zero(one), What::Zero(two)) => Some(What::Zero(one.max(two))),
+        (What::Copied(one, copy), What::Copied(two, same)) if copy == same => {
+            Some(What::Copied(one.max(two), copy))
+        }
+        _ => None,
     }
 }
 
@@ -382,14 +386,13 @@ mod tests {
     /// What `seek` has to say, byte by byte.
     fn check_seek(extents: &Extents) {
         let len = extents.len();
-        let is_hole = |at: u64| {
-            let byte = extents.segments(ByteRange::at(at, 1).unwrap());
-            matches!(byte[0].what, What::Zero(_))
-        };
-        for offset in 0..len {
-            let hole = (offset..len).find(|at| is_hole(*at)).or(Some(len));
-            assert_eq!(extents.seek(offset, true), hole);
-            assert_eq!(extents.seek(offset, false), (offset..len).find(|at| !is_hole(*at)));
+        let mut next = [Some(len), None];
+        for segment in extents.all().iter().rev() {
+            let is_hole = matches!(segment.what, What::Zero(_));
+            for at in (segment.range.start()..segment.range.end()).rev() {
+                next[usize::from(!is_hole)] = Some(at);
+                assert_eq!([extents.seek(at, true), extents.seek(at, false)], next);
+            }
         }
         assert_eq!((extents.seek(len, true), extents.seek(len, false)), (None, None));
     }
@@ -461,6 +464,18 @@ mod tests {
                 prop_assert_eq!(&again, &extents);
             }
         }
+    }
+
+    #[test]
+    fn what_is_written_beside_a_copy_on_its_way_stays_dirty_when_the_copy_is_fetched() {
+        let mut extents = Extents::of_base(0);
+        let copied = ByteRange::new(4, 17).unwrap();
+        extents.copy(copied, 1, 0);
+        // A commit of everything so far has begun.
+        extents.write(ByteRange::new(0, 4).unwrap(), 2);
+        extents.fetched(copied, 0);
+        extents.clear(1, 17);
+        assert!(matches!(extents.segments(ByteRange::new(0, 4).unwrap())[0].what, What::Staged(2)));
     }
 
     #[test]

@@ -35,4 +35,7 @@ pub use extents::{Extents, Segment, What};
 pub use parts::Parts;
 pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
 pub use staging::{Room, Staging};
-pub use upload::{Base, Conditions, Job, Lanes, Origin, abandon, copy_object, delete_object, delete_objects, send_ahead, upload};
+pub use upload::{
+    Base, Conditions, Job, Lanes, Origin, abandon, copy_object, delete_object, delete_objects, send_ahead,
+    upload,
+};

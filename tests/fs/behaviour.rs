@@ -317,3 +317,19 @@ fn a_name_made_by_another_client_meanwhile_is_an_error_of_create_exclusive() {
         assert_eq!(kind_of(answer.map(|_| ())), Kind::AlreadyExists);
     });
 }
+
+#[test]
+fn a_new_file_takes_the_name_of_a_new_file_that_took_an_object_s() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"old").await;
+        let first = client.open("new", WRITE).await.unwrap();
+        client.rename("new", "f").await.unwrap();
+        let second = client.open("new", WRITE).await.unwrap();
+        client.fs.write(second.1, 0, b"second").await.unwrap();
+        client.rename("new", "f").await.unwrap();
+        client.close(second).await.unwrap();
+        client.close(first).await.unwrap();
+        assert_eq!(client.objects().await, [("f".to_owned(), 6)], "no lost race with ourselves");
+    });
+}

@@ -563,6 +563,12 @@ impl World {
             prop_assert!(read == file.bytes, "{:?} shows other bytes", file.name);
             self.check_holes(file, open.1)?;
         }
+        // A name removed in a row is gone at once, and its object a little later.
+        let at = self.client.walk("d").await.map_err(fail)?;
+        for dir in [pailfs::tree::ROOT, at.ino] {
+            self.client.fs.fsyncdir(dir).await.map_err(fail)?;
+        }
+        self.client.fs.forget(at.ino, 1);
         for (name, expected) in &self.objects {
             let object = self.client.object(name).await;
             prop_assert!(object.as_ref() == Some(expected), "{} is another object", name);
