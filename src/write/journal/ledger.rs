@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::record::{BaseObject, Begun, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+use super::record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
@@ -41,6 +41,8 @@ pub struct OwedFile {
     pub staged_len: u64,
     /// Exactly as the writer had them.
     pub extents: Extents,
+    /// Where runs are copied from, by number. Not all of them need be in use.
+    pub copies: Vec<CopiedFrom>,
     /// Number of the latest change, and of the latest that S3 has.
     pub stamp: u64,
     pub saved: u64,
@@ -106,6 +108,8 @@ struct Entry {
     /// With the present values of everything that changes.
     begun: Begun,
     extents: Extents,
+    /// By number. They stay as long as the file does, so that a number never means another one.
+    copies: Vec<CopiedFrom>,
     acknowledged: Option<u64>,
     suspect: bool,
     /// Start of a run whose bytes are in the journal -> its end and the frame. All of it is staged.
@@ -134,6 +138,20 @@ impl Ledger {
             Record::Cut { file, len, stamp, .. } => {
                 require(*len < u64::MAX, "a length that no file has")?;
                 self.newer(*file, *stamp)
+            }
+            Record::Copied { file, range, stamp, number, from, .. } => {
+                require(is_range(*range), "an empty range")?;
+                require(from.has(*range), "a copy of more than the object has")?;
+                let copies = &self.entry(*file)?.copies;
+                let is_next = index(*number) == copies.len();
+                let same = copies.get(index(*number)).map_or(is_next, |known| known == from);
+                require(same, "a copy under the number of another")?;
+                self.newer(*file, *stamp)
+            }
+            Record::Fetched { file, range, number } => {
+                require(is_range(*range), "an empty range")?;
+                let known = index(*number) < self.entry(*file)?.copies.len();
+                require(known, "bytes of a copy that was not made")
             }
             Record::Described { file, stamp, .. } => self.newer(*file, *stamp),
             Record::Moved { file, .. } => self.entry(*file).map(drop),
@@ -165,11 +183,19 @@ impl Ledger {
                 require(!self.files.contains_key(&kept.begun.file), "a file is kept twice")?;
                 require(is_plain_name(&kept.begun.staging), "a staging file outside of its directory")
             }
+            Record::KeptCopy { file, .. } => {
+                require(self.entry(*file)?.extents.is_empty(), "a copy after runs that may be of it")
+            }
             Record::Runs { file, runs } => {
-                let mut end = self.entry(*file)?.extents.len();
+                let entry = self.entry(*file)?;
+                let mut end = entry.extents.len();
                 for run in runs {
                     let segment = run.segment().filter(|segment| segment.range.start() == end);
                     let Some(segment) = segment else { return Err(nonsense("a run out of order")) };
+                    if let What::Copied(_, number) = segment.what {
+                        let from = entry.copies.get(index(number));
+                        require(from.is_some_and(|from| from.has(segment.range)), "a run of no copy")?;
+                    }
                     end = segment.range.end();
                 }
                 Ok(())
@@ -208,6 +234,20 @@ impl Ledger {
                 // Beyond the length of a file that grows there is nothing.
                 let Some(beyond) = ByteRange::new(*len, u64::MAX) else { return };
                 self.change(*file, *stamp, *at, beyond, |entry| entry.extents.truncate(*len, *stamp));
+            }
+            Record::Copied { file, range, stamp, at, number, from } => {
+                self.change(*file, *stamp, *at, *range, |entry| {
+                    if index(*number) == entry.copies.len() {
+                        entry.copies.push(from.clone());
+                    }
+                    entry.extents.copy(*range, *stamp, *number);
+                });
+            }
+            // No change: whatever is known of these bytes is true still.
+            Record::Fetched { file, range, number } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.extents.fetched(*range, *number);
+                }
             }
             Record::Zeroed { file, range, stamp, at } => {
                 self.change(*file, *stamp, *at, *range, |entry| entry.extents.punch(*range, *stamp));
@@ -282,6 +322,11 @@ impl Ledger {
                 entry.suspect = kept.suspect;
                 self.files.insert(kept.begun.file, entry);
             }
+            Record::KeptCopy { file, from } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.copies.push(from.clone());
+                }
+            }
             Record::Runs { file, runs } => {
                 if let Some(entry) = self.files.get_mut(file) {
                     for segment in runs.iter().filter_map(|run| run.segment()) {
@@ -334,6 +379,8 @@ impl Ledger {
             let kept =
                 Kept { begun: entry.begun.clone(), acknowledged: entry.acknowledged, suspect: entry.suspect };
             steps.push(Step::Record(Record::Kept(Box::new(kept))));
+            let copies = entry.copies.iter().cloned();
+            steps.extend(copies.map(|from| Step::Record(Record::KeptCopy { file: *file, from })));
             for runs in entry.extents.all().chunks(RUNS_PER_RECORD) {
                 let runs = runs.iter().map(|segment| Run::from(*segment)).collect();
                 steps.push(Step::Record(Record::Runs { file: *file, runs }));
@@ -424,7 +471,14 @@ impl Ledger {
 
 impl Entry {
     fn new(begun: Begun, extents: Extents) -> Self {
-        Self { begun, extents, acknowledged: None, suspect: false, inlined: BTreeMap::new() }
+        Self {
+            begun,
+            extents,
+            copies: Vec::new(),
+            acknowledged: None,
+            suspect: false,
+            inlined: BTreeMap::new(),
+        }
     }
 
     fn is_saved(&self) -> bool {
@@ -506,6 +560,7 @@ impl Entry {
             staging: begun.staging,
             staged_len: self.staged_len(),
             extents: self.extents.clone(),
+            copies: self.copies.clone(),
             stamp: begun.stamp,
             saved: begun.saved,
             acknowledged: self.acknowledged,
@@ -519,6 +574,10 @@ impl Entry {
 /// A name is one component, so that no record leads out of the directory.
 fn is_plain_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+fn index(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// What was read from JSON may be one that [`ByteRange::new`] would not make.

@@ -17,7 +17,9 @@
 //!    that orders the file's changes, so that stamps reach the journal in their order.
 //! 3. Of an acknowledgement: `fdatasync` of the staging file (unless everything in it was inlined), then
 //!    [`Record::Acknowledged`], then [`Journal::sync`], then the answer.
-//! 4. [`Record::Saved`] once S3 answered 200. Where nothing newer is there the file is forgotten, and begins anew with
+//! 4. Before an object goes that a file has copied runs of: their bytes into the staging file and `fdatasync`, then
+//!    [`Record::Fetched`], then [`Journal::sync`]. Until then the object is the only place that has them.
+//! 5. [`Record::Saved`] once S3 answered 200. Where nothing newer is there the file is forgotten, and begins anew with
 //!    the next change.
 //!
 //! Guarantees
@@ -30,7 +32,8 @@
 //! 4. A file whose bytes are not all there is owed as damaged, and stays until [`Record::Gone`].
 //!    One whose bytes may not be what was written, because the machine went down before they were acknowledged, says so.
 //! 5. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
-//!    400 bytes for a file, 30 for a run, and what is inlined); and that again while a new segment is begun.
+//!    400 bytes for a file, 200 for a copy, 30 for a run, and what is inlined); and that again while a new segment is
+//!    begun.
 //!
 //! An append is one write(2) into the page cache. Once in 16 MiB of them (160,000 writes; a hundredth of a second) it also
 //! begins a new segment and waits for the disk.
@@ -53,7 +56,7 @@ use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
 pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
-pub use record::{BaseObject, Begun, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
 
 /// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
 /// two of them that is nothing, while reading so much at the next start takes a fraction of a second.

@@ -49,14 +49,30 @@ pub struct Place {
     pub key: String,
 }
 
-/// The object that a file's unchanged bytes come from. Not always at the file's own place: what is not in S3 yet is
-/// renamed here alone.
+/// An object that bytes of a file come from: its unchanged ones, or a copy. The former is not always at the file's own
+/// place, because what is not in S3 yet is renamed here alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseObject {
     pub place: Place,
     pub etag: ETag,
     /// In bytes.
     pub size: u64,
+}
+
+/// Another object that runs of a file are copied from, as long as nobody has fetched them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiedFrom {
+    pub object: BaseObject,
+    /// What to add to a place in the file for the place in the object; it wraps.
+    pub shift: u64,
+}
+
+impl CopiedFrom {
+    /// Whether the object has all that a range of the file is to be copied from.
+    pub(super) fn has(&self, range: ByteRange) -> bool {
+        ByteRange::at(range.start().wrapping_add(self.shift), range.len())
+            .is_some_and(|there| there.end() <= self.object.size)
+    }
 }
 
 /// A key to delete, only as the version that is named.
@@ -117,7 +133,26 @@ pub enum Record {
         #[serde(with = "nanoseconds")]
         at: SystemTime,
     },
-    /// A hole was punched; the length stays.
+    /// These bytes are an object's, which nobody has fetched. The file's copies are numbered from 0 on, and a number is
+    /// the same object and shift until the file is forgotten.
+    Copied {
+        file: FileId,
+        range: ByteRange,
+        stamp: u64,
+        #[serde(with = "nanoseconds")]
+        at: SystemTime,
+        number: u32,
+        from: CopiedFrom,
+    },
+    /// What is of this copy in the range is in the staging file now. The bytes are what they were and no newer, so they
+    /// may have been acknowledged: before this, the staging file is synced.
+    Fetched {
+        file: FileId,
+        range: ByteRange,
+        number: u32,
+    },
+    /// A hole was punched; the length stays. Zeros that make the file longer are a `Cut` to their end and then this,
+    /// each with its stamp.
     Zeroed {
         file: FileId,
         range: ByteRange,
@@ -167,7 +202,7 @@ pub enum Record {
         stamp: u64,
         object: BaseObject,
     },
-    /// `close()` returned: up to `stamp` the bytes are on the disk, in the staging file or inlined.
+    /// `close()` returned: up to `stamp` the bytes are on the disk, in the staging file or inlined, or another object's.
     Acknowledged {
         file: FileId,
         stamp: u64,
@@ -194,8 +229,13 @@ pub enum Record {
     Deleted {
         id: IntentId,
     },
-    /// Of a checkpoint: a file without its extents.
+    /// Of a checkpoint: a file without its copies and extents.
     Kept(Box<Kept>),
+    /// Of a checkpoint: the file's next copy. All of them come before its runs.
+    KeptCopy {
+        file: FileId,
+        from: CopiedFrom,
+    },
     /// Of a checkpoint: the next runs of a file.
     Runs {
         file: FileId,

@@ -12,12 +12,16 @@ use super::mem::{Fault, MemDir};
 use super::*;
 use crate::base::{ByteRange, ETag};
 use crate::s3::{Attributes, Condition, Part, Upload};
-use crate::write::{Extents, What};
+use crate::write::{Extents, Segment, What};
 
 const BOOT: u64 = 11;
 /// Small enough for rotations in the middle of everything.
 const SEGMENT: u64 = 2500;
 const NEVER: u64 = 1 << 30;
+/// Steps between power losses: a frame has some 200 bytes.
+const EVERY_BYTE: usize = 1;
+const SOME_BYTES: usize = 97;
+const ALL_OR_NONE: usize = usize::MAX;
 
 /// What a program or the mount does. Files are few, so that things happen to the same one.
 #[derive(Clone, Debug)]
@@ -26,6 +30,10 @@ enum Act {
     Inline(u64, u64, u64),
     Cut(u64, u64),
     Zero(u64, u64, u64),
+    /// Of one of two objects, each at two places.
+    Copy(u64, u64, u64, u64),
+    /// What is of the copy with this number in the range is fetched.
+    Fetch(u64, u32, u64, u64),
     Describe(u64),
     Move(u64),
     Upload(u64),
@@ -47,6 +55,8 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (file(), 0u64..60, 1u64..20).prop_map(|(f, at, len)| Act::Inline(f, at, len)),
         2 => (file(), 0u64..80).prop_map(|(f, len)| Act::Cut(f, len)),
         2 => (file(), 0u64..60, 1u64..20).prop_map(|(f, at, len)| Act::Zero(f, at, len)),
+        3 => (file(), 5u64..60, 1u64..20, 0u64..4).prop_map(|(f, at, len, of)| Act::Copy(f, at, len, of)),
+        2 => (file(), 0u32..3, 0u64..60, 1u64..40).prop_map(|(f, n, at, len)| Act::Fetch(f, n, at, len)),
         1 => file().prop_map(Act::Describe),
         1 => file().prop_map(Act::Move),
         1 => file().prop_map(Act::Upload),
@@ -72,6 +82,7 @@ struct Writer {
 struct Mine {
     begun: Begun,
     extents: Extents,
+    copies: Vec<CopiedFrom>,
     /// Length at each stamp: what a commit of it makes.
     lengths: BTreeMap<u64, u64>,
     acknowledged: Option<u64>,
@@ -89,6 +100,12 @@ fn place(key: &str) -> Place {
 
 fn object(key: &str, etag: u64, size: u64) -> BaseObject {
     BaseObject { place: place(key), etag: ETag::new(&format!("e{etag}")), size }
+}
+
+/// From further on in the object, or from further ahead, where the shift wraps.
+fn copied_from(of: u64) -> CopiedFrom {
+    let shift = if of.is_multiple_of(2) { 100 } else { 0u64.wrapping_sub(5) };
+    CopiedFrom { object: object(&format!("source-{}", of / 2), of / 2, 200), shift }
 }
 
 impl Writer {
@@ -122,6 +139,32 @@ impl Writer {
                 let (file, stamp, mine) = self.change(f, now, &mut records);
                 mine.extents.punch(range(at, len), stamp);
                 records.push(Record::Zeroed { file, range: range(at, len), stamp, at: now });
+            }
+            Act::Copy(f, at, len, of) => {
+                let (file, stamp, mine) = self.change(f, now, &mut records);
+                let from = copied_from(of);
+                let known = mine.copies.iter().position(|copy| *copy == from);
+                let number = known.unwrap_or(mine.copies.len()) as u32;
+                if known.is_none() {
+                    mine.copies.push(from.clone());
+                }
+                mine.extents.copy(range(at, len), stamp, number);
+                records.push(Record::Copied { file, range: range(at, len), stamp, at: now, number, from });
+            }
+            Act::Fetch(f, number, at, len) => {
+                let Some(mine) = self.files.get_mut(&f) else { return records };
+                if number as usize >= mine.copies.len() {
+                    return records;
+                }
+                for segment in mine.extents.segments(range(at, len)) {
+                    if matches!(segment.what, What::Copied(_, of) if of == number) {
+                        let (start, end) = (segment.range.start() as usize, segment.range.end() as usize);
+                        mine.staged.resize(mine.staged.len().max(end), 0);
+                        mine.staged[start..end].fill(200 + number as u8);
+                    }
+                }
+                mine.extents.fetched(range(at, len), number);
+                records.push(Record::Fetched { file: FileId(f), range: range(at, len), number });
             }
             Act::Describe(f) => {
                 let content_type = Some(format!("text/{}", self.clock));
@@ -223,7 +266,7 @@ impl Writer {
             records.push(Record::Begun(Box::new(begun.clone())));
             let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
             let lengths = [(stamp, extents.len())].into();
-            Mine { begun, extents, lengths, acknowledged: None, staged: Vec::new() }
+            Mine { begun, extents, copies: Vec::new(), lengths, acknowledged: None, staged: Vec::new() }
         });
         mine.begun.stamp += 1;
         // Attributes have a time of change of their own.
@@ -244,6 +287,7 @@ impl Writer {
         for (id, mine) in &self.files {
             let file = &owed[id];
             assert_eq!(file.extents, mine.extents);
+            assert_eq!(file.copies, mine.copies);
             assert_eq!((file.stamp, file.saved), (mine.begun.stamp, mine.begun.saved));
             assert_eq!(
                 (&file.place, &file.base, &file.expects),
@@ -270,6 +314,14 @@ fn folds(records: &[Record]) -> Vec<Ledger> {
         folds.push(ledger.clone());
     }
     folds
+}
+
+/// The same with one more.
+fn fold(folds: &mut Vec<Ledger>, record: &Record) {
+    let mut ledger = folds.last().unwrap().clone();
+    ledger.admit(record).unwrap();
+    ledger.apply(record, FrameAt { offset: 0, len: 0 });
+    folds.push(ledger);
 }
 
 fn begin(dir: &MemDir, segment_bytes: u64) -> Result<Log> {
@@ -370,19 +422,18 @@ proptest! {
     }
 }
 
-/// The records that a power loss may leave, from those synced to all, and which it left.
-fn check_power_losses(dir: &MemDir, folds: &[Ledger], synced: usize, every_byte: bool) {
+/// What power losses leave, with none, every `step`th and all of the bytes that were not synced, is a prefix of the
+/// records, no shorter than what was synced.
+fn check_power_losses(dir: &MemDir, folds: &[Ledger], synced: usize, step: usize) {
     let unsynced = dir.unsynced();
-    let folds: Vec<Ledger> = folds.iter().map(after_reboot).collect();
+    let possible: Vec<Ledger> = folds[synced..].iter().map(after_reboot).collect();
     for names in 0..dir.name_states() {
-        for kept in (0..=unsynced).filter(|kept| every_byte || kept % 97 == 0 || *kept == unsynced) {
+        for kept in (0..unsynced).step_by(step).chain([unsynced]) {
             // Another boot: not the same ledger, but for what is suspect.
             let left = replay(&dir.after_power_loss(names, kept), BOOT + 1).unwrap().ledger.without_places();
-            let found = folds.iter().rposition(|fold| *fold == left);
-            assert!(found.is_some(), "names {names}, {kept} bytes: no prefix of the records");
             assert!(
-                found >= Some(synced),
-                "names {names}, {kept} bytes: {found:?} of {synced} that were synced"
+                possible.contains(&left),
+                "names {names}, {kept} bytes: no prefix of the records with the {synced} synced ones in it"
             );
         }
     }
@@ -411,7 +462,8 @@ proptest! {
                 synced = records.len();
             }
             prop_assert!(log.synced() as usize >= synced);
-            check_power_losses(&dir, &folds(&records), synced, i + 1 == acts.len());
+            let step = if i + 1 == acts.len() { EVERY_BYTE } else { SOME_BYTES };
+            check_power_losses(&dir, &folds(&records), synced, step);
         }
     }
 }
@@ -421,7 +473,10 @@ fn long_history() -> Vec<Record> {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let acts = proptest::collection::vec(act(), 70).new_tree(&mut runner).unwrap().current();
-    all_records(&acts)
+    let records = all_records(&acts);
+    let has = |is: fn(&Record) -> bool| records.iter().any(is);
+    assert!(has(|r| matches!(r, Record::Copied { .. })) && has(|r| matches!(r, Record::Fetched { .. })));
+    records
 }
 
 /// Appends and syncs until the end or the process's; returns what was appended and how much of it was synced.
@@ -458,7 +513,7 @@ fn the_process_may_die_at_every_call_and_the_power_fail_then() {
         // The last one was being appended, and may be there.
         let found = folds.iter().rposition(|fold| *fold == left).expect("a prefix of the records");
         assert!(found >= appended, "call {at}: {found} of {appended} records after a kill");
-        check_power_losses(&dir, &folds, synced, false);
+        check_power_losses(&dir, &folds, synced, SOME_BYTES);
         // The next one goes on, in whatever it finds.
         let next = dir.after_kill();
         let again = begin(&next, SEGMENT).unwrap();
@@ -471,45 +526,49 @@ fn the_process_may_die_at_every_call_and_the_power_fail_then() {
 #[test]
 fn every_call_may_fail_once_and_nothing_that_worked_is_lost() {
     let records = long_history();
+    let calls =
+        (1..).take_while(|at| fail_once(&records, Fault::Fails(*at)) & fail_once(&records, Fault::Lies(*at)));
+    let calls = calls.count();
+    assert!(calls > records.len(), "{calls} calls failed");
+}
+
+/// Whether there were as many calls.
+fn fail_once(records: &[Record], fault: Fault) -> bool {
+    let (Fault::Fails(at) | Fault::Lies(at)) = fault else { panic!("{fault:?}") };
     let dir = MemDir::default();
-    run(&dir, &records);
-    let calls = dir.calls();
-    for fault in (1..=calls).flat_map(|at| [Fault::Fails(at), Fault::Lies(at)]) {
-        let dir = MemDir::default();
-        dir.set(fault);
-        let log = match begin(&dir, SEGMENT) {
-            Ok(log) => log,
-            // The next start finds nothing wrong.
-            Err(_) => begin(&dir, SEGMENT).unwrap(),
-        };
-        // Records after a failed one may make no sense any more: they are refused, as they would be if asked for.
-        let mut worked = Vec::new();
-        let mut synced = 0;
-        let mut checks = 0;
-        for (i, record) in records.iter().enumerate() {
-            if log.append(record).is_ok() {
-                worked.push(record.clone());
-            }
-            if i % 3 == 2 && log.sync().is_ok() {
-                synced = worked.len();
-            }
-            // What went wrong may be made good later on; it has to be good at once.
-            let (Fault::Fails(at) | Fault::Lies(at)) = fault else { panic!("{fault:?}") };
-            if dir.calls() >= at && checks < 4 {
-                checks += 1;
-                let folds = folds(&worked);
-                assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}, record {i}");
-                check_power_losses(&dir, &folds, synced, false);
-            }
+    dir.set(fault);
+    let log = match begin(&dir, SEGMENT) {
+        Ok(log) => log,
+        // The next start finds nothing wrong.
+        Err(_) => begin(&dir, SEGMENT).unwrap(),
+    };
+    // Records after a failed one may make no sense any more: they are refused, as they would be if asked for.
+    let mut folds = folds(&[]);
+    let mut synced = 0;
+    let mut checks = 0;
+    for (i, record) in records.iter().enumerate() {
+        if log.append(record).is_ok() {
+            fold(&mut folds, record);
         }
-        assert!(worked.len() * 10 > records.len(), "{fault:?}: {} records", worked.len());
-        let folds = folds(&worked);
-        assert_eq!(Some(&current(&log)), folds.last(), "{fault:?}");
-        assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}");
-        check_power_losses(&dir, &folds, synced, false);
-        log.sync().unwrap();
-        check_power_losses(&dir, &folds, worked.len(), false);
+        if i % 3 == 2 && log.sync().is_ok() {
+            synced = folds.len() - 1;
+        }
+        // What went wrong may be made good later on; it has to be good at once.
+        if dir.calls() >= at && checks < 4 {
+            let step = if checks == 0 { SOME_BYTES } else { ALL_OR_NONE };
+            checks += 1;
+            assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}, record {i}");
+            check_power_losses(&dir, &folds, synced, step);
+        }
     }
+    let happened = dir.calls() >= at;
+    let worked = folds.len() - 1;
+    assert!(worked * 10 > records.len(), "{fault:?}: {worked} records");
+    assert_eq!(Some(&current(&log)), folds.last(), "{fault:?}");
+    assert_eq!(Some(&replayed(&dir.after_kill())), folds.last(), "{fault:?}");
+    log.sync().unwrap();
+    check_power_losses(&dir, &folds, worked, ALL_OR_NONE);
+    happened
 }
 
 /// A file with bytes, for tests that need one.
@@ -529,7 +588,7 @@ fn a_failed_sync_is_made_good_in_a_new_segment() {
     dir.set(Fault::Fails(1));
     log.sync().unwrap();
     assert_ne!(dir.names().unwrap(), before, "the kernel may have forgotten the pages of the old one");
-    check_power_losses(&dir, &folds(&simple(5)), 6, true);
+    check_power_losses(&dir, &folds(&simple(5)), 6, EVERY_BYTE);
     // Where that fails too the sync does, and so does what would be appended to a file that cannot be trusted.
     let log = begin(&dir, NEVER).unwrap();
     log.append(&Record::Gone { file: FileId(9) }).unwrap();
@@ -554,10 +613,10 @@ fn what_is_appended_during_a_sync_is_not_taken_for_synced() {
     dir.meanwhile(move || late.append(&record).unwrap());
     log.sync().unwrap();
     assert_eq!((log.synced(), log.appended()), (2, 3));
-    check_power_losses(&dir, &folds(&records), 2, true);
+    check_power_losses(&dir, &folds(&records), 2, EVERY_BYTE);
     log.sync().unwrap();
     assert_eq!(log.synced(), 3);
-    check_power_losses(&dir, &folds(&records), 3, true);
+    check_power_losses(&dir, &folds(&records), 3, EVERY_BYTE);
     // The same while a new segment takes over.
     let log = Arc::new(begin(&dir, SEGMENT).unwrap());
     let late = Arc::clone(&log);
@@ -570,7 +629,7 @@ fn what_is_appended_during_a_sync_is_not_taken_for_synced() {
     });
     log.sync().unwrap();
     assert_ne!(dir.names().unwrap(), before);
-    check_power_losses(&dir, &folds(&records), 3, true);
+    check_power_losses(&dir, &folds(&records), 3, EVERY_BYTE);
 }
 
 #[test]
@@ -705,6 +764,37 @@ fn parts_are_taken_back_when_their_bytes_change_and_uploads_outlive_their_files(
 }
 
 #[test]
+fn a_copy_takes_back_what_it_covers_and_needs_nothing_staged_until_it_is_fetched() {
+    let mut acts = vec![
+        Act::Inline(1, 0, 40),
+        Act::Upload(1),
+        Act::Send(1, 1, 0, 10),
+        Act::Send(1, 2, 10, 10),
+        Act::Copy(1, 12, 40, 0),
+        Act::Send(1, 3, 10, 42),
+    ];
+    let sum = |acts: &[Act]| folds(&all_records(acts)).pop().unwrap();
+    let file = |acts: &[Act]| match &sum(acts).owed()[0] {
+        Owed::File(file) => file.clone(),
+        other => panic!("{other:?}"),
+    };
+    let parts = |file: &OwedFile| file.upload.as_ref().unwrap().parts.keys().copied().collect::<Vec<_>>();
+    let copied = file(&acts);
+    assert_eq!((copied.staged_len, parts(&copied)), (0, vec![1, 3]));
+    let ledger = sum(&acts);
+    let inlined: Vec<ByteRange> = ledger.inlined().map(|(_, range, _)| range).collect();
+    assert_eq!(inlined, [range(0, 12)]);
+    acts.push(Act::Fetch(1, 0, 20, 10));
+    let fetched = file(&acts);
+    assert_eq!((fetched.staged_len, parts(&fetched)), (30, vec![1, 3]));
+    assert_eq!((fetched.stamp, fetched.written_at), (copied.stamp, copied.written_at));
+    assert_eq!(fetched.copies, [copied_from(0)]);
+    // Its numbers end with the file.
+    acts.extend([Act::Save(1, 0), Act::Copy(1, 5, 5, 1)]);
+    assert_eq!(file(&acts).copies, [copied_from(1)]);
+}
+
+#[test]
 fn an_upload_for_another_place_is_to_be_aborted() {
     let records = all_records(&[Act::Write(1, 0, 40), Act::Upload(1), Act::Move(1)]);
     let owed = folds(&records).pop().unwrap().owed();
@@ -719,8 +809,15 @@ fn records_that_make_no_sense_are_refused_and_not_written() {
     for record in simple(2) {
         log.append(&record).unwrap();
     }
-    let before = dir.bytes();
     let (file, at) = (FileId(1), UNIX_EPOCH);
+    let copied = |stamp, range, number, of| {
+        let from = copied_from(of);
+        Record::Copied { file, range, stamp, at, number, from }
+    };
+    log.append(&copied(4, range(5, 3), 0, 0)).unwrap();
+    // Right behind what the file has.
+    let run = |len, what| Run::from(Segment { range: range(8, len), what });
+    let before = dir.bytes();
     let mut outside = match simple(1).remove(0) {
         Record::Begun(begun) => begun,
         other => panic!("{other:?}"),
@@ -732,6 +829,16 @@ fn records_that_make_no_sense_are_refused_and_not_written() {
         Record::Inlined { file, range: range(0, 2), stamp: 9, at, bytes: Bytes::from_static(b"1") },
         Record::Saved { file, stamp: 9, object: object("k1", 1, 3) },
         Record::Saved { file, stamp: 3, object: object("k1", 1, 2) },
+        copied(4, range(5, 3), 0, 0),
+        copied(9, range(5, 3), 0, 1),
+        copied(9, range(5, 3), 2, 1),
+        copied(9, range(99, 2), 0, 0),
+        copied(9, range(3, 9), 1, 1),
+        Record::KeptCopy { file, from: copied_from(1) },
+        Record::Runs { file, runs: vec![run(4, What::Copied(4, 1))] },
+        Record::Runs { file, runs: vec![run(200, What::Copied(4, 0))] },
+        Record::Fetched { file, range: range(0, 1), number: 1 },
+        Record::Fetched { file: FileId(2), range: range(0, 1), number: 0 },
         Record::Acknowledged { file, stamp: 9 },
         Record::Checkpointed { records: 0 },
         Record::Begun(outside),
