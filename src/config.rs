@@ -63,10 +63,21 @@ pub struct MountConfig {
     pub passthrough: Passthrough,
     /// Where written bytes wait for their upload.
     pub state_dir: PathBuf,
+    pub durability: Durability,
     /// Of its file system, what is left to others, in bytes; otherwise a twentieth.
     pub state_reserve: Option<u64>,
     /// Path of the control socket.
     pub control_socket: PathBuf,
+}
+
+/// What `close()` waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// S3 has the file.
+    #[default]
+    Close,
+    /// The local disk has it.
+    Journal,
 }
 
 /// Which files the kernel may read by itself, where they are whole in the cache directory.
@@ -521,6 +532,7 @@ mod tests {
             passthrough: Passthrough::ReadOnly,
             state_dir: "/var/lib/pailfs".into(),
             state_reserve: None,
+            durability: Durability::Close,
             control_socket: "/run/pailfs/x".into(),
         };
         good.check().unwrap();

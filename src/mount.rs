@@ -10,18 +10,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use md5::{Digest, Md5};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, SystemClock, format_bytes};
-use crate::config::{BucketDir, MountConfig, Passthrough, Source};
+use crate::config::{BucketDir, Durability, MountConfig, Passthrough, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
@@ -30,6 +31,7 @@ use crate::s3::unreachable_because;
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::Conditions;
+use crate::write::journal::{Journal, Owed};
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -79,6 +81,104 @@ impl Failure {
     }
 }
 
+/// What is left to do of mounts that have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Files that are in S3 now.
+    pub saved: usize,
+    /// Files whose bytes are not all there; they stay where they are.
+    pub kept: usize,
+}
+
+/// Saves what mounts of this source owed when they ended, without mounting it.
+pub async fn recover(config: &MountConfig) -> Result<Recovered, Failure> {
+    let mut recovered = Recovered::default();
+    let findings = Arc::new(Findings::new(&config.state_dir));
+    for slot in 0..SLOTS_MAX {
+        let dir = slot_dir(config, slot);
+        if !dir.exists() {
+            continue;
+        }
+        let (journal, owed) = match open_slot(config, slot).await.map_err(Failure::at(Stage::Machine))? {
+            Some(opened) => opened,
+            // A mount that is live sees to it.
+            None => continue,
+        };
+        if owed.is_empty() {
+            continue;
+        }
+        let stats = Arc::new(Stats::default());
+        let root = connect(config, &stats, &findings).await?;
+        let options = fs_options(config, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
+        let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
+        let (taken, kept) = fs.take_up(owed).await;
+        let saved = save(&fs, config.timeout * STALL_TIMEOUTS).await;
+        recovered.saved += taken;
+        recovered.kept += kept;
+        saved.map_err(|refusal| Failure {
+            error: Error::new(Kind::Local, refusal.message),
+            stage: Stage::Unsaved(refusal.unsaved),
+        })?;
+    }
+    Ok(recovered)
+}
+
+/// Mounts of one source on one host, each with a directory of its own for what it owes.
+const SLOTS_MAX: u32 = 32;
+
+/// What this mount writes down, and what the one before it owed: the first directory of the source that no other mount
+/// has.
+async fn open_journal(config: &MountConfig) -> Result<(Journal, Vec<Owed>)> {
+    for slot in 0..SLOTS_MAX {
+        if let Some(opened) = open_slot(config, slot).await? {
+            return Ok(opened);
+        }
+    }
+    let told = format!("{} is mounted {SLOTS_MAX} times with this state directory", config.source.name());
+    Err(Error::new(Kind::InvalidArgument, told))
+}
+
+/// `None` where another mount has it.
+async fn open_slot(config: &MountConfig, slot: u32) -> Result<Option<(Journal, Vec<Owed>)>> {
+    let dir = slot_dir(config, slot);
+    let mounted = format!("{} on {}", config.source.name(), config.mountpoint.display());
+    let opened = tokio::task::spawn_blocking(move || Journal::open(&dir, &mounted)).await;
+    match opened.map_err(|e| Error::new(Kind::Internal, "opening the journal broke off").with_source(e))? {
+        Err(error) if error.kind() == Kind::Conflict => {
+            tracing::info!(error = %error.report(), "another mount has this directory; trying the next");
+            Ok(None)
+        }
+        opened => opened.map(Some),
+    }
+}
+
+/// Where the mounts of a source write down what they owe: named for people, and told apart by source and endpoints.
+fn slot_dir(config: &MountConfig, slot: u32) -> PathBuf {
+    let mut hash = Md5::new();
+    hash.update(config.source.name());
+    for name in config.source.sessions() {
+        hash.update(format!("\0{name}"));
+        let endpoint = config.sessions.get(name).and_then(|session| session.endpoint_url.as_deref());
+        hash.update(format!("\0{}", endpoint.unwrap_or_default()));
+    }
+    let digest = hash.finalize();
+    let name = config.source.name();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
+    let readable: String = name.trim_start_matches("s3://").chars().map(plain).take(64).collect();
+    let number = u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    config.state_dir.join("mounts").join(format!("{readable}-{number:08x}.{slot}"))
+}
+
+async fn take_up(fs: &Arc<Fs>, owed: Vec<Owed>) {
+    let (taken, kept) = fs.take_up(owed).await;
+    if taken + kept > 0 {
+        tracing::warn!(
+            files = taken, kept,
+            "an earlier mount ended before all was in S3: its files are here, and are being saved"
+        );
+    }
+}
+
 /// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
 /// the control socket. If `ready` fails, nobody wants the mount any more.
 pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
@@ -91,8 +191,15 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
         root = connect(&config, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
     };
-    let options = fs_options(&config).map_err(Failure::at(Stage::Machine))?;
+    let (journal, owed) = if config.read_only {
+        (None, Vec::new())
+    } else {
+        let (journal, owed) = open_journal(&config).await.map_err(Failure::at(Stage::Machine))?;
+        (Some(Arc::new(journal)), owed)
+    };
+    let options = fs_options(&config, journal).map_err(Failure::at(Stage::Machine))?;
     let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
+    take_up(&fs, owed).await;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
     let handle = Arc::new(control_handle(&config, &fs, findings, clock, asks));
@@ -359,7 +466,7 @@ impl Endpoints {
     }
 }
 
-fn fs_options(config: &MountConfig) -> Result<Options> {
+fn fs_options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Options> {
     let staging_dir = config.state_dir.join("staging");
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
     made.map_err(|error| {
@@ -377,6 +484,11 @@ fn fs_options(config: &MountConfig) -> Result<Options> {
         memory_limit: config.memory_limit,
         staging_dir,
         staging_reserve: config.state_reserve,
+        journal,
+        durability: match config.durability {
+            Durability::Close => fs::Durability::Close,
+            Durability::Journal => fs::Durability::Journal,
+        },
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
         passthrough: match config.passthrough {
             Passthrough::Never => fs::Passthrough::Never,
@@ -736,6 +848,7 @@ mod tests {
             passthrough: Passthrough::Never,
             state_dir: "/nowhere".into(),
             state_reserve: None,
+            durability: Durability::Close,
             control_socket: "/nowhere/socket".into(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::{parse_bytes, parse_duration};
-use crate::config::{DEFAULT_SESSION, Passthrough};
+use crate::config::{DEFAULT_SESSION, Durability, Passthrough};
 use crate::s3::{PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
@@ -34,6 +34,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Wait until everything written to a mount is in S3.
     Flush(FlushArgs),
+    /// Show what mounts that have ended still owe S3; with a source, save it.
+    Recover(Box<RecoverArgs>),
     /// List the sessions there are and where each of their values comes from.
     Sessions(SessionsArgs),
     /// Run an S3 server of our own, to try pailfs without an account.
@@ -67,12 +69,55 @@ pub struct MountArgs {
     /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// What close() waits for
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "close")]
+    pub durability: DurabilityArg,
     /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub state_reserve: Option<u64>,
     #[command(flatten)]
     pub cache: CacheArgs,
     // Headings hold for whatever follows, so these come last.
+    #[command(flatten)]
+    pub session: SessionArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What `close()` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityArg {
+    /// S3 has the file
+    Close,
+    /// The local disk has it; S3 gets it behind
+    Journal,
+}
+
+impl From<DurabilityArg> for Durability {
+    fn from(arg: DurabilityArg) -> Self {
+        match arg {
+            DurabilityArg::Close => Self::Close,
+            DurabilityArg::Journal => Self::Journal,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// Save what mounts of this source owe: s3://BUCKET[/PREFIX], s3://, or @NAME, as it was mounted. Without it, what is
+    /// owed is listed
+    pub source: Option<String>,
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How long any operation may go without progress before it fails
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub session: SessionArgs,
     #[command(flatten)]
@@ -357,6 +402,7 @@ mod tests {
             "--cache-dir=/c",
             "--cache-size=1G",
             "--state-reserve=2G",
+            "--durability=journal",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -367,6 +413,7 @@ mod tests {
         assert_eq!(mount.cache.cache_dir.as_deref(), Some(std::path::Path::new("/c")));
         assert_eq!(mount.cache.cache_size, Some(1 << 30));
         assert_eq!(mount.state_reserve, Some(2 << 30));
+        assert_eq!(Durability::from(mount.durability), Durability::Journal);
         assert_eq!(Passthrough::from(mount.cache.passthrough), Passthrough::ReadOnly);
         let settings = mount.session.settings();
         assert_eq!(settings.path_style, Some(PathStyle::On));
@@ -387,6 +434,7 @@ mod tests {
             &["sessions", "check", "a", "s3://b", "c"],
             &["mount", "s3://b", "/mnt", "--cache-size=1G"],
             &["mount", "s3://b", "/mnt", "--passthrough=maybe"],
+            &["mount", "s3://b", "/mnt", "--durability=never"],
             &["umount"],
             &[],
         ] {

@@ -12,7 +12,7 @@ use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::SystemClock;
-use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Passthrough, Source, default_memory_limit};
+use crate::config::{BucketDir, DEFAULT_SESSION, Durability, MountConfig, Passthrough, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::Signals;
@@ -169,6 +169,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         passthrough: Passthrough::Never,
         state_dir: home.join("state"),
         state_reserve: None,
+        durability: Durability::Close,
         control_socket,
     };
     config.check()?;

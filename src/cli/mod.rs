@@ -15,6 +15,7 @@ mod machine;
 mod mount;
 mod mountinfo;
 mod mountpoint;
+mod recover;
 mod running;
 mod sessions;
 
@@ -61,6 +62,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             None => runtime()?.block_on(sessions::list(args)),
             Some(SessionsCommand::Check(args)) => runtime()?.block_on(sessions::check(args)),
         },
+        Command::Recover(args) => recover::run(args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }

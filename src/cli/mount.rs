@@ -94,6 +94,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         passthrough: args.cache.passthrough.into(),
         state_dir,
         state_reserve: args.state_reserve,
+        durability: args.durability.into(),
         control_socket,
     };
     config.check()?;
@@ -108,7 +109,7 @@ fn cache_of(args: &CacheArgs) -> Result<Option<Cache>, Failure> {
 }
 
 /// What to mount, and the settings of the sessions that takes.
-fn choose(
+pub fn choose(
     source: &str,
     typed: &SessionArgs,
     file: &ConfigFile,
@@ -158,7 +159,7 @@ pub fn session_settings(
     Ok(settings)
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|error| Failure::new(Code::Usage, format!("{}: {error}", path.display())))
 }

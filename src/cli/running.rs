@@ -43,7 +43,10 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
     let place = Place::find(&args.dir)?;
     let Some(client) = place.connect().await? else {
         mountpoint::clear_dead(&place.path)?;
-        eprintln!("pailfs: the process of this mount was gone already; what it had not saved to S3 is lost");
+        eprintln!(
+            "pailfs: the process of this mount was gone already; what it had not saved to S3 is kept, and saved by the \
+             next mount or `pailfs recover`"
+        );
         return Ok(());
     };
     let process = client.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());

@@ -9,7 +9,6 @@
 //! then reads of the run and the target's save fail `Stale`, and the rest of the target is kept.
 
 use std::sync::{Arc, Mutex, Weak};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -20,7 +19,8 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object};
 use crate::s3::{GetRequest, watch};
 use crate::tree::VolumeId;
-use crate::write::{Base, Origin, Room, Staging, What};
+use crate::write::journal::{CopiedFrom, Record};
+use crate::write::{Base, Origin, Staging, What};
 
 /// Bytes copied here in one call; the program asks for the rest.
 const STAGED_MAX: u64 = 64 << 20;
@@ -38,6 +38,10 @@ pub(super) struct Copied {
 }
 
 impl Copied {
+    pub(super) fn new(object: Object, shift: u64) -> Self {
+        Self { object, shift }
+    }
+
     pub(super) fn origin(&self) -> Origin {
         Origin {
             object: Base {
@@ -139,7 +143,7 @@ impl Fs {
                 (What::Staged(_), _, Some(staging)) if done < STAGED_MAX => {
                     self.copy_here(target, run, staging)?
                 }
-                (What::Zero(_), _, _) => target.copy_hole(run.to, self.clock.wall())?,
+                (What::Zero(_), _, _) => target.copy_hole(self, run.to)?,
                 _ => 0,
             };
             done += copied;
@@ -180,7 +184,7 @@ impl Fs {
     fn take_over(&self, target: &Arc<File>, run: &Run, object: &Object) -> Result<u64> {
         let shift = run.from.start().wrapping_sub(run.to.start());
         let copied = Copied { object: object.clone(), shift };
-        let len = target.take_over(run.to, copied, self.clock.wall())?;
+        let len = target.take_over(self, run.to, copied)?;
         // Nobody looks for it while the source is held. A file without copies would not be kept here.
         self.copies.add(target);
         Ok(len)
@@ -194,13 +198,20 @@ impl Fs {
             // What was let go of is in S3 when the source is saved; a disk that is short is waited for by a write.
             let Some(bytes) = staging.bytes(step)? else { break };
             let at = run.to.start() + done;
-            match target.write(Some(at), &bytes, &self.disk, self.clock.wall())? {
+            match target.write(self, Some(at), &bytes)? {
                 Taken::Here(parts) => self.send_ahead(target, parts),
                 Taken::NeedsRoom | Taken::NeedsCommit => break,
             }
             done += step.len();
         }
         Ok(done)
+    }
+
+    /// A file that an earlier mount left with runs of other objects.
+    pub(super) fn watch_copies(&self, file: &Arc<File>) {
+        if !lock(&file.state).copies.is_empty() {
+            self.copies.add(file);
+        }
     }
 
     /// Reads a run that is copied from another object.
@@ -256,7 +267,7 @@ impl Fs {
             if answer.info.etag != object.id.etag {
                 return Ok(());
             }
-            file.stage_copied(number, step, &answer.bytes().await?, &self.disk)?;
+            file.stage_copied(self, number, step, &answer.bytes().await?)?;
             at = step.end();
         }
         Ok(())
@@ -278,8 +289,11 @@ pub(super) async fn lost_source(origins: &[Origin], error: &Error) -> Option<Bas
 
 impl File {
     /// Takes over a run of an object; 0 where it has too many already.
-    fn take_over(&self, range: ByteRange, copied: Copied, now: SystemTime) -> Result<u64> {
-        let mut state = lock(&self.state);
+    fn take_over(&self, fs: &Fs, range: ByteRange, copied: Copied) -> Result<u64> {
+        let mut state = self.current()?;
+        if state.has_gone(range.start()) {
+            return Ok(0);
+        }
         let same = |known: &Copied| known.object.id == copied.object.id && known.shift == copied.shift;
         let number = match state.copies.iter().position(same) {
             Some(known) => known,
@@ -287,7 +301,10 @@ impl File {
             None => state.copies.len(),
         };
         let copy = u32::try_from(number).map_err(|_| Error::new(Kind::Internal, "too many copies"))?;
-        let stamp = state.changing(range.end(), now)?;
+        let from = CopiedFrom { object: fs.base_of(&copied.object), shift: copied.shift };
+        let noted = |file, stamp, at| Record::Copied { file, range, stamp, at, number: copy, from };
+        let stamp = state.change(fs, self.ino, range.end(), noted)?;
+        self.note_uploads(&state);
         if number == state.copies.len() {
             state.copies.push(copied);
         }
@@ -306,10 +323,18 @@ impl File {
         Error::new(if is_needed { Kind::Stale } else { Kind::Conflict }, told).with_source(cause)
     }
 
-    fn copy_hole(&self, range: ByteRange, now: SystemTime) -> Result<u64> {
-        let mut state = lock(&self.state);
-        let stamp = state.changing(range.end(), now)?;
-        state.extents.zero(range, stamp);
+    fn copy_hole(&self, fs: &Fs, range: ByteRange) -> Result<u64> {
+        let mut state = self.current()?;
+        if state.has_gone(range.start()) {
+            return Ok(0);
+        }
+        if range.end() > state.extents.len() {
+            let cut = |file, stamp, at| Record::Cut { file, len: range.end(), stamp, at };
+            let stamp = state.change(fs, self.ino, range.end(), cut)?;
+            self.note_uploads(&state);
+            state.extents.truncate(range.end(), stamp);
+        }
+        self.zero(fs, &mut state, range)?;
         Ok(range.len())
     }
 
@@ -327,7 +352,7 @@ impl File {
     }
 
     /// Puts fetched bytes beside whatever was written meanwhile.
-    fn stage_copied(&self, number: u32, range: ByteRange, bytes: &[u8], room: &Room) -> Result<()> {
+    fn stage_copied(&self, fs: &Fs, number: u32, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&self.state);
         for segment in state.extents.segments(range) {
             if matches!(segment.what, What::Copied(_, of) if of == number) {
@@ -336,8 +361,15 @@ impl File {
                 let Some(bytes) = bytes.get(from..from + len) else {
                     return Err(Error::new(Kind::Corrupt, "the answer is shorter than what was asked for"));
                 };
-                state.staging_in(room)?.write(bytes, segment.range.start())?;
+                state.staging_in(fs)?.write(bytes, segment.range.start())?;
             }
+        }
+        // What was acknowledged as a copy is on the disk before it counts as staged.
+        if let Some(line) = state.owing.line.clone() {
+            if let Some(staging) = state.latest().1 {
+                staging.sync()?;
+            }
+            line.append(|file| Record::Fetched { file, range, number })?;
         }
         state.extents.fetched(range, number);
         Ok(())

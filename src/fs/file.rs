@@ -17,9 +17,9 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
+use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Origin, Parts, Room, SINGLE_PUT_MAX, Segment, Staging, What, full_parts,
-    upload,
+    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, What, full_parts, upload,
 };
 
 use super::volume::Volume;
@@ -82,6 +82,7 @@ pub(super) struct State {
     attributes: Attributes,
     written_at: SystemTime,
     ahead: Ahead,
+    pub(super) owing: Owing,
     /// Open handles, and those of them that may write.
     handles: u32,
     writers: u32,
@@ -98,6 +99,14 @@ pub(super) struct State {
     /// A background task is trying to save it.
     retrying: bool,
     last_error: Option<String>,
+}
+
+/// What the journal has of a file, while S3 lacks something of it.
+#[derive(Debug, Default)]
+pub(super) struct Owing {
+    pub(super) line: Option<Line>,
+    /// Name of the staging file.
+    pub(super) staging: Option<String>,
 }
 
 /// How far a file was written in order, and what of that has been told to leave.
@@ -152,7 +161,7 @@ impl State {
     }
 
     /// Whether bytes before `end` were let go, so that S3 has to have the file before they change.
-    fn has_gone(&self, end: u64) -> bool {
+    pub(super) fn has_gone(&self, end: u64) -> bool {
         self.staging.as_ref().is_some_and(|staging| staging.gone_until() > end)
     }
 
@@ -165,27 +174,85 @@ impl State {
         same && !self.described && !self.answered && !self.fetched && self.is_saved() && !self.orphan
     }
 
-    /// A change is about to be recorded under the stamp that this answers.
-    pub(super) fn changing(&mut self, end: u64, now: SystemTime) -> Result<u64> {
-        if self.lost {
-            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
-        }
+    /// A change up to `end` is written down, and about to be recorded under the stamp that this answers.
+    pub(super) fn change(
+        &mut self,
+        fs: &Fs,
+        ino: Ino,
+        end: u64,
+        record: impl FnOnce(FileId, u64, SystemTime) -> Record,
+    ) -> Result<u64> {
+        self.require_current()?;
         if end > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
         }
-        self.stamp += 1;
-        self.written_at = now;
-        Ok(self.stamp)
+        let (stamp, at) = (self.stamp + 1, fs.clock.wall());
+        fs.note(ino, self, |file| record(file, stamp, at))?;
+        self.stamp = stamp;
+        self.written_at = at;
+        Ok(stamp)
+    }
+
+    fn require_current(&self) -> Result<()> {
+        if self.lost {
+            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
+        }
+        Ok(())
     }
 
     /// The staging file, made if there is none.
-    pub(super) fn staging_in(&mut self, room: &Room) -> Result<Arc<Staging>> {
+    pub(super) fn staging_in(&mut self, fs: &Fs) -> Result<Arc<Staging>> {
         if let Some(staging) = &self.staging {
             return Ok(Arc::clone(staging));
         }
-        let fresh = Arc::new(Staging::new(room.dir())?);
+        let fresh = Arc::new(fs.new_staging(self)?);
         self.staging = Some(Arc::clone(&fresh));
         Ok(fresh)
+    }
+
+    /// Nothing points into the staging file any more.
+    fn drop_staging(&mut self) {
+        if let Some(staging) = self.staging.take() {
+            staging.remove();
+        }
+        self.owing.staging = None;
+    }
+
+    /// The file as the journal has to know it before its first change.
+    pub(super) fn begun(&self, place: Place, staging: String, base: Option<BaseObject>) -> Begun {
+        Begun {
+            file: FileId(0),
+            place,
+            base,
+            expects: self.expects.clone(),
+            attributes: self.attributes.clone(),
+            written_at: self.written_at,
+            staging,
+            stamp: self.stamp,
+            saved: self.saved_stamp,
+        }
+    }
+
+    /// The object that its unchanged bytes come from.
+    pub(super) fn base(&self) -> Option<&Object> {
+        self.object.as_ref()
+    }
+
+    pub(super) fn expected(&self) -> &Condition {
+        &self.expects
+    }
+
+    pub(super) fn is_orphan(&self) -> bool {
+        self.orphan
+    }
+
+    /// Whether S3 has all of it, or is to have nothing of it.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.is_saved() || self.orphan || self.lost
+    }
+
+    pub(super) fn latest(&self) -> (u64, Option<Arc<Staging>>) {
+        (self.stamp, self.staging.clone())
     }
 
     /// Where the bytes of a range come from.
@@ -291,6 +358,29 @@ impl File {
         true
     }
 
+    /// A file as an earlier mount left it: nobody has it open, and S3 lacks something of it.
+    pub(super) fn owed(
+        ino: Ino,
+        owed: OwedFile,
+        object: Option<Object>,
+        copies: Vec<Copied>,
+        staging: Staging,
+        line: Line,
+    ) -> Self {
+        let file = Self::with(ino, object, owed.expects, owed.attributes, owed.stamp, owed.written_at);
+        {
+            let mut state = lock(&file.state);
+            state.extents = owed.extents;
+            state.saved_stamp = owed.saved;
+            state.copies = copies;
+            state.staging = Some(Arc::new(staging));
+            state.ahead.stopped = true;
+            state.owing = Owing { line: Some(line), staging: Some(owed.staging) };
+            file.note_uploads(&state);
+        }
+        file
+    }
+
     fn with(
         ino: Ino,
         object: Option<Object>,
@@ -312,6 +402,7 @@ impl File {
                 attributes,
                 written_at: now,
                 ahead: Ahead::default(),
+                owing: Owing::default(),
                 handles: 0,
                 writers: 0,
                 fetched: false,
@@ -407,15 +498,8 @@ impl File {
     }
 
     /// Takes bytes; no offset appends.
-    pub(super) fn write(
-        &self,
-        offset: Option<u64>,
-        data: &[u8],
-        room: &Room,
-        now: SystemTime,
-    ) -> Result<Taken> {
-        let mut state = lock(&self.state);
-        self.require_current(&state)?;
+    pub(super) fn write(&self, fs: &Fs, offset: Option<u64>, data: &[u8]) -> Result<Taken> {
+        let mut state = self.current()?;
         let offset = offset.unwrap_or(state.extents.len());
         let Some(range) = ByteRange::at(offset, data.len() as u64) else {
             return Ok(Taken::Here(Vec::new()));
@@ -428,19 +512,22 @@ impl File {
         }
         state.ahead.unchecked += range.len();
         if state.ahead.unchecked >= CHECK_BYTES {
-            if room.is_short() {
+            if fs.disk.is_short() {
                 return Ok(Taken::NeedsRoom);
             }
             state.ahead.unchecked = 0;
         }
-        match state.staging_in(room)?.write(data, offset) {
+        let staged = state.staging_in(fs).and_then(|staging| staging.write(data, offset));
+        let written = staged.and_then(|()| {
+            let wrote = |file, stamp, at| Record::Wrote { file, range, stamp, at };
+            state.change(fs, self.ino, range.end(), wrote)
+        });
+        let stamp = match written {
             Err(error) if error.kind() == Kind::NoSpace => return Ok(Taken::NeedsRoom),
-            written => written?,
-        }
-        state.stamp += 1;
-        let stamp = state.stamp;
+            stamp => stamp?,
+        };
+        self.note_uploads(&state);
         state.extents.write(range, stamp);
-        state.written_at = now;
         Ok(Taken::Here(state.leaving()))
     }
 
@@ -450,27 +537,27 @@ impl File {
     }
 
     /// Cuts or grows the file; `false` where S3 has to have it before, because bytes before its new end were let go.
-    pub(super) fn truncate(&self, len: u64, now: SystemTime) -> Result<bool> {
-        let mut state = lock(&self.state);
-        self.require_current(&state)?;
-        if len > FILE_MAX {
-            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
-        }
+    pub(super) fn truncate(&self, fs: &Fs, len: u64) -> Result<bool> {
+        let mut state = self.current()?;
         if len == state.extents.len() {
             return Ok(true);
         }
         if len > 0 && state.has_gone(len) {
             return Ok(false);
         }
-        state.stamp += 1;
-        let stamp = state.stamp;
+        let stamp = state.change(fs, self.ino, len, |file, stamp, at| Record::Cut { file, len, stamp, at })?;
+        self.note_uploads(&state);
         state.extents.truncate(len, stamp);
         state.ahead.cut(len);
-        if len == 0 {
-            // Nothing points into it, whatever of it was let go.
-            state.staging = None;
+        if len == 0
+            && let Some(staging) = &state.staging
+        {
+            // Nothing points into it, whatever of it was let go. A commit under way may still read from it.
+            match self.commit.try_lock() {
+                Ok(_turn) => staging.clear()?,
+                Err(_) => staging.forget_gone(),
+            }
         }
-        state.written_at = now;
         Ok(true)
     }
 
@@ -499,7 +586,7 @@ impl File {
         let state = lock(&self.state);
         let Some(staging) = &state.staging else { return false };
         let mut freed = false;
-        for (range, sent) in held {
+        for (range, sent, _) in held {
             let (newest, all_written_here) = state.extents.newest(range);
             if all_written_here && newest <= sent {
                 freed |= staging.let_go(range).unwrap_or(false);
@@ -511,15 +598,27 @@ impl File {
     /// The file as it is, unless another client's version is all there is.
     pub(super) fn current(&self) -> Result<MutexGuard<'_, State>> {
         let state = lock(&self.state);
-        self.require_current(&state)?;
+        state.require_current()?;
         Ok(state)
     }
 
-    fn require_current(&self, state: &State) -> Result<()> {
-        if state.lost {
-            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
+    /// Its uploads are written down where its changes are.
+    pub(super) fn note_uploads(&self, state: &State) {
+        self.parts.note_in(state.owing.line.clone());
+    }
+
+    pub(super) fn attributes(&self) -> Attributes {
+        lock(&self.state).attributes.clone()
+    }
+
+    /// Nothing is owed of it any more, or nobody will be told.
+    fn let_go_of_line(&self, state: &mut State) {
+        if let Some(line) = state.owing.line.take()
+            && let Err(error) = line.append(|file| Record::Gone { file })
+        {
+            // The next mount finds a file that nobody wants, and keeps it.
+            tracing::warn!(error = %error.report(), "what became of a file could not be written down");
         }
-        Ok(())
     }
 
     /// The object has another key and ETag now: a rename on this mount.
@@ -536,8 +635,7 @@ impl File {
         let mut state = lock(&self.state);
         state.fetched = false;
         if state.is_saved() {
-            // Nothing points into it.
-            state.staging = None;
+            state.drop_staging();
         }
     }
 
@@ -552,6 +650,11 @@ impl File {
         }
         state.orphan = true;
         state.ahead.stopped = true;
+        self.let_go_of_line(&mut state);
+        // Its handles have it open still.
+        if let Some(staging) = &state.staging {
+            staging.remove();
+        }
     }
 
     /// What the next commit replaces.
@@ -818,6 +921,14 @@ impl Fs {
             let mut state = lock(&file.state);
             let before = state.object.as_ref().map(|o| o.id.etag.clone());
             state.extents.clear(stamp, len);
+            if let Some(line) = &state.owing.line {
+                let object = self.base_of(&object);
+                if let Err(error) = line.append(|file| Record::Saved { file, stamp, object }) {
+                    // The next mount finds by its ETag that the object is ours.
+                    tracing::warn!(key, error = %error.report(), "that a file was saved could not be written down");
+                }
+            }
+            file.parts.saved();
             state.object = Some(object);
             state.saved_stamp = stamp;
             state.fetched = false;
@@ -829,8 +940,9 @@ impl Fs {
             let clean = state.is_saved();
             if clean {
                 // Nothing points into them any more.
-                state.staging = None;
+                state.drop_staging();
                 state.copies.clear();
+                state.owing.line = None;
             }
             (
                 Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false },
@@ -875,6 +987,7 @@ impl Fs {
             copied = state.stamp == stamp;
             state.lost = copied;
             if copied {
+                file.let_go_of_line(&mut state);
                 break;
             }
         }
@@ -1017,6 +1130,7 @@ impl Fs {
                     pause = (pause * 2).min(RETRY_MAX);
                 }
                 let Some(fs) = fs.upgrade() else { return };
+                let Ok(_turn) = fs.saving.acquire().await else { return };
                 if let Err(error) = fs.commit(&file).await {
                     let path = fs.tree().path_of(file.ino);
                     tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
@@ -1090,7 +1204,7 @@ impl Fs {
     /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&file.state);
-        let staging = state.staging_in(&self.disk)?;
+        let staging = state.staging_in(self)?;
         for segment in state.extents.segments(range) {
             if segment.what == What::Base {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);

@@ -3,12 +3,11 @@
 //! S3 has neither: an object's zeros are bytes like any others. Until a file is saved its holes are known, and cost no
 //! space in staging.
 
-use std::time::SystemTime;
-
-use super::file::{FILE_MAX, File};
-use super::{Fs, lock};
+use super::Fs;
+use super::file::{FILE_MAX, File, State};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
+use crate::write::journal::Record;
 
 /// What becomes of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub enum Hole {
 
 impl Fs {
     /// fallocate(2).
-    pub fn fallocate(&self, fh: u64, offset: u64, len: u64, space: Space) -> Result<()> {
+    pub async fn fallocate(&self, fh: u64, offset: u64, len: u64, space: Space) -> Result<()> {
         let handle = self.handles.file(fh)?;
         if !handle.write {
             return Err(Error::new(Kind::BadHandle, "not open for writing"));
@@ -39,10 +38,18 @@ impl Fs {
         if range.end() > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
         }
-        if handle.file.allocate(range, space, self.clock.wall())? {
-            self.tree().clear_mtime(handle.file.ino);
+        loop {
+            match handle.file.allocate(self, range, space)? {
+                Some(true) => self.tree().clear_mtime(handle.file.ino),
+                Some(false) => {}
+                // Zeros over what was let go of: S3 has to have the file before.
+                None => {
+                    self.commit(&handle.file).await?;
+                    continue;
+                }
+            }
+            return Ok(());
         }
-        Ok(())
     }
 
     /// The first byte from `offset` on that is in a hole, or in none; `None` past the end.
@@ -52,24 +59,35 @@ impl Fs {
 }
 
 impl File {
-    /// Whether anything changed.
-    fn allocate(&self, range: ByteRange, space: Space, now: SystemTime) -> Result<bool> {
-        let mut state = lock(&self.state);
+    /// Whether anything changed; `None` where bytes of the range were let go of.
+    fn allocate(&self, fs: &Fs, range: ByteRange, space: Space) -> Result<Option<bool>> {
+        let mut state = self.current()?;
+        if space.zero && state.has_gone(range.start()) {
+            return Ok(None);
+        }
         let len = state.extents.len();
         let end = if space.keep_size { range.end().min(len) } else { range.end() };
-        if space.zero
-            && let Some(range) = ByteRange::new(range.start(), end)
-        {
-            let stamp = state.changing(end, now)?;
-            state.extents.zero(range, stamp);
-            return Ok(true);
+        let grows = end > len;
+        if grows {
+            let cut = |file, stamp, at| Record::Cut { file, len: end, stamp, at };
+            let stamp = state.change(fs, self.ino, end, cut)?;
+            self.note_uploads(&state);
+            state.extents.truncate(end, stamp);
         }
-        if end <= len {
-            return Ok(false);
+        let hole = ByteRange::new(range.start(), end).filter(|_| space.zero);
+        if let Some(range) = hole {
+            self.zero(fs, &mut state, range)?;
         }
-        let stamp = state.changing(end, now)?;
-        state.extents.truncate(end, stamp);
-        Ok(true)
+        Ok(Some(grows || hole.is_some()))
+    }
+
+    /// Makes zeros of what is there of a range.
+    pub(super) fn zero(&self, fs: &Fs, state: &mut State, range: ByteRange) -> Result<()> {
+        let zeroed = |file, stamp, at| Record::Zeroed { file, range, stamp, at };
+        let stamp = state.change(fs, self.ino, range.end(), zeroed)?;
+        self.note_uploads(state);
+        state.extents.zero(range, stamp);
+        Ok(())
     }
 
     fn seek(&self, offset: u64, wanted: Hole) -> Result<Option<u64>> {

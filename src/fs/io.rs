@@ -10,7 +10,7 @@ use super::handles::Handle;
 use super::lookup::no_such_name;
 use super::siblings::{Ahead, Listed};
 use super::volume::Volume;
-use super::{Attr, Fs, lock};
+use super::{Attr, Durability, Fs, lock};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, SMALL_FILE_MAX};
 use crate::s3::{Condition, ListRequest};
@@ -61,7 +61,7 @@ impl Fs {
         }
         let file = self.within(self.current_file(ino, flags.write)).await?;
         if flags.truncate {
-            if let Err(error) = file.truncate(0, self.clock.wall()) {
+            if let Err(error) = file.truncate(self, 0) {
                 file.closed(flags.write);
                 return Err(error);
             }
@@ -359,17 +359,24 @@ impl Fs {
     }
 
     async fn cut(&self, file: &Arc<File>, size: u64) -> Result<()> {
-        while !file.truncate(size, self.clock.wall())? {
+        while !file.truncate(self, size)? {
             self.commit(file).await?;
         }
         Ok(())
     }
 
-    /// close(2) of one descriptor: what was written is in S3 when this returns `Ok`.
+    /// close(2) of one descriptor: what was written is in S3 when this returns `Ok`, or on the local disk where that was
+    /// asked for.
     pub async fn flush(&self, fh: u64) -> Result<()> {
         let handle = self.handles.file(fh)?;
         // A reader's close does not end somebody else's writing.
-        if handle.write { self.commit(&handle.file).await } else { Ok(()) }
+        if !handle.write {
+            return Ok(());
+        }
+        match self.options.durability {
+            Durability::Journal if self.options.journal.is_some() => self.acknowledge(&handle.file).await,
+            _ => self.commit(&handle.file).await,
+        }
     }
 
     /// fsync(2).

@@ -55,7 +55,7 @@ impl Fs {
     }
 
     fn take(self: &Arc<Self>, file: &Arc<File>, offset: Option<u64>, data: &[u8]) -> Result<Taken> {
-        let taken = file.write(offset, data, &self.disk, self.clock.wall())?;
+        let taken = file.write(self, offset, data)?;
         if let Taken::Here(parts) = &taken {
             self.tree().clear_mtime(file.ino);
             self.stats.bytes_written.add(data.len() as u64);

@@ -26,6 +26,7 @@ mod leave;
 mod lookup;
 mod names;
 mod news;
+mod owed;
 mod pages;
 mod siblings;
 mod volume;
@@ -55,6 +56,7 @@ use crate::read::{DiskCache, DiskLimits, Reader};
 use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
+use crate::write::journal::Journal;
 use crate::write::{Lanes, Room};
 
 /// How a mount behaves.
@@ -80,12 +82,26 @@ pub struct Options {
     pub staging_dir: PathBuf,
     /// Of that directory's file system, what is left to others, in bytes; otherwise a twentieth.
     pub staging_reserve: Option<u64>,
+    /// Where changes are written down before they are answered, and bytes are staged then; none for a mount that changes
+    /// nothing.
+    pub journal: Option<Arc<Journal>>,
+    pub durability: Durability,
     /// Names this host in conflict copies.
     pub host: String,
     /// Where blocks that were read are kept on disk, if anywhere.
     pub cache: Option<CacheDir>,
     /// Which files that are whole there the kernel may read by itself.
     pub passthrough: Passthrough,
+}
+
+/// What `close()` waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// S3 has the file.
+    #[default]
+    Close,
+    /// The local disk has it, and S3 gets it behind. With a journal alone.
+    Journal,
 }
 
 /// A directory for blocks that outlive the mount.
@@ -110,6 +126,8 @@ impl Default for Options {
             memory_limit: 256 << 20,
             staging_dir: std::env::temp_dir(),
             staging_reserve: None,
+            journal: None,
+            durability: Durability::default(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             cache: None,
             passthrough: Passthrough::default(),
@@ -129,6 +147,8 @@ const REQUESTS_MAX: usize = 64;
 /// connections' buffers, the program itself.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
+/// Closed files that are saved in the background at once. What is written again while it waits for its turn goes once.
+const SAVING_MAX: usize = 32;
 /// The smallest part that leaves ahead of a commit.
 const PART_MIN_BYTES: u64 = 8 << 20;
 /// Shards of large directories listed at once over the whole mount, beside those being read.
@@ -160,6 +180,8 @@ pub struct Fs {
     leaving: AtomicUsize,
     leaving_slots: tokio::sync::Semaphore,
     left: tokio::sync::Notify,
+    /// Closed files that may be saved in the background at once.
+    saving: tokio::sync::Semaphore,
     mounted_at: SystemTime,
     /// Where the kernel's part of the mount listens for what it has to forget.
     /// Names that S3 is being asked for.
@@ -236,7 +258,11 @@ impl Fs {
             copies: copy::Copies::default(),
             news: news::Newsroom::new(),
             lanes,
-            disk: Room::new(&options.staging_dir, options.staging_reserve),
+            disk: Room::new(
+                &options.journal.as_ref().map_or(options.staging_dir.clone(), |journal| journal.staging_dir()),
+                options.staging_reserve,
+            ),
+            saving: tokio::sync::Semaphore::new(SAVING_MAX),
             leaving: AtomicUsize::new(0),
             // A quarter of the memory is theirs at most.
             leaving_slots: tokio::sync::Semaphore::new(

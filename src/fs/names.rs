@@ -237,6 +237,7 @@ impl Fs {
             if let Some(target) = target {
                 self.orphan(target.ino, replaced);
             }
+            self.note_moves(ino);
             return Ok(());
         }
         let moved = self.move_object(from, to, no_replace, replaced.as_mut()).await?;
@@ -262,6 +263,7 @@ impl Fs {
         {
             held.file().moved(to.id.0, &to.volume, &moved.to_key, &moved.etag);
         }
+        self.note_moves(ino);
         let mut pages = lock(&self.pages);
         if pages.get(&ino) == Some(&moved.info.etag) {
             pages.put(ino, moved.etag);
@@ -370,6 +372,7 @@ impl Fs {
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
         lock(&self.siblings).changed_all();
         self.retarget_open_files(ino, &moved);
+        self.note_moves(ino);
         let deleted = delete_copied(&from.volume, &old, objects).await;
         let mut tree = self.tree();
         tree.emptied(from.parent, &from.name);

@@ -679,8 +679,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let Some(space) = space_of(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        let answer = self.fs.fallocate(fh.0, offset, length, space);
-        settle("fallocate", reply, answer, |reply: ReplyEmpty, ()| reply.ok());
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.fallocate(fh.0, offset, length, space).await };
+        self.answer("fallocate", reply, work, |reply, ()| reply.ok());
     }
 
     fn lseek(

@@ -180,6 +180,12 @@ impl Extents {
             .fold((0, true), |(newest, all), stamp| (newest.max(stamp.unwrap_or(0)), all && stamp.is_some()))
     }
 
+    /// The whole run that a byte is in.
+    pub fn run_at(&self, offset: u64) -> Option<ByteRange> {
+        let (start, (end, _)) = self.runs.range(..=offset).next_back()?;
+        ByteRange::new(*start, *end).filter(|run| run.contains(offset))
+    }
+
     /// Up to where bytes were written without a gap, from `from` on.
     pub fn staged_until(&self, from: u64) -> u64 {
         let mut at = from;

@@ -32,7 +32,7 @@ mod staging;
 mod upload;
 
 pub use extents::{Extents, Segment, What};
-pub use parts::Parts;
+pub use parts::{Line, Parts};
 pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
 pub use staging::{Room, Staging};
 pub use upload::{

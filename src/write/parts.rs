@@ -6,13 +6,31 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::journal::{FileId, Journal, Record};
 use crate::base::ByteRange;
+use crate::error::Result;
 use crate::s3::{Attributes, Part, Store, Upload};
+
+/// Where the journal has a file.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub journal: Arc<Journal>,
+    pub file: FileId,
+}
+
+impl Line {
+    /// Writes down what happened to the file.
+    pub fn append(&self, record: impl FnOnce(FileId) -> Record) -> Result<()> {
+        self.journal.append(&record(self.file))
+    }
+}
 
 /// Shared by those who send parts ahead of a commit, and the commit, which has it alone.
 #[derive(Default)]
 pub struct Parts {
     begun: Mutex<Option<Begun>>,
+    line: Mutex<Option<Line>>,
+    completed: Mutex<Option<Upload>>,
     beginning: tokio::sync::Mutex<()>,
 }
 
@@ -44,9 +62,27 @@ impl Parts {
         self.beginning.lock().await
     }
 
+    /// Uploads are written down there from now on.
+    pub fn note_in(&self, line: Option<Line>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }
+
     /// An upload of this object is under way from now on.
     pub(super) fn begin(&self, store: Arc<dyn Store>, upload: Upload, attributes: Attributes) {
-        *self.lock() = Some(Begun { store, upload, attributes, sent: BTreeMap::new() });
+        self.note(|file| Record::Uploading { file, upload: upload.clone() });
+        self.resume(store, upload, attributes, Vec::new());
+    }
+
+    /// An upload that an earlier process began goes on: S3 has these parts, with everything up to the stamps in them.
+    pub fn resume(
+        &self,
+        store: Arc<dyn Store>,
+        upload: Upload,
+        attributes: Attributes,
+        sent: Vec<(ByteRange, u64, Part)>,
+    ) {
+        let sent = sent.into_iter().map(|(range, stamp, part)| (part.number, Sent { range, stamp, part }));
+        *self.lock() = Some(Begun { store, upload, attributes, sent: sent.collect() });
     }
 
     /// The upload under way, if it is of this object.
@@ -59,6 +95,7 @@ impl Parts {
 
     /// S3 has this part, with everything up to `stamp` in it.
     pub(super) fn sent(&self, range: ByteRange, stamp: u64, part: Part) {
+        self.note(|file| Record::Sent { file, part: part.clone(), range, stamp });
         if let Some(begun) = &mut *self.lock() {
             begun.sent.insert(part.number, Sent { range, stamp, part });
         }
@@ -72,9 +109,38 @@ impl Parts {
     }
 
     /// What S3 has, and up to which stamp.
-    pub fn held(&self) -> Vec<(ByteRange, u64)> {
+    pub fn held(&self) -> Vec<(ByteRange, u64, Part)> {
         let begun = self.lock();
-        begun.iter().flat_map(|begun| begun.sent.values()).map(|sent| (sent.range, sent.stamp)).collect()
+        let sent = begun.iter().flat_map(|begun| begun.sent.values());
+        sent.map(|sent| (sent.range, sent.stamp, sent.part.clone())).collect()
+    }
+
+    /// The upload became an object. The journal hears of it when it has been told of the object: until then the parts are
+    /// how the next mount finds out that it was we who made it.
+    pub(super) fn completed(&self) {
+        let completed = self.take().map(|(_, upload)| upload);
+        *self.completed.lock().unwrap_or_else(PoisonError::into_inner) = completed;
+    }
+
+    /// The journal knows the object.
+    pub fn saved(&self) {
+        let completed = self.completed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(upload) = completed {
+            self.ended(&upload);
+        }
+    }
+
+    /// S3 knows the upload no more.
+    pub(super) fn ended(&self, upload: &Upload) {
+        self.note(|file| Record::UploadEnded { file, upload_id: upload.upload_id.clone() });
+    }
+
+    /// What cannot be written down is aborted or found out by the next mount; nothing is lost.
+    fn note(&self, record: impl FnOnce(FileId) -> Record) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Err(error)) = line.map(|line| line.append(record)) {
+            tracing::warn!(error = %error.report(), "an upload could not be written down");
+        }
     }
 
     /// Takes the upload, to abort it or because it was completed.

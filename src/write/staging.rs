@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek, statvfs};
 
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -43,22 +43,74 @@ impl Room {
     }
 }
 
-/// A sparse local file without a name, holding a file's written bytes at their own offsets.
+/// A sparse local file, holding a file's written bytes at their own offsets.
 ///
-/// It vanishes with the process. Reads and writes touch the page cache and, at worst, the local disk; they
-/// never wait for the network.
+/// Without a name it vanishes with the process; with one it stays until it is removed, whatever becomes of the process.
+/// Reads and writes touch the page cache and, at worst, the local disk; they never wait for the network.
 #[derive(Debug)]
 pub struct Staging {
     file: File,
+    path: Option<PathBuf>,
     /// Start and end of what was let go, because S3 has it in a part.
     gone: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Staging {
-    /// Opens a new staging file in `dir`.
+    /// Opens a new staging file without a name in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(dir).map_err(|e| Error::from(e).on("stage", "", ""))?;
-        Ok(Self { file, gone: Mutex::default() })
+        Ok(Self { file, path: None, gone: Mutex::default() })
+    }
+
+    /// Opens one with a name, new or as an earlier process left it.
+    pub fn named(dir: &Path, name: &str) -> Result<Self> {
+        let path = dir.join(name);
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(|e| Error::from(e).on("stage", "", ""))?;
+        Ok(Self { file, path: Some(path), gone: Mutex::default() })
+    }
+
+    /// Takes the name away. What has it open reads on.
+    pub fn remove(&self) {
+        if let Some(path) = &self.path
+            && let Err(error) = std::fs::remove_file(path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "a staging file that nothing needs cannot be removed");
+        }
+    }
+
+    /// Waits until its bytes are on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::from)
+    }
+
+    /// Nothing of it is needed any more: the disk gets all of it back.
+    pub fn clear(&self) -> Result<()> {
+        let mut gone = self.lock();
+        gone.clear();
+        self.file.set_len(0).map_err(Error::from)
+    }
+
+    /// The first hole in a range, up to the next byte that is there. What was written has none but where it was let go of.
+    pub fn hole(&self, range: ByteRange) -> Result<Option<ByteRange>> {
+        let io = |errno: rustix::io::Errno| Error::from(std::io::Error::from(errno));
+        let start = match seek(&self.file, SeekFrom::Hole(range.start())) {
+            // Past the end of the file there is nothing.
+            Err(rustix::io::Errno::NXIO) => return Ok(Some(range)),
+            at => at.map_err(io)?,
+        };
+        let end = match seek(&self.file, SeekFrom::Data(start)) {
+            Err(rustix::io::Errno::NXIO) => u64::MAX,
+            at => at.map_err(io)?,
+        };
+        Ok(ByteRange::new(start, end).and_then(|hole| hole.intersect(range)))
+    }
+
+    /// What an earlier process let go of.
+    pub fn was_let_go(&self, range: ByteRange) {
+        self.lock().insert(range.start(), range.end());
     }
 
     /// Writes all of `data`, or says `NoSpace`.
@@ -137,6 +189,26 @@ fn too_large() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_one_stays_and_its_holes_show_what_was_let_go_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::named(dir.path(), "s").unwrap();
+        staging.write(&[7; 3 << 20], 0).unwrap();
+        staging.let_go(ByteRange::new(1 << 20, 2 << 20).unwrap()).unwrap();
+        drop(staging);
+        let staging = Staging::named(dir.path(), "s").unwrap();
+        let whole = ByteRange::new(0, 3 << 20).unwrap();
+        let hole = staging.hole(whole).unwrap();
+        assert_eq!(hole, ByteRange::new(1 << 20, 2 << 20));
+        staging.was_let_go(hole.unwrap());
+        assert_eq!(staging.bytes(whole).unwrap(), None);
+        assert_eq!(staging.hole(ByteRange::new(0, 1 << 20).unwrap()).unwrap(), None);
+        let beyond = ByteRange::new(3 << 20, 4 << 20).unwrap();
+        assert_eq!(staging.hole(beyond).unwrap(), Some(beyond));
+        staging.remove();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn what_was_let_go_is_not_read_as_zeros() {

@@ -178,8 +178,11 @@ pub async fn send_ahead(job: &Job, (number, range): (u16, ByteRange)) -> Result<
 pub async fn abandon(parts: &Parts) {
     let Some((store, upload)) = parts.take() else { return };
     // Best effort: what stays behind costs storage, not correctness.
-    if let Err(error) = store.abort_upload(&upload).await {
-        tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
+    match store.abort_upload(&upload).await {
+        Err(error) if !error.is_not_found() => {
+            tracing::debug!(error = %error.report(), "an unfinished upload was left behind");
+        }
+        _ => parts.ended(&upload),
     }
 }
 
@@ -236,7 +239,7 @@ async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
     let upload = begin(job).await?;
     let result = send_parts_and_complete(job, &upload, parts).await;
     match &result {
-        Ok(_) => drop(job.parts.take()),
+        Ok(_) => job.parts.completed(),
         Err(_) if job.has_gone() => {}
         // S3 takes no further part of an upload whose completion raced with another request.
         Err(error) if error.kind().is_transient() && error.kind() != Kind::Conflict => {}

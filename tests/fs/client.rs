@@ -1,16 +1,18 @@
 //! A program on an in-process mount: paths instead of inodes, and every lookup given back.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pailfs::base::{ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Buckets, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
+use pailfs::fs::{Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
 use pailfs::write::Conditions;
+use pailfs::write::journal::{Journal, Owed};
 
 pub const BUCKET: &str = "bucket";
 pub const TTL: Duration = Duration::from_secs(1);
@@ -169,6 +171,26 @@ impl Client {
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
         let buckets = Buckets { store, session: None, read_only: false, open: Box::new(open) };
         Self::of_root(Root::Buckets(buckets), usual(), self.store, self.clock, self.stats)
+    }
+
+    /// Another mount of the same bucket, which writes down there what it owes. What was owed there comes with it.
+    pub fn again_with_journal(&self, disk: &Path, durability: Durability) -> (Self, Vec<Owed>) {
+        let (journal, owed) = Journal::open(disk, "a test").expect("nobody else has the directory");
+        let options = Options { journal: Some(Arc::new(journal)), durability, ..usual() };
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
+    }
+
+    /// The same in place of this one, with a local disk that has no room to spare.
+    pub fn shortly(self, disk: &Path) -> (Self, Vec<Owed>) {
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        drop(self);
+        let (journal, owed) = Journal::open(disk, "a test").expect("nobody else has the directory");
+        let options =
+            Options { journal: Some(Arc::new(journal)), staging_reserve: Some(u64::MAX), ..usual() };
+        let volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
+        (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
     }
 
     /// Lets everything remembered grow old.

@@ -463,7 +463,7 @@ impl World {
                 let zero = matches!(op, Op::Zero(..));
                 let (at, len) = (at * unit, len * unit);
                 let space = Space { zero, keep_size };
-                self.client.fs.fallocate(open.1, at as u64, len as u64, space).map_err(fail)?;
+                self.client.fs.fallocate(open.1, at as u64, len as u64, space).await.map_err(fail)?;
                 let old = self.files[file].bytes.len();
                 let end = if keep_size { old.min(at + len) } else { at + len };
                 if zero && at < end {

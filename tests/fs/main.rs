@@ -10,6 +10,7 @@ mod harness;
 mod behaviour;
 mod client;
 mod copying;
+mod crash;
 mod deletes;
 mod faults;
 mod listing;

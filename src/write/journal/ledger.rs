@@ -270,6 +270,11 @@ impl Ledger {
                 self.uploads.entry(*file).or_default().push(fresh);
             }
             Record::Sent { file, part, range, stamp } => {
+                // A change that came before it is in no part, though the part was on its way.
+                let newest = self.files.get(file).map_or(0, |entry| entry.extents.newest(*range).0);
+                if newest > *stamp {
+                    return;
+                }
                 if let Some(upload) = self.latest_upload(*file) {
                     let sent = SentPart { part: part.clone(), range: *range, stamp: *stamp };
                     upload.parts.insert(part.number, sent);
@@ -450,10 +455,20 @@ impl Ledger {
             upload.parts.retain(|_, sent| sent.range.intersect(range).is_none());
         }
         let Some(entry) = self.files.get_mut(&file) else { return };
+        let old_len = entry.extents.len();
         entry.forget_inlined(range);
         change(entry);
         entry.begun.stamp = stamp;
         entry.begun.written_at = at;
+        // The run may have been joined with the one before, whose bytes have the newer stamp as well then; and what is
+        // between the old end and the change is as new.
+        let joined = entry.extents.run_at(range.start()).map_or(range.start(), |run| run.start());
+        let from = joined.min(old_len);
+        for upload in self.uploads.get_mut(&file).into_iter().flatten() {
+            upload.parts.retain(|_, sent| {
+                sent.range.end() <= from || entry.extents.newest(sent.range).0 <= sent.stamp
+            });
+        }
     }
 
     fn latest_upload(&mut self, file: FileId) -> Option<&mut OwedUpload> {

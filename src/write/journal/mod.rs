@@ -221,7 +221,7 @@ fn refused(dir: &Path, error: TryLockError) -> Error {
                 "the state directory {} is in use by process {pid}, which mounts {mounted}",
                 dir.display()
             );
-            Error::new(Kind::InvalidArgument, told)
+            Error::new(Kind::Conflict, told)
         }
     }
 }

@@ -178,8 +178,8 @@ pub enum Record {
         file: FileId,
         upload: Upload,
     },
-    /// The file's latest upload holds these bytes as they were at `stamp`. To be appended only while they still are:
-    /// a later change of any of them takes the part back by itself.
+    /// The file's latest upload holds these bytes as they were at `stamp`. It counts only while nothing of them is newer,
+    /// whether that was written down before or after.
     Sent {
         file: FileId,
         part: Part,

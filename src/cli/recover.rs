@@ -1,0 +1,161 @@
+//! `pailfs recover`: what mounts that have ended still owe S3, and how it gets there without mounting.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::args::RecoverArgs;
+use super::exit::{Code, Failure};
+use super::mount::{absolute, choose, failure_of};
+use super::{logging, machine};
+use crate::base::format_bytes;
+use crate::config::{Durability, MountConfig, Passthrough, default_memory_limit};
+use crate::error::Kind;
+use crate::mount;
+use crate::write::journal::{Journal, Owed};
+
+/// Nothing is answered from memory for long, because nobody looks.
+const TTL: Duration = Duration::from_secs(1);
+
+pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
+    logging::start(&args.log)?;
+    let state_dir = match &args.state_dir {
+        Some(dir) => absolute(dir)?,
+        None => machine::default_state_dir()?,
+    };
+    match &args.source {
+        None => list(&state_dir, args.json),
+        Some(source) => save(args, source, state_dir),
+    }
+}
+
+/// One directory of a mount.
+#[derive(Debug, Serialize)]
+struct Debts {
+    dir: PathBuf,
+    /// Why it cannot be looked into: mostly because a mount is live.
+    unreadable: Option<String>,
+    files: Vec<Debt>,
+    /// Uploads, renames and deletes that were not finished.
+    unfinished: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Debt {
+    object: String,
+    bytes: u64,
+    /// Whether `close()` had returned.
+    closed: bool,
+    /// Why it cannot be saved.
+    damage: Option<String>,
+}
+
+fn list(state_dir: &Path, json: bool) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    let dirs = std::fs::read_dir(state_dir.join("mounts")).into_iter().flatten().flatten();
+    let mut dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    dirs.sort();
+    for dir in dirs {
+        let debts = look(&dir);
+        if debts.unreadable.is_some() || !debts.files.is_empty() || debts.unfinished > 0 {
+            all.push(debts);
+        }
+    }
+    let text = if json {
+        let text = serde_json::to_string_pretty(&all);
+        text.map_err(|error| Failure::new(Code::Internal, error.to_string()))? + "\n"
+    } else {
+        describe(&all)
+    };
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::new(Code::Local, error.to_string()))
+}
+
+fn look(dir: &Path) -> Debts {
+    let mut debts = Debts { dir: dir.to_owned(), unreadable: None, files: Vec::new(), unfinished: 0 };
+    match Journal::look(dir) {
+        Ok(owed) => {
+            for owed in owed {
+                match owed {
+                    Owed::File(file) => debts.files.push(Debt {
+                        object: format!("s3://{}/{}", file.place.bucket, file.place.key),
+                        bytes: file.extents.len(),
+                        closed: file.acknowledged.is_some_and(|stamp| stamp == file.stamp),
+                        damage: file.damage.or(file.suspect.then(|| {
+                            "the machine went down before the bytes were on its disk".to_owned()
+                        })),
+                    }),
+                    Owed::Upload(_) | Owed::Rename { .. } | Owed::Delete { .. } => debts.unfinished += 1,
+                }
+            }
+        }
+        Err(error) => debts.unreadable = Some(error.report()),
+    }
+    debts
+}
+
+fn describe(all: &[Debts]) -> String {
+    let mut text = String::new();
+    if all.is_empty() {
+        text.push_str("nothing is owed\n");
+    }
+    for debts in all {
+        let _ = writeln!(text, "{}", debts.dir.display());
+        if let Some(why) = &debts.unreadable {
+            let _ = writeln!(text, "  {why}");
+        }
+        for file in &debts.files {
+            let state = match (&file.damage, file.closed) {
+                (Some(damage), _) => format!("not whole: {damage}"),
+                (None, true) => "closed".to_owned(),
+                (None, false) => "not closed".to_owned(),
+            };
+            let _ = writeln!(text, "  {}  {}  {state}", file.object, format_bytes(file.bytes));
+        }
+        if debts.unfinished > 0 {
+            let _ = writeln!(text, "  {} requests that were not finished", debts.unfinished);
+        }
+    }
+    text
+}
+
+fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Failure> {
+    let (file, warnings) = machine::load_config(args.config.config.as_deref())?;
+    for warning in warnings {
+        eprintln!("pailfs: warning: {warning}");
+    }
+    let (source, sessions) = choose(source, &args.session, &file)?;
+    let config = MountConfig {
+        mountpoint: "/nowhere".into(),
+        source,
+        sessions,
+        read_only: false,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        file_mode: 0o644,
+        dir_mode: 0o755,
+        allow_other: false,
+        metadata_ttl: TTL,
+        negative_ttl: TTL,
+        timeout: args.timeout,
+        memory_limit: default_memory_limit(machine::available_memory()),
+        cache: None,
+        passthrough: Passthrough::Never,
+        state_dir,
+        durability: Durability::Close,
+        state_reserve: None,
+        control_socket: "/nowhere/socket".into(),
+    };
+    let recovered = super::runtime()?.block_on(mount::recover(&config)).map_err(failure_of)?;
+    println!("{} files saved", recovered.saved);
+    if recovered.kept > 0 {
+        let told = format!("{} files are not whole, and stay where they are", recovered.kept);
+        return Err(Failure::coded(
+            Code::UnsavedData,
+            &crate::error::Error::new(Kind::Corrupt, told),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! What this mount owes S3 is written down before it is answered, and taken up again by the next mount.
+//!
+//! A file has a line in the journal from its first change until S3 has all of it, or nobody wants it any more. Each
+//! change goes into the staging file first and then into the journal, under the file's lock, and then it is answered: so
+//! a process that is killed loses none that was.
+
+use std::sync::Arc;
+
+use super::copy::Copied;
+use super::file::{File, State};
+use super::volume::Volume;
+use super::{Fs, lock};
+use crate::base::ByteRange;
+use crate::error::{Error, Kind, Result};
+use crate::read::Object;
+use crate::s3::Condition;
+use crate::tree::keys::{Name, path_of};
+use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
+use crate::write::journal::{BaseObject, Begun, FileId, Owed, OwedFile, OwedUpload, Place, Record};
+use crate::write::{Line, Staging, What};
+
+impl Fs {
+    /// Writes a change down, under the lock of the file that it is of. Nothing is owed of a file without a name.
+    pub(super) fn note(
+        &self,
+        ino: Ino,
+        state: &mut State,
+        change: impl FnOnce(FileId) -> Record,
+    ) -> Result<()> {
+        match self.line_of(ino, state)? {
+            Some(line) => line.append(change),
+            None => Ok(()),
+        }
+    }
+
+    /// The file's line, begun if it has none.
+    fn line_of(&self, ino: Ino, state: &mut State) -> Result<Option<Line>> {
+        let Some(journal) = &self.options.journal else { return Ok(None) };
+        if state.owing.line.is_some() || state.is_orphan() {
+            return Ok(state.owing.line.clone());
+        }
+        let Ok(place) = self.place_of(ino) else { return Ok(None) };
+        let line = Line { journal: Arc::clone(journal), file: FileId(journal.fresh_id()) };
+        let staging = self.staging_name(state);
+        let base = state.base().map(|object| self.base_of(object));
+        let begun = state.begun(place, staging, base);
+        line.append(|file| Record::Begun(Box::new(Begun { file, ..begun })))?;
+        state.owing.line = Some(line.clone());
+        Ok(Some(line))
+    }
+
+    /// The name of the file's staging file, which need not be there yet.
+    fn staging_name(&self, state: &mut State) -> String {
+        let fresh = || self.options.journal.as_ref().map_or(0, |journal| journal.fresh_id());
+        state.owing.staging.get_or_insert_with(|| format!("{:x}", fresh())).clone()
+    }
+
+    /// A new staging file for a file, with a name where one process hands it on to the next.
+    pub(super) fn new_staging(&self, state: &mut State) -> Result<Staging> {
+        match &self.options.journal {
+            Some(journal) => Staging::named(&journal.staging_dir(), &self.staging_name(state)),
+            None => Staging::new(self.disk.dir()),
+        }
+    }
+
+    /// Files at or below an inode have another place, or replace something else, from now on.
+    pub(super) fn note_moves(&self, moved: Ino) {
+        if self.options.journal.is_none() {
+            return;
+        }
+        let files: Vec<Arc<File>> = lock(&self.files).all().cloned().collect();
+        for file in files {
+            let state = lock(&file.state);
+            let Some(line) = state.owing.line.clone() else { continue };
+            if !self.tree().is_within(file.ino, moved) {
+                continue;
+            }
+            let Ok(place) = self.place_of(file.ino) else { continue };
+            let base = state.base().map(|object| self.base_of(object));
+            let expects = state.expected().clone();
+            let noted = line.append(|file| Record::Moved { file, place, base, expects });
+            if let Err(error) = noted {
+                // The next mount would save it under its old name, where it is no less whole.
+                tracing::warn!(error = %error.report(), "a rename could not be written down");
+            }
+        }
+    }
+
+    fn place_of(&self, ino: Ino) -> Result<Place> {
+        let place = self.tree().saving_place(ino);
+        let (id, key) = place?;
+        Ok(Place { bucket: self.volume(id)?.bucket.clone(), key })
+    }
+
+    pub(super) fn base_of(&self, object: &Object) -> BaseObject {
+        let place = Place { bucket: object.bucket.to_string(), key: object.id.key.to_string() };
+        BaseObject { place, etag: object.id.etag.clone(), size: object.size }
+    }
+
+    /// `close()` has returned, so what was written is on the local disk and stays owed until S3 has it.
+    pub(super) async fn acknowledge(&self, file: &Arc<File>) -> Result<()> {
+        let (line, staging, stamp) = {
+            let mut state = lock(&file.state);
+            if state.owes_nothing() {
+                return Ok(());
+            }
+            let Some(line) = self.line_of(file.ino, &mut state)? else { return Ok(()) };
+            file.note_uploads(&state);
+            let (stamp, staging) = state.latest();
+            (line, staging, stamp)
+        };
+        if let Some(staging) = staging {
+            let synced = tokio::task::spawn_blocking(move || staging.sync()).await;
+            synced.map_err(|e| Error::new(Kind::Internal, "a sync broke off").with_source(e))??;
+        }
+        {
+            // It may have been saved meanwhile, and have no line any more.
+            let state = lock(&file.state);
+            match &state.owing.line {
+                Some(now) if now.file == line.file => {
+                    line.append(|file| Record::Acknowledged { file, stamp })?;
+                }
+                _ => return Ok(()),
+            }
+        }
+        line.journal.sync().await
+    }
+
+    /// Takes up what an earlier mount owed: its files are here as they were, and on their way to S3. Returns how many there
+    /// are, and of how many the bytes are not all there; those stay where they are.
+    pub async fn take_up(self: &Arc<Self>, owed: Vec<Owed>) -> (usize, usize) {
+        let (mut taken, mut kept) = (0, 0);
+        for owed in owed {
+            match owed {
+                Owed::File(file) => {
+                    let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
+                    match self.take_up_file(*file).await {
+                        Ok(()) => taken += 1,
+                        Err(error) => {
+                            kept += 1;
+                            tracing::error!(
+                                name, error = %error.report(),
+                                "what an earlier mount owed is kept, and not saved; see `pailfs recover`"
+                            );
+                        }
+                    }
+                }
+                Owed::Upload(upload) => self.end_upload(upload),
+                // Each key of a rename or delete is where it was or where it was to go; neither is finished unasked.
+                Owed::Rename { id, .. } => self.owe_no_more(Record::Renamed { id }),
+                Owed::Delete { id, .. } => self.owe_no_more(Record::Deleted { id }),
+            }
+        }
+        (taken, kept)
+    }
+
+    /// This is owed no more.
+    fn owe_no_more(&self, record: Record) {
+        if let Some(Err(error)) = self.options.journal.as_ref().map(|journal| journal.append(&record)) {
+            tracing::warn!(error = %error.report(), "the journal could not be written");
+        }
+    }
+
+    /// Nobody completes it any more.
+    fn end_upload(self: &Arc<Self>, owed: OwedUpload) {
+        let Some(volume) = self.volume_of_bucket(&owed.upload.bucket) else { return };
+        let fs = Arc::clone(self);
+        self.reader.runtime().spawn(async move {
+            match fs.within(volume.1.store.abort_upload(&owed.upload)).await {
+                Err(error) if !error.is_not_found() => {
+                    tracing::warn!(key = owed.upload.key, error = %error.report(), "an upload was left behind");
+                }
+                _ => fs.owe_no_more(Record::UploadEnded { file: owed.file, upload_id: owed.upload.upload_id }),
+            }
+        });
+    }
+
+    async fn take_up_file(self: &Arc<Self>, owed: OwedFile) -> Result<()> {
+        let Some(journal) = self.options.journal.clone() else { return Ok(()) };
+        if let Some(damage) = owed.damage {
+            return Err(Error::new(Kind::Corrupt, format!("its bytes are not all there: {damage}")));
+        }
+        if owed.suspect {
+            let told = "the machine went down before the bytes were on its disk; they may be anything";
+            return Err(Error::new(Kind::Corrupt, told));
+        }
+        if self.buckets.is_some() {
+            self.ask_bucket(&Name::parse(owed.place.bucket.as_ref())?).await?;
+        }
+        let unknown = || Error::new(Kind::NotFound, "no bucket of this mount has it");
+        let (id, volume) = self.volume_of_bucket(&owed.place.bucket).ok_or_else(unknown)?;
+        let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
+        let upload = owed.upload.clone();
+        find_what_was_let_go(&staging, &owed)?;
+        let ino = self.plant(id, &volume, &owed)?;
+        let object = owed.base.as_ref().map(|base| self.object_of_base(id, &volume, base));
+        let copies: Vec<Copied> = owed
+            .copies
+            .iter()
+            .map(|from| Copied::new(self.object_of_base(id, &volume, &from.object), from.shift))
+            .collect();
+        let line = Line { journal, file: owed.file };
+        let file = Arc::new(File::owed(ino, owed, object, copies, staging, line));
+        if let Some(upload) = upload {
+            let sent = upload.parts.into_values().map(|sent| (sent.range, sent.stamp, sent.part)).collect();
+            file.parts().resume(Arc::clone(&volume.store), upload.upload, file.attributes(), sent);
+        }
+        self.watch_copies(&file);
+        lock(&self.files).put(Arc::clone(&file));
+        // The pin goes when it is saved.
+        self.tree().pin(ino);
+        self.retry_in_background(file);
+        Ok(())
+    }
+
+    /// The file's name in the tree, with the directories above it.
+    fn plant(&self, id: VolumeId, volume: &Volume, owed: &OwedFile) -> Result<Ino> {
+        let no_path = || Error::new(Kind::NotFound, "the key has no path in this mount");
+        let names = path_of(&volume.dir_key(), &owed.place.key).ok_or_else(no_path)?;
+        let now = self.clock.now();
+        let mut tree = self.tree();
+        let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
+        let is_top = |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
+        let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
+        let (last, above) = names.split_last().ok_or_else(no_path)?;
+        for name in above {
+            at = match tree.child(at, name) {
+                Some(ino) => ino,
+                None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
+            };
+        }
+        let facts = Facts {
+            size: owed.extents.len(),
+            etag: owed.base.as_ref().map(|base| base.etag.clone()),
+            mtime: owed.written_at,
+            archived: false,
+        };
+        let is_new = owed.expects == Condition::Absent;
+        Ok(tree.create(at, last, Found::File(facts), is_new, now)?.ino)
+    }
+
+    fn volume_of_bucket(&self, bucket: &str) -> Option<(VolumeId, Arc<Volume>)> {
+        let volumes = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = (0..).zip(volumes.iter()).find(|(_, volume)| volume.bucket == bucket);
+        found.map(|(id, volume)| (VolumeId(id), Arc::clone(volume)))
+    }
+
+    /// An object of the same session and endpoint as the volume.
+    fn object_of_base(&self, id: VolumeId, volume: &Arc<Volume>, base: &BaseObject) -> Object {
+        let (id, volume) = self.volume_of_bucket(&base.place.bucket).unwrap_or((id, Arc::clone(volume)));
+        volume.object(id.0, &base.place.key, base.etag.clone(), base.size)
+    }
+}
+
+/// Where the staging file has holes in what was written, the bytes were let go of, and are in a part of the upload.
+fn find_what_was_let_go(staging: &Staging, owed: &OwedFile) -> Result<()> {
+    for run in owed.extents.all().iter().filter(|run| matches!(run.what, What::Staged(_))) {
+        let mut at = run.range.start();
+        while let Some(rest) = ByteRange::new(at, run.range.end()) {
+            let Some(hole) = staging.hole(rest)? else { break };
+            let parts = owed.upload.iter().flat_map(|upload| upload.parts.values());
+            let Some(part) = parts.map(|sent| sent.range).find(|part| part.intersect(hole).is_some()) else {
+                return Err(Error::new(Kind::Corrupt, format!("the bytes {hole} are nowhere")));
+            };
+            staging.was_let_go(part);
+            at = part.end();
+        }
+    }
+    Ok(())
+}

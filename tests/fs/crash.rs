@@ -1,0 +1,393 @@
+//! What a killed process had taken is there in the next one: every write that had returned, and nothing else.
+
+use std::path::Path;
+
+use pailfs::error::Kind;
+use pailfs::fs::{Durability, Hole, Space};
+use pailfs::s3::{Store, When};
+use pailfs::write::journal::Owed;
+use proptest::prelude::*;
+
+use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, until};
+use crate::harness::block_on;
+
+const MIB: usize = 1 << 20;
+
+fn bytes(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| ((at / 4096) as u8).wrapping_mul(31).wrapping_add(at as u8).wrapping_add(seed)).collect()
+}
+
+/// The disk as it is at this moment, holes and all.
+fn snapshot(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .arg(from.join("."))
+        .arg(to.path())
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    to
+}
+
+struct Crashed {
+    client: Client,
+    owed: usize,
+    kept: usize,
+    _disk: tempfile::TempDir,
+}
+
+/// The process is gone at this moment, and a new one begins on the same bucket and disk.
+async fn crash(client: &Client, disk: &Path) -> Crashed {
+    let disk = snapshot(disk);
+    let (next, owed) = client.again_with_journal(disk.path(), Durability::Close);
+    let (owed, kept) = next.fs.take_up(owed).await;
+    Crashed { client: next, owed, kept, _disk: disk }
+}
+
+fn journaled() -> (Client, tempfile::TempDir) {
+    let disk = tempfile::tempdir().unwrap();
+    let (client, owed) = Client::new().again_with_journal(disk.path(), Durability::Close);
+    assert!(owed.is_empty());
+    (client, disk)
+}
+
+#[test]
+fn writes_that_had_returned_are_there_though_the_file_was_never_closed() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("d/old", b"0123456789").await;
+        client.put_object("d/whole", b"as it was").await;
+        let old = client.open("d/old", WRITE).await.unwrap();
+        client.fs.write(old.1, 2, b"XX").await.unwrap();
+        client.fs.write(old.1, 12, b"end").await.unwrap();
+        let new = client.open("d/new", REWRITE).await.unwrap();
+        client.fs.write(new.1, 0, b"new bytes").await.unwrap();
+        client.truncate_open(new.0, new.1, 3).await.unwrap();
+        let whole = client.open("d/whole", READ).await.unwrap();
+        let crashed = crash(&client, disk.path()).await;
+        assert_eq!((crashed.owed, crashed.kept), (2, 0));
+        let next = &crashed.client;
+        // They show before they are in S3.
+        assert_eq!(next.read("d/old").await.unwrap(), b"01XX456789\0\0end");
+        assert_eq!(next.read("d/new").await.unwrap(), b"new");
+        next.fs.flush_all().await.unwrap();
+        assert_eq!(next.object("d/old").await.unwrap(), b"01XX456789\0\0end");
+        assert_eq!(next.object("d/new").await.unwrap(), b"new");
+        assert_eq!(next.object("d/whole").await.unwrap(), b"as it was");
+        // Nothing is owed any more, and nothing is left on the disk.
+        let again = crash(next, crashed._disk.path()).await;
+        assert_eq!((again.owed, again.kept), (0, 0));
+        assert_eq!(std::fs::read_dir(again._disk.path().join("staging")).unwrap().count(), 0);
+        client.close(whole).await.unwrap();
+    });
+}
+
+#[test]
+fn what_was_saved_removed_or_renamed_is_not_brought_back() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.write("saved", b"saved").await.unwrap();
+        let removed = client.open("removed", REWRITE).await.unwrap();
+        client.fs.write(removed.1, 0, b"removed").await.unwrap();
+        client.unlink("removed").await.unwrap();
+        client.mkdir("d").await.unwrap();
+        let moved = client.open("d/before", REWRITE).await.unwrap();
+        client.fs.write(moved.1, 0, b"moved").await.unwrap();
+        client.rename("d/before", "d/after").await.unwrap();
+        client.rename("d", "e").await.unwrap();
+        let crashed = crash(&client, disk.path()).await;
+        assert_eq!((crashed.owed, crashed.kept), (1, 0));
+        crashed.client.fs.flush_all().await.unwrap();
+        assert_eq!(crashed.client.keys().await, ["e/", "e/after", "saved"]);
+        assert_eq!(crashed.client.object("e/after").await.unwrap(), b"moved");
+    });
+}
+
+#[test]
+fn parts_that_had_left_are_completed_or_sent_again_whatever_the_disk_kept_of_them() {
+    for short in [false, true] {
+        block_on(async {
+            let disk = tempfile::tempdir().unwrap();
+            let (client, _) = Client::new().again_with_journal(disk.path(), Durability::Close);
+            let (client, _) = if short { client.shortly(disk.path()) } else { (client, Vec::new()) };
+            let mut body = bytes(4 * 8 * MIB + 777, 3);
+            let file = client.open("f", REWRITE).await.unwrap();
+            for (step, chunk) in body.chunks(MIB).enumerate() {
+                client.fs.write(file.1, (step * MIB) as u64, chunk).await.unwrap();
+            }
+            until("parts have left", || client.stats.parts_ahead.value() == 4).await;
+            // One of them is of older bytes.
+            if !short {
+                body[9 * MIB] ^= 1;
+                client.fs.write(file.1, 9 * MIB as u64, &body[9 * MIB..=9 * MIB]).await.unwrap();
+            }
+            let crashed = crash(&client, disk.path()).await;
+            assert_eq!((crashed.owed, crashed.kept), (1, 0));
+            crashed.client.fs.flush_all().await.unwrap();
+            assert!(crashed.client.object("f").await.unwrap() == body);
+            let uploads = crashed.client.store.list_uploads(BUCKET, "").await.unwrap();
+            assert!(uploads.is_empty(), "{uploads:?}");
+        });
+    }
+}
+
+/// The process is gone between S3's answer and the journal's note of it.
+#[test]
+fn a_save_whose_answer_was_never_noted_is_no_conflict_with_oneself() {
+    for (len, complete) in [(5 * MIB, "PutObject"), (20 * MIB, "CompleteMultipartUpload")] {
+        block_on(async {
+            let (client, disk) = journaled();
+            client.put_object("f", b"before").await;
+            let body = bytes(len, 4);
+            let file = client.open("f", REWRITE).await.unwrap();
+            for (step, chunk) in body.chunks(MIB).enumerate() {
+                client.fs.write(file.1, (step * MIB) as u64, chunk).await.unwrap();
+            }
+            // S3 has done it, and we never hear of it.
+            client.store.refuse(complete, Kind::TimedOut, When::After);
+            client.store.refuse("HeadObject", Kind::TimedOut, When::Before);
+            let _ = client.fs.fsync(file.1).await;
+            client.store.refuse_nothing();
+            let crashed = crash(&client, disk.path()).await;
+            crashed.client.fs.flush_all().await.unwrap();
+            assert!(crashed.client.object("f").await.unwrap() == body);
+            assert_eq!(crashed.client.keys().await, ["f"], "no conflict copy");
+        });
+    }
+}
+
+#[test]
+fn another_client_s_version_is_not_overwritten_by_what_was_owed() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"before").await;
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"BEF").await.unwrap();
+        let crashed = crash(&client, disk.path()).await;
+        client.put_object("f", b"theirs").await;
+        assert_eq!(kind_of(crashed.client.fs.flush_all().await), Kind::Stale);
+        assert_eq!(crashed.client.object("f").await.unwrap(), b"theirs");
+        let keys = crashed.client.keys().await;
+        let copy = keys.iter().find(|key| key.contains(".conflict-")).expect("a conflict copy");
+        assert_eq!(crashed.client.object(copy).await.unwrap(), b"BEFirs");
+    });
+}
+
+#[test]
+fn a_journaled_close_returns_before_s3_has_it_and_fsync_does_not() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let (client, _) = Client::new().again_with_journal(disk.path(), Durability::Journal);
+        let held = client.store.hold("PutObject");
+        client.write("f", b"bytes").await.unwrap();
+        assert_eq!(client.object("f").await, None);
+        assert_eq!(client.read("f").await.unwrap(), b"bytes");
+        let crashed = crash(&client, disk.path()).await;
+        held.add_permits(100);
+        assert_eq!(crashed.owed, 1);
+        crashed.client.fs.flush_all().await.unwrap();
+        assert_eq!(crashed.client.object("f").await.unwrap(), b"bytes");
+    });
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let (client, _) = Client::new().again_with_journal(disk.path(), Durability::Journal);
+        let file = client.open("f", REWRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"bytes").await.unwrap();
+        client.fs.fsync(file.1).await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), b"bytes");
+        client.close(file).await.unwrap();
+        // Written ten times while it waits: few uploads.
+        client.store.clear_calls();
+        let held = client.store.hold("PutObject");
+        for round in 0..10 {
+            client.write("g", format!("round {round}").as_bytes()).await.unwrap();
+        }
+        client.write("gone", b"gone").await.unwrap();
+        client.rename("gone", "moved").await.unwrap();
+        held.add_permits(100);
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(client.object("g").await.unwrap(), b"round 9");
+        assert_eq!(client.object("moved").await.unwrap(), b"gone");
+        let puts = client.store.calls().iter().filter(|call| **call == "PutObject").count();
+        assert!(puts <= 5, "{puts} puts");
+        let copies = client.store.calls().iter().filter(|call| **call == "CopyObject").count();
+        assert!(copies <= 1, "{copies} copies");
+    });
+}
+
+/// One file, a byte array beside it, and a crash after any number of steps.
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u32, u16),
+    Cut(u32),
+    Zero(u32, u16),
+    Copy(u32, u32, u16),
+    Fsync,
+    Close,
+    Rename,
+    Crash,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0u32..40_000, 1u16..9_000).prop_map(|(at, len)| Op::Write(at, len)),
+        2 => (0u32..50_000).prop_map(Op::Cut),
+        1 => (0u32..40_000, 1u16..9_000).prop_map(|(at, len)| Op::Zero(at, len)),
+        1 => (0u32..5_000, 0u32..40_000, 1u16..5_000).prop_map(|(from, to, len)| Op::Copy(from, to, len)),
+        1 => Just(Op::Fsync),
+        1 => Just(Op::Close),
+        1 => Just(Op::Rename),
+        2 => Just(Op::Crash),
+    ]
+}
+
+/// A process: what runs in it ends with it.
+struct Process {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    disk: tempfile::TempDir,
+    /// The file's inode and handle.
+    open: (pailfs::tree::Ino, u64),
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn run(durability: Durability, ops: &[Op]) -> Result<(), TestCaseError> {
+    let fail = |error: pailfs::error::Error| TestCaseError::fail(error.report());
+    let names = ["f", "g"];
+    let source = bytes(10_000, 9);
+    let mut at = 0;
+    // A file of which nothing was written is not owed.
+    let mut model = b"begin".to_vec();
+    let mut process = {
+        let (runtime, disk) = (runtime(), tempfile::tempdir().unwrap());
+        let (client, open) = runtime.block_on(async {
+            let (client, _) = Client::new().again_with_journal(disk.path(), durability);
+            client.put_object("source", &source).await;
+            let open = client.open(names[at], REWRITE).await.map_err(fail)?;
+            client.fs.write(open.1, 0, b"begin").await.map_err(fail)?;
+            Ok::<_, TestCaseError>((client, open))
+        })?;
+        Process { runtime, client, disk, open }
+    };
+    for (step, op) in ops.iter().enumerate() {
+        if matches!(op, Op::Crash) {
+            let disk = snapshot(process.disk.path());
+            let next = runtime();
+            let (client, open) = next.block_on(async {
+                let (client, owed) = process.client.again_with_journal(disk.path(), durability);
+                let (_, kept) = client.fs.take_up(owed).await;
+                prop_assert_eq!(kept, 0);
+                let open = client.open(names[at], WRITE).await.map_err(fail)?;
+                Ok((client, open))
+            })?;
+            // Nothing of the one before ran meanwhile, and nothing of it will.
+            let before = std::mem::replace(&mut process, Process { runtime: next, client, disk, open });
+            let Process { runtime, client, disk, .. } = before;
+            drop((runtime, client, disk));
+        } else {
+            let Process { runtime, client, open, .. } = &mut process;
+            runtime.block_on(apply(client, open, &names, &mut at, &mut model, &source, step, op))?;
+        }
+        let Process { runtime, client, open, .. } = &process;
+        let shown = runtime.block_on(client.read_all(open.1)).map_err(fail)?;
+        prop_assert!(shown == model, "after step {}: {} bytes instead of {}", step, shown.len(), model.len());
+        prop_assert!(client.fs.seek(open.1, 0, Hole::No).is_ok());
+    }
+    let Process { runtime, client, open, .. } = &process;
+    runtime.block_on(async {
+        client.close(*open).await.map_err(fail)?;
+        client.fs.flush_all().await.map_err(fail)?;
+        let object = client.object(names[at]).await;
+        prop_assert!(object.as_ref() == Some(&model), "in S3: {:?}", object.map(|bytes| bytes.len()));
+        prop_assert_eq!(client.object(names[1 - at]).await, None);
+        let copies = client.keys().await.into_iter().filter(|key| key.contains(".conflict-")).count();
+        prop_assert_eq!(copies, 0);
+        Ok(())
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn apply(
+    client: &Client,
+    open: &mut (pailfs::tree::Ino, u64),
+    names: &[&str; 2],
+    at: &mut usize,
+    model: &mut Vec<u8>,
+    source: &[u8],
+    step: usize,
+    op: &Op,
+) -> Result<(), TestCaseError> {
+    let fail = |error: pailfs::error::Error| TestCaseError::fail(error.report());
+    let mut put = |to: usize, data: &[u8]| {
+        model.resize(model.len().max(to + data.len()), 0);
+        model[to..to + data.len()].copy_from_slice(data);
+    };
+    match op {
+        Op::Write(to, len) => {
+            let data = bytes(usize::from(*len), step as u8);
+            client.fs.write(open.1, u64::from(*to), &data).await.map_err(fail)?;
+            put(*to as usize, &data);
+        }
+        Op::Cut(len) => {
+            client.truncate_open(open.0, open.1, u64::from(*len)).await.map_err(fail)?;
+            model.resize(*len as usize, 0);
+        }
+        Op::Zero(from, len) => {
+            let space = Space { zero: true, keep_size: false };
+            client.fs.fallocate(open.1, u64::from(*from), u64::from(*len), space).await.map_err(fail)?;
+            put(*from as usize, &vec![0; usize::from(*len)]);
+        }
+        Op::Copy(from, to, len) => {
+            let reader = client.open("source", READ).await.map_err(fail)?;
+            let (here, there) = ((reader.1, u64::from(*from)), (open.1, u64::from(*to)));
+            let copied = client.fs.copy_range(here, there, u64::from(*len)).await.map_err(fail)?;
+            client.close(reader).await.map_err(fail)?;
+            put(*to as usize, &source[*from as usize..*from as usize + copied as usize]);
+        }
+        Op::Fsync => client.fs.fsync(open.1).await.map_err(fail)?,
+        Op::Close => {
+            client.close(*open).await.map_err(fail)?;
+            *open = client.open(names[*at], WRITE).await.map_err(fail)?;
+        }
+        Op::Rename => {
+            client.rename(names[*at], names[1 - *at]).await.map_err(fail)?;
+            *at = 1 - *at;
+        }
+        Op::Crash => {}
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #[test]
+    fn whenever_it_crashes_every_write_that_had_returned_is_there(
+        ops in proptest::collection::vec(op(), 1..25),
+        journal in any::<bool>(),
+    ) {
+        let durability = if journal { Durability::Journal } else { Durability::Close };
+        run(durability, &ops)?;
+    }
+}
+
+#[test]
+fn what_is_not_whole_is_kept_and_told() {
+    block_on(async {
+        let (client, disk) = journaled();
+        let file = client.open("f", REWRITE).await.unwrap();
+        client.fs.write(file.1, 0, &bytes(10_000, 5)).await.unwrap();
+        let broken = snapshot(disk.path());
+        for staged in std::fs::read_dir(broken.path().join("staging")).unwrap().flatten() {
+            std::fs::File::options().write(true).open(staged.path()).unwrap().set_len(5_000).unwrap();
+        }
+        let (next, owed) = client.again_with_journal(broken.path(), Durability::Close);
+        assert!(matches!(&owed[..], [Owed::File(file)] if file.damage.is_some()), "{owed:?}");
+        assert_eq!(next.fs.take_up(owed).await, (0, 1));
+        next.fs.flush_all().await.unwrap();
+        assert_eq!(next.object("f").await, None, "nothing short is made of it");
+    });
+}
