@@ -14,6 +14,7 @@ mod harness;
 mod cache;
 mod cli;
 mod copying;
+mod kills;
 mod reading;
 mod removals;
 mod semantics;

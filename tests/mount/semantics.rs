@@ -136,7 +136,7 @@ fn the_loser_of_a_race_gets_estale_and_keeps_its_bytes() {
     assert_eq!(block_on(m.place.get("g")).unwrap(), "theirs");
 }
 
-/// D5: "Where a server does not honour conditions, a HEAD just before the request stands in for them", "and the first
+/// D7: "Where a server does not honour conditions, a HEAD just before the request stands in for them", "and the first
 /// write to one that does not logs it once."
 #[test]
 fn a_server_that_ignores_conditions_is_asked_before_each_write() {

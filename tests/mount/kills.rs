@@ -1,0 +1,129 @@
+//! The process is killed, and the next one has what it had taken.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::cache::stamped;
+use crate::harness::mount::{Mounted, endpoint, pailfs, wait_for};
+use crate::harness::{Server, block_on};
+
+const MIB: usize = 1 << 20;
+const SOON: Duration = Duration::from_secs(60);
+
+/// A mount with a state directory that outlives it.
+fn mounted(test: &str, flags: &[&str]) -> Option<(Mounted, tempfile::TempDir)> {
+    let state = tempfile::tempdir().unwrap();
+    let m = Mounted::with(Server::Demo, test, &[&["--state-dir", state.path().to_str().unwrap()], flags].concat())?;
+    Some((m, state))
+}
+
+/// The process is gone as by a power switch of its own; its mount is cleared away.
+fn kill(m: &mut Mounted) {
+    m.kill();
+    let _ = Command::new("umount").arg("-l").arg(m.path()).status();
+}
+
+fn object(m: &Mounted, key: &str) -> Option<Vec<u8>> {
+    block_on(async { m.place.get(key).await.ok().map(|bytes| bytes.to_vec()) })
+}
+
+/// D5: "every write, cut, hole and copy that had returned is on the next mount", "and on its way to S3".
+#[test]
+fn what_was_written_before_a_kill_is_there_after_the_next_mount() {
+    let Some((mut m, state)) = mounted("kill-open", &[]) else { return };
+    let body = stamped(20 * MIB + 5);
+    fs::write(m.at("changed"), b"0123456789").unwrap();
+    let changed = OpenOptions::new().write(true).open(m.at("changed")).unwrap();
+    changed.write_all_at(b"XX", 3).unwrap();
+    let mut large = File::create(m.at("large")).unwrap();
+    large.write_all(&body).unwrap();
+    fs::create_dir(m.at("d")).unwrap();
+    let renamed = File::create(m.at("d/before")).unwrap();
+    renamed.write_all_at(b"renamed", 0).unwrap();
+    fs::rename(m.at("d/before"), m.at("d/after")).unwrap();
+    let gone = File::create(m.at("gone")).unwrap();
+    gone.write_all_at(b"gone", 0).unwrap();
+    fs::remove_file(m.at("gone")).unwrap();
+    kill(&mut m);
+    drop((changed, large, renamed, gone));
+    assert_eq!(object(&m, "large"), None, "it was never closed");
+    let next = m.again(&["--state-dir", state.path().to_str().unwrap()]);
+    assert_eq!(fs::read(next.at("changed")).unwrap(), b"012XX56789");
+    assert!(fs::read(next.at("large")).unwrap() == body);
+    assert_eq!(fs::read(next.at("d/after")).unwrap(), b"renamed");
+    assert!(!next.at("d/before").exists() && !next.at("gone").exists());
+    let flushed = pailfs(&endpoint(Server::Demo)).arg("flush").arg(next.path()).status().unwrap();
+    assert!(flushed.success());
+    assert_eq!(object(&m, "changed").unwrap(), b"012XX56789");
+    assert!(object(&m, "large").unwrap() == body);
+    assert_eq!(object(&m, "gone"), None);
+}
+
+/// D6: "`close()` returns once the bytes are synced to the local disk, and S3 gets them behind". DEMANDS T25: written,
+/// closed, and killed or told to end at once.
+#[test]
+fn a_journaled_close_survives_a_kill_and_a_signal() {
+    for signal in [false, true] {
+        let Some((mut m, state)) = mounted("kill-journal", &["--durability", "journal"]) else { return };
+        let body = stamped(3 * MIB);
+        for i in 0..20 {
+            fs::write(m.at(format!("f{i:02}")), &body[i * 1000..]).unwrap();
+        }
+        if signal {
+            assert!(m.umount().success());
+        } else {
+            kill(&mut m);
+        }
+        let next = m.again(&["--state-dir", state.path().to_str().unwrap()]);
+        for i in 0..20 {
+            assert!(fs::read(next.at(format!("f{i:02}"))).unwrap() == body[i * 1000..], "{i}");
+        }
+        let saved = wait_for(SOON, || {
+            (0..20).all(|i| object(&m, &format!("f{i:02}")).is_some_and(|bytes| bytes == body[i * 1000..]))
+        });
+        assert!(saved, "everything gets to S3");
+    }
+}
+
+#[test]
+fn recover_lists_what_is_owed_and_saves_it() {
+    let Some((mut m, state)) = mounted("recover", &[]) else { return };
+    let dir = state.path().to_str().unwrap();
+    let at = endpoint(Server::Demo);
+    let recover = |more: &[&str]| {
+        let output = pailfs(&at).args(["recover", "--state-dir", dir]).args(more).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = recover(&[]);
+    assert!(code == Some(0) && said.contains("in use by process"), "{said}");
+    // A program that is started closes its copies of what is open, which saves it: none is from here on.
+    let file = File::create(m.at("f")).unwrap();
+    file.write_all_at(b"owed", 0).unwrap();
+    kill(&mut m);
+    drop(file);
+    let (code, said) = recover(&[]);
+    let name = format!("s3://{}/f", m.place.bucket);
+    assert!(code == Some(0) && said.contains(&name) && said.contains("not closed"), "{said}");
+    let (_, json) = recover(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[0]["files"][0]["bytes"], 4);
+    let source = format!("s3://{}", m.place.bucket);
+    let (code, said) = recover(&[&source, "--endpoint-url", &at.url, "--region", &at.region]);
+    assert!(code == Some(0) && said.contains("1 files saved"), "{code:?} {said}");
+    assert_eq!(object(&m, "f").unwrap(), b"owed");
+    assert_eq!(recover(&[]), (Some(0), "nothing is owed\n".to_owned()));
+}
+
+#[test]
+fn two_mounts_of_one_bucket_owe_apart() {
+    let Some((m, state)) = mounted("two-mounts", &[]) else { return };
+    let second = m.again(&["--state-dir", state.path().to_str().unwrap()]);
+    fs::write(m.at("a"), b"a").unwrap();
+    fs::write(second.at("b"), b"b").unwrap();
+    let dirs = fs::read_dir(state.path().join("mounts")).unwrap().count();
+    assert_eq!(dirs, 2);
+    assert_eq!(fs::read(second.at("a")).unwrap(), b"a");
+}
