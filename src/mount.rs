@@ -173,7 +173,8 @@ async fn take_up(fs: &Arc<Fs>, owed: Vec<Owed>) {
     let (taken, kept) = fs.take_up(owed).await;
     if taken + kept > 0 {
         tracing::warn!(
-            files = taken, kept,
+            files = taken,
+            kept,
             "an earlier mount ended before all was in S3: its files are here, and are being saved"
         );
     }

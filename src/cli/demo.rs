@@ -12,7 +12,9 @@ use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::SystemClock;
-use crate::config::{BucketDir, DEFAULT_SESSION, Durability, MountConfig, Passthrough, Source, default_memory_limit};
+use crate::config::{
+    BucketDir, DEFAULT_SESSION, Durability, MountConfig, Passthrough, Source, default_memory_limit,
+};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::Signals;

@@ -83,9 +83,9 @@ fn look(dir: &Path) -> Debts {
                         object: format!("s3://{}/{}", file.place.bucket, file.place.key),
                         bytes: file.extents.len(),
                         closed: file.acknowledged.is_some_and(|stamp| stamp == file.stamp),
-                        damage: file.damage.or(file.suspect.then(|| {
-                            "the machine went down before the bytes were on its disk".to_owned()
-                        })),
+                        damage: file.damage.or(file
+                            .suspect
+                            .then(|| "the machine went down before the bytes were on its disk".to_owned())),
                     }),
                     Owed::Upload(_) | Owed::Rename { .. } | Owed::Delete { .. } => debts.unfinished += 1,
                 }
@@ -152,10 +152,7 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
     println!("{} files saved", recovered.saved);
     if recovered.kept > 0 {
         let told = format!("{} files are not whole, and stay where they are", recovered.kept);
-        return Err(Failure::coded(
-            Code::UnsavedData,
-            &crate::error::Error::new(Kind::Corrupt, told),
-        ));
+        return Err(Failure::coded(Code::UnsavedData, &crate::error::Error::new(Kind::Corrupt, told)));
     }
     Ok(())
 }

@@ -19,7 +19,8 @@ use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, What, full_parts, upload,
+    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, What, full_parts,
+    upload,
 };
 
 use super::volume::Volume;
@@ -545,7 +546,8 @@ impl File {
         if len > 0 && state.has_gone(len) {
             return Ok(false);
         }
-        let stamp = state.change(fs, self.ino, len, |file, stamp, at| Record::Cut { file, len, stamp, at })?;
+        let stamp =
+            state.change(fs, self.ino, len, |file, stamp, at| Record::Cut { file, len, stamp, at })?;
         self.note_uploads(&state);
         state.extents.truncate(len, stamp);
         state.ahead.cut(len);
@@ -890,6 +892,11 @@ impl Fs {
                 if !lost_race(volume, &key, &expects, &error).await {
                     return Err(error);
                 }
+                if self.landed(file, id, volume, &key, Some(stamp)).await? {
+                    return Err(
+                        Error::new(Kind::Conflict, "an earlier save had succeeded").with_source(error)
+                    );
+                }
                 if !job.has_gone() {
                     return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
                 }
@@ -901,6 +908,38 @@ impl Fs {
                 Err(told)
             }
         }
+    }
+
+    /// Whether what is in S3 is what this mount, or the one before it, made and was not told of. Then the file goes on
+    /// from there. The attempt of the stamp `besides` is known to have failed.
+    pub(super) async fn landed(
+        &self,
+        file: &Arc<File>,
+        id: VolumeId,
+        volume: &Volume,
+        key: &str,
+        besides: Option<u64>,
+    ) -> Result<bool> {
+        if !file.parts.has_attempts_besides(besides) {
+            return Ok(false);
+        }
+        let info = match volume.store.head(&volume.bucket, key, None).await {
+            Err(error) if error.is_not_found() => return Ok(false),
+            answer => answer?,
+        };
+        let landed = file.parts.landed(|made| {
+            made.etag == info.etag
+                && made.size == info.size
+                && made.place.bucket == volume.bucket
+                && made.place.key == key
+        });
+        let Some((stamp, object)) = landed else { return Ok(false) };
+        if file.etag().as_ref() == Some(&object.etag) {
+            return Ok(false);
+        }
+        tracing::info!(key, "what an earlier attempt saved is there");
+        self.committed(file, id, volume, key, object.size, stamp, &object.etag);
+        Ok(true)
     }
 
     /// S3 has everything up to `stamp`.
@@ -917,7 +956,7 @@ impl Fs {
     ) {
         self.stats.commits.add(1);
         let object = volume.object(id.0, key, etag.clone(), len);
-        let (facts, before, clean) = {
+        let (before, clean) = {
             let mut state = lock(&file.state);
             let before = state.object.as_ref().map(|o| o.id.etag.clone());
             state.extents.clear(stamp, len);
@@ -944,13 +983,12 @@ impl Fs {
                 state.copies.clear();
                 state.owing.line = None;
             }
-            (
-                Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false },
-                before,
-                clean,
-            )
+            // Before anybody sees the file saved: who opens it asks S3 then, and compares with what the tree says.
+            let facts =
+                Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false };
+            self.tree().committed(file.ino, facts, self.clock.now());
+            (before, clean)
         };
-        self.tree().committed(file.ino, facts, self.clock.now());
         lock(&self.siblings).changed(id, key);
         if clean {
             // The kernel's pages hold what was written through it, over pages of the version before.
@@ -1095,6 +1133,7 @@ impl Fs {
             condition,
             honoured,
             len: state.extents.len(),
+            stamp: state.stamp,
             segments: state.all_segments(),
             base: state.object.as_ref().map(|object| Base {
                 bucket: object.bucket.to_string(),

@@ -259,7 +259,10 @@ impl Fs {
             news: news::Newsroom::new(),
             lanes,
             disk: Room::new(
-                &options.journal.as_ref().map_or(options.staging_dir.clone(), |journal| journal.staging_dir()),
+                &options
+                    .journal
+                    .as_ref()
+                    .map_or(options.staging_dir.clone(), |journal| journal.staging_dir()),
                 options.staging_reserve,
             ),
             saving: tokio::sync::Semaphore::new(SAVING_MAX),

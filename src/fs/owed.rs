@@ -190,7 +190,7 @@ impl Fs {
         let unknown = || Error::new(Kind::NotFound, "no bucket of this mount has it");
         let (id, volume) = self.volume_of_bucket(&owed.place.bucket).ok_or_else(unknown)?;
         let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
-        let upload = owed.upload.clone();
+        let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
         let ino = self.plant(id, &volume, &owed)?;
         let object = owed.base.as_ref().map(|base| self.object_of_base(id, &volume, base));
@@ -205,8 +205,13 @@ impl Fs {
             let sent = upload.parts.into_values().map(|sent| (sent.range, sent.stamp, sent.part)).collect();
             file.parts().resume(Arc::clone(&volume.store), upload.upload, file.attributes(), sent);
         }
+        file.parts().resume_saving(saving);
         self.watch_copies(&file);
         lock(&self.files).put(Arc::clone(&file));
+        // The process may have ended between S3's answer and its note of it. If S3 cannot be asked now, the next save is.
+        if let Err(error) = self.within(self.landed(&file, id, &volume, &key, None)).await {
+            tracing::debug!(key, error = %error.report(), "what an earlier attempt made is not known yet");
+        }
         // The pin goes when it is saved.
         self.tree().pin(ino);
         self.retry_in_background(file);
@@ -220,7 +225,8 @@ impl Fs {
         let now = self.clock.now();
         let mut tree = self.tree();
         let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
-        let is_top = |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
+        let is_top =
+            |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
         let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
         let (last, above) = names.split_last().ok_or_else(no_path)?;
         for name in above {

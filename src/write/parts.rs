@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::journal::{FileId, Journal, Record};
+use super::journal::{BaseObject, FileId, Journal, Record, remember};
 use crate::base::ByteRange;
 use crate::error::Result;
 use crate::s3::{Attributes, Part, Store, Upload};
@@ -31,6 +31,7 @@ pub struct Parts {
     begun: Mutex<Option<Begun>>,
     line: Mutex<Option<Line>>,
     completed: Mutex<Option<Upload>>,
+    saving: Mutex<Vec<(u64, BaseObject)>>,
     beginning: tokio::sync::Mutex<()>,
 }
 
@@ -115,6 +116,31 @@ impl Parts {
         sent.map(|sent| (sent.range, sent.stamp, sent.part.clone())).collect()
     }
 
+    /// This object is about to be made, of everything up to `stamp`.
+    pub(super) fn saving(&self, stamp: u64, object: BaseObject) {
+        self.note(|file| Record::Saving { file, stamp, object: object.clone() });
+        remember(&mut self.attempts(), (stamp, object));
+    }
+
+    /// What an earlier process was about to make.
+    pub fn resume_saving(&self, saving: Vec<(u64, BaseObject)>) {
+        *self.attempts() = saving;
+    }
+
+    /// The attempt to save that S3 shows to have succeeded, though nobody was told.
+    pub fn landed(&self, is_there: impl Fn(&BaseObject) -> bool) -> Option<(u64, BaseObject)> {
+        self.attempts().iter().rev().find(|(_, object)| is_there(object)).cloned()
+    }
+
+    /// Whether there was an attempt besides the one of this stamp.
+    pub fn has_attempts_besides(&self, stamp: Option<u64>) -> bool {
+        self.attempts().iter().any(|(at, _)| Some(*at) != stamp)
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Vec<(u64, BaseObject)>> {
+        self.saving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The upload became an object. The journal hears of it when it has been told of the object: until then the parts are
     /// how the next mount finds out that it was we who made it.
     pub(super) fn completed(&self) {
@@ -124,6 +150,7 @@ impl Parts {
 
     /// The journal knows the object.
     pub fn saved(&self) {
+        self.attempts().clear();
         let completed = self.completed.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(upload) = completed {
             self.ended(&upload);

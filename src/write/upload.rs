@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::extents::{Segment, What};
+use super::journal::{BaseObject, Place};
 use super::parts::Parts;
 use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
@@ -90,6 +91,8 @@ pub struct Job {
     pub condition: Condition,
     pub honoured: Conditions,
     pub len: u64,
+    /// Of the latest change that it carries.
+    pub stamp: u64,
     /// Sources of the bytes, in order, covering `0..len`, or what leaves of it.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
@@ -102,6 +105,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// S3 may do what is asked of it next and nobody hear of it: then this is how it is known to be ours.
+    fn about_to_make(&self, etag: &ETag) {
+        let place = Place { bucket: self.bucket.clone(), key: self.key.clone() };
+        self.parts.saving(self.stamp, BaseObject { place, etag: etag.clone(), size: self.len });
+    }
+
     /// Whether bytes of it are in parts alone.
     pub fn has_gone(&self) -> bool {
         self.staging.as_ref().is_some_and(|staging| staging.gone_until() > 0)
@@ -208,6 +217,7 @@ async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
         attributes: Some(job.attributes.clone()),
         ..CopyRequest::default()
     };
+    job.about_to_make(&origin.object.etag);
     match job.lanes.send(job.store.copy(request)).await {
         Err(error) if may_be_ours(&error) => ours(job, &origin.object.etag, error).await,
         answer => answer,
@@ -221,6 +231,7 @@ async fn put(job: &Job) -> Result<Written> {
         None => Bytes::new(),
     };
     let condition = stand_in(job, job.honoured.put).await?;
+    job.about_to_make(&content_etag(&body));
     let request = PutRequest {
         bucket: job.bucket.clone(),
         key: job.key.clone(),
@@ -276,6 +287,7 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
     }
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
+    job.about_to_make(&etag);
     match job.store.complete_upload(upload, sent, condition).await {
         Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
         answer => answer,

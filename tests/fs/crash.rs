@@ -14,7 +14,9 @@ use crate::harness::block_on;
 const MIB: usize = 1 << 20;
 
 fn bytes(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|at| ((at / 4096) as u8).wrapping_mul(31).wrapping_add(at as u8).wrapping_add(seed)).collect()
+    (0..len)
+        .map(|at| ((at / 4096) as u8).wrapping_mul(31).wrapping_add(at as u8).wrapping_add(seed))
+        .collect()
 }
 
 /// The disk as it is at this moment, holes and all.
@@ -153,6 +155,37 @@ fn a_save_whose_answer_was_never_noted_is_no_conflict_with_oneself() {
             crashed.client.fs.flush_all().await.unwrap();
             assert!(crashed.client.object("f").await.unwrap() == body);
             assert_eq!(crashed.client.keys().await, ["f"], "no conflict copy");
+        });
+    }
+}
+
+/// The same with more written before it is killed: what S3 has is ours, and older than what is owed.
+#[test]
+fn an_earlier_save_that_nobody_heard_of_is_gone_on_from() {
+    for killed in [true, false] {
+        block_on(async {
+            let (client, disk) = journaled();
+            client.put_object("f", &bytes(100_000, 1)).await;
+            let mut body = bytes(100_000, 1);
+            let file = client.open("f", WRITE).await.unwrap();
+            client.fs.write(file.1, 500, b"first").await.unwrap();
+            body[500..505].copy_from_slice(b"first");
+            client.store.refuse("PutObject", Kind::TimedOut, When::After);
+            client.store.refuse("HeadObject", Kind::TimedOut, When::Before);
+            assert_eq!(kind_of(client.fs.fsync(file.1).await), Kind::TimedOut);
+            client.store.refuse_nothing();
+            client.fs.write(file.1, 50_000, b"second").await.unwrap();
+            body[50_000..50_006].copy_from_slice(b"second");
+            let next = if killed {
+                crash(&client, disk.path()).await.client
+            } else {
+                client.close(file).await.unwrap();
+                client
+            };
+            assert!(next.read("f").await.unwrap() == body);
+            next.fs.flush_all().await.unwrap();
+            assert!(next.object("f").await.unwrap() == body);
+            assert_eq!(next.keys().await, ["f"], "no conflict with ourselves");
         });
     }
 }

@@ -16,7 +16,11 @@ const SOON: Duration = Duration::from_secs(60);
 /// A mount with a state directory that outlives it.
 fn mounted(test: &str, flags: &[&str]) -> Option<(Mounted, tempfile::TempDir)> {
     let state = tempfile::tempdir().unwrap();
-    let m = Mounted::with(Server::Demo, test, &[&["--state-dir", state.path().to_str().unwrap()], flags].concat())?;
+    let m = Mounted::with(
+        Server::Demo,
+        test,
+        &[&["--state-dir", state.path().to_str().unwrap()], flags].concat(),
+    )?;
     Some((m, state))
 }
 

@@ -48,6 +48,8 @@ pub struct OwedFile {
     pub saved: u64,
     /// `close()` returned for everything up to this stamp, on the promise that it is on the local disk.
     pub acknowledged: Option<u64>,
+    /// Objects that were about to be made, and of everything up to which stamp; the latest last.
+    pub saving: Vec<(u64, BaseObject)>,
     /// The upload under way, if its target is the file's place still.
     pub upload: Option<OwedUpload>,
     /// The machine went down after changes that were never acknowledged: what the staging file has of them may be
@@ -111,6 +113,8 @@ struct Entry {
     /// By number. They stay as long as the file does, so that a number never means another one.
     copies: Vec<CopiedFrom>,
     acknowledged: Option<u64>,
+    /// What was about to be made, the latest last.
+    saving: Vec<(u64, BaseObject)>,
     suspect: bool,
     /// Start of a run whose bytes are in the journal -> its end and the frame. All of it is staged.
     inlined: BTreeMap<u64, (u64, FrameAt)>,
@@ -174,6 +178,10 @@ impl Ledger {
                     "a change was saved that is none",
                 )?;
                 require(entry.saved_bytes_end(*stamp) <= object.size, "more bytes were saved than S3 has")
+            }
+            Record::Saving { file, stamp, .. } => {
+                let entry = self.entry(*file)?;
+                require(*stamp <= entry.begun.stamp, "a change is being saved that is none")
             }
             Record::Acknowledged { file, stamp } => {
                 let entry = self.entry(*file)?;
@@ -293,6 +301,11 @@ impl Ledger {
                     }
                 }
             }
+            Record::Saving { file, stamp, object } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    remember(&mut entry.saving, (*stamp, object.clone()));
+                }
+            }
             Record::Saved { file, stamp, object } => {
                 if let Some(entry) = self.files.get_mut(file) {
                     entry.saved(*stamp, object);
@@ -386,6 +399,10 @@ impl Ledger {
             steps.push(Step::Record(Record::Kept(Box::new(kept))));
             let copies = entry.copies.iter().cloned();
             steps.extend(copies.map(|from| Step::Record(Record::KeptCopy { file: *file, from })));
+            let saving = entry.saving.iter().cloned();
+            steps.extend(
+                saving.map(|(stamp, object)| Step::Record(Record::Saving { file: *file, stamp, object })),
+            );
             for runs in entry.extents.all().chunks(RUNS_PER_RECORD) {
                 let runs = runs.iter().map(|segment| Run::from(*segment)).collect();
                 steps.push(Step::Record(Record::Runs { file: *file, runs }));
@@ -491,6 +508,7 @@ impl Entry {
             extents,
             copies: Vec::new(),
             acknowledged: None,
+            saving: Vec::new(),
             suspect: false,
             inlined: BTreeMap::new(),
         }
@@ -516,6 +534,7 @@ impl Entry {
     fn saved(&mut self, stamp: u64, object: &BaseObject) {
         self.extents.clear(stamp, object.size);
         self.begun.saved = stamp;
+        self.saving.retain(|(at, _)| *at > stamp);
         self.begun.expects = Condition::Matches(object.etag.clone());
         self.begun.base = Some(object.clone());
         // What S3 has need not be here as well.
@@ -579,6 +598,7 @@ impl Entry {
             stamp: begun.stamp,
             saved: begun.saved,
             acknowledged: self.acknowledged,
+            saving: self.saving.clone(),
             upload,
             suspect: self.suspect,
             damage: None,
@@ -587,6 +607,16 @@ impl Entry {
 }
 
 /// A name is one component, so that no record leads out of the directory.
+/// Attempts to save that may have succeeded unheard; older ones have long ended.
+const SAVING_MAX: usize = 4;
+
+pub(in crate::write) fn remember<T>(saving: &mut Vec<T>, latest: T) {
+    if saving.len() >= SAVING_MAX {
+        saving.remove(0);
+    }
+    saving.push(latest);
+}
+
 fn is_plain_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }

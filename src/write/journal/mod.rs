@@ -55,6 +55,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
+pub(super) use ledger::remember;
 pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
 pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
 

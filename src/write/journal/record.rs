@@ -196,6 +196,12 @@ pub enum Record {
         file: FileId,
         upload_id: String,
     },
+    /// This object is about to be made, of everything up to `stamp`. If S3 has it, that is saved, though nobody was told.
+    Saving {
+        file: FileId,
+        stamp: u64,
+        object: BaseObject,
+    },
     /// S3 has everything up to `stamp`, as this object.
     Saved {
         file: FileId,
