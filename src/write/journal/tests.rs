@@ -43,6 +43,8 @@ enum Act {
     /// Saves what was there so many changes ago.
     Save(u64, u64),
     Acknowledge(u64),
+    /// Is about to save everything, and may not hear of it.
+    Attempt(u64),
     Gone(u64),
     Intend(u64),
     Done(u64),
@@ -65,6 +67,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => file().prop_map(Act::EndUpload),
         2 => (file(), 0u64..3).prop_map(|(f, back)| Act::Save(f, back)),
         1 => file().prop_map(Act::Acknowledge),
+        2 => file().prop_map(Act::Attempt),
         1 => file().prop_map(Act::Gone),
         1 => (90u64..94).prop_map(Act::Intend),
         1 => (90u64..94).prop_map(Act::Done),
@@ -86,6 +89,8 @@ struct Mine {
     /// Length at each stamp: what a commit of it makes.
     lengths: BTreeMap<u64, u64>,
     acknowledged: Option<u64>,
+    /// What was about to be made, and of which stamp.
+    saving: Vec<(u64, BaseObject)>,
     /// As the staging file is.
     staged: Vec<u8>,
 }
@@ -210,6 +215,7 @@ impl Writer {
                 let object = object(&mine.begun.place.key, clock, size);
                 mine.extents.clear(stamp, size);
                 mine.begun.saved = stamp;
+                mine.saving.retain(|(at, _)| *at > stamp);
                 mine.begun.expects = Condition::Matches(object.etag.clone());
                 mine.begun.base = Some(object.clone());
                 if mine.begun.stamp == stamp {
@@ -221,6 +227,17 @@ impl Writer {
                 let Some(mine) = self.files.get_mut(&f) else { return records };
                 mine.acknowledged = Some(mine.begun.stamp);
                 records.push(Record::Acknowledged { file: FileId(f), stamp: mine.begun.stamp });
+            }
+            Act::Attempt(f) => {
+                let (clock, Some(mine)) = (self.clock, self.files.get_mut(&f)) else { return records };
+                let (stamp, size) = (mine.begun.stamp, mine.extents.len());
+                let object = object(&mine.begun.place.key, clock, size);
+                mine.saving.push((stamp, object.clone()));
+                // No more than could be under way are kept.
+                if mine.saving.len() > 4 {
+                    mine.saving.remove(0);
+                }
+                records.push(Record::Saving { file: FileId(f), stamp, object });
             }
             Act::Gone(f) => {
                 self.files.remove(&f);
@@ -266,7 +283,8 @@ impl Writer {
             records.push(Record::Begun(Box::new(begun.clone())));
             let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
             let lengths = [(stamp, extents.len())].into();
-            Mine { begun, extents, copies: Vec::new(), lengths, acknowledged: None, staged: Vec::new() }
+            let (copies, staged, saving) = (Vec::new(), Vec::new(), Vec::new());
+            Mine { begun, extents, copies, lengths, acknowledged: None, saving, staged }
         });
         mine.begun.stamp += 1;
         // Attributes have a time of change of their own.
@@ -295,6 +313,7 @@ impl Writer {
             );
             assert_eq!(file.attributes, mine.begun.attributes);
             assert_eq!(file.acknowledged, mine.acknowledged);
+            assert_eq!(file.saving, mine.saving);
         }
     }
 }
@@ -472,11 +491,19 @@ proptest! {
 fn long_history() -> Vec<Record> {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let acts = proptest::collection::vec(act(), 70).new_tree(&mut runner).unwrap().current();
-    let records = all_records(&acts);
-    let has = |is: fn(&Record) -> bool| records.iter().any(is);
-    assert!(has(|r| matches!(r, Record::Copied { .. })) && has(|r| matches!(r, Record::Fetched { .. })));
-    records
+    let histories = std::iter::repeat_with(|| {
+        let acts = proptest::collection::vec(act(), 70).new_tree(&mut runner).unwrap().current();
+        all_records(&acts)
+    });
+    let has_everything = |records: &Vec<Record>| {
+        let has = |is: fn(&Record) -> bool| records.iter().any(is);
+        has(|r| matches!(r, Record::Copied { .. }))
+            && has(|r| matches!(r, Record::Fetched { .. }))
+            && has(|r| matches!(r, Record::Saving { .. }))
+            && has(|r| matches!(r, Record::Sent { .. }))
+            && has(|r| matches!(r, Record::Acknowledged { .. }))
+    };
+    histories.take(100).find(has_everything).expect("one of a hundred has everything in it")
 }
 
 /// Appends and syncs until the end or the process's; returns what was appended and how much of it was synced.
