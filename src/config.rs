@@ -64,6 +64,8 @@ pub struct MountConfig {
     /// Where written bytes wait for their upload.
     pub state_dir: PathBuf,
     pub durability: Durability,
+    pub exclusive: Exclusive,
+    pub on_conflict: OnConflict,
     /// Of its file system, what is left to others, in bytes; otherwise a twentieth.
     pub state_reserve: Option<u64>,
     /// Path of the control socket.
@@ -78,6 +80,28 @@ pub enum Durability {
     Close,
     /// The local disk has it.
     Journal,
+}
+
+/// What becomes of a save when another client was first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// It fails, and a conflict copy has the bytes.
+    #[default]
+    KeepBoth,
+    /// It fails, and the bytes are dropped.
+    Fail,
+    /// It replaces the other client's version.
+    Overwrite,
+}
+
+/// Among whom `O_EXCL` decides who makes a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exclusive {
+    /// All clients of the bucket.
+    #[default]
+    Everywhere,
+    /// The programs of this mount.
+    Mount,
 }
 
 /// Which files the kernel may read by itself, where they are whole in the cache directory.
@@ -533,6 +557,8 @@ mod tests {
             state_dir: "/var/lib/pailfs".into(),
             state_reserve: None,
             durability: Durability::Close,
+            exclusive: Exclusive::Everywhere,
+            on_conflict: OnConflict::KeepBoth,
             control_socket: "/run/pailfs/x".into(),
         };
         good.check().unwrap();

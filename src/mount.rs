@@ -22,7 +22,7 @@ use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, SystemClock, format_bytes};
-use crate::config::{BucketDir, Durability, MountConfig, Passthrough, Source};
+use crate::config::{BucketDir, Durability, Exclusive, MountConfig, OnConflict, Passthrough, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
@@ -490,6 +490,15 @@ fn fs_options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Opt
             Durability::Close => fs::Durability::Close,
             Durability::Journal => fs::Durability::Journal,
         },
+        exclusive: match config.exclusive {
+            Exclusive::Everywhere => fs::Exclusive::Everywhere,
+            Exclusive::Mount => fs::Exclusive::Mount,
+        },
+        on_conflict: match config.on_conflict {
+            OnConflict::KeepBoth => fs::OnConflict::KeepBoth,
+            OnConflict::Fail => fs::OnConflict::Fail,
+            OnConflict::Overwrite => fs::OnConflict::Overwrite,
+        },
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
         passthrough: match config.passthrough {
             Passthrough::Never => fs::Passthrough::Never,
@@ -850,6 +859,8 @@ mod tests {
             state_dir: "/nowhere".into(),
             state_reserve: None,
             durability: Durability::Close,
+            exclusive: Exclusive::Everywhere,
+            on_conflict: OnConflict::KeepBoth,
             control_socket: "/nowhere/socket".into(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::{parse_bytes, parse_duration};
-use crate::config::{DEFAULT_SESSION, Durability, Passthrough};
+use crate::config::{DEFAULT_SESSION, Durability, Exclusive, OnConflict, Passthrough};
 use crate::s3::{PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
@@ -72,6 +72,12 @@ pub struct MountArgs {
     /// What close() waits for
     #[arg(long, value_enum, value_name = "WHERE", default_value = "close")]
     pub durability: DurabilityArg,
+    /// Among whom O_EXCL decides who makes a file
+    #[arg(long, value_enum, value_name = "WHOM", default_value = "everywhere")]
+    pub exclusive: ExclusiveArg,
+    /// What becomes of a save when another client changed the object first
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "keep-both")]
+    pub on_conflict: OnConflictArg,
     /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub state_reserve: Option<u64>,
@@ -98,6 +104,45 @@ impl From<DurabilityArg> for Durability {
         match arg {
             DurabilityArg::Close => Self::Close,
             DurabilityArg::Journal => Self::Journal,
+        }
+    }
+}
+
+/// What becomes of a save when another client was first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnConflictArg {
+    /// It fails, and the bytes are kept in a conflict copy
+    KeepBoth,
+    /// It fails, and the bytes are dropped
+    Fail,
+    /// It replaces the other client's version
+    Overwrite,
+}
+
+impl From<OnConflictArg> for OnConflict {
+    fn from(arg: OnConflictArg) -> Self {
+        match arg {
+            OnConflictArg::KeepBoth => Self::KeepBoth,
+            OnConflictArg::Fail => Self::Fail,
+            OnConflictArg::Overwrite => Self::Overwrite,
+        }
+    }
+}
+
+/// Among whom `O_EXCL` decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExclusiveArg {
+    /// All clients of the bucket: one more request for each such file
+    Everywhere,
+    /// The programs of this mount
+    Mount,
+}
+
+impl From<ExclusiveArg> for Exclusive {
+    fn from(arg: ExclusiveArg) -> Self {
+        match arg {
+            ExclusiveArg::Everywhere => Self::Everywhere,
+            ExclusiveArg::Mount => Self::Mount,
         }
     }
 }
@@ -403,6 +448,8 @@ mod tests {
             "--cache-size=1G",
             "--state-reserve=2G",
             "--durability=journal",
+            "--exclusive=mount",
+            "--on-conflict=overwrite",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -414,6 +461,8 @@ mod tests {
         assert_eq!(mount.cache.cache_size, Some(1 << 30));
         assert_eq!(mount.state_reserve, Some(2 << 30));
         assert_eq!(Durability::from(mount.durability), Durability::Journal);
+        assert_eq!(Exclusive::from(mount.exclusive), Exclusive::Mount);
+        assert_eq!(OnConflict::from(mount.on_conflict), OnConflict::Overwrite);
         assert_eq!(Passthrough::from(mount.cache.passthrough), Passthrough::ReadOnly);
         let settings = mount.session.settings();
         assert_eq!(settings.path_style, Some(PathStyle::On));

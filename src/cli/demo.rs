@@ -13,7 +13,8 @@ use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::SystemClock;
 use crate::config::{
-    BucketDir, DEFAULT_SESSION, Durability, MountConfig, Passthrough, Source, default_memory_limit,
+    BucketDir, DEFAULT_SESSION, Durability, Exclusive, MountConfig, OnConflict, Passthrough, Source,
+    default_memory_limit,
 };
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
@@ -172,6 +173,8 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         state_dir: home.join("state"),
         state_reserve: None,
         durability: Durability::Close,
+        exclusive: Exclusive::Everywhere,
+        on_conflict: OnConflict::KeepBoth,
         control_socket,
     };
     config.check()?;

@@ -95,6 +95,8 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         state_dir,
         state_reserve: args.state_reserve,
         durability: args.durability.into(),
+        exclusive: args.exclusive.into(),
+        on_conflict: args.on_conflict.into(),
         control_socket,
     };
     config.check()?;

@@ -12,7 +12,7 @@ use super::exit::{Code, Failure};
 use super::mount::{absolute, choose, failure_of};
 use super::{logging, machine};
 use crate::base::format_bytes;
-use crate::config::{Durability, MountConfig, Passthrough, default_memory_limit};
+use crate::config::{Durability, Exclusive, MountConfig, OnConflict, Passthrough, default_memory_limit};
 use crate::error::Kind;
 use crate::mount;
 use crate::write::journal::{Journal, Owed};
@@ -145,6 +145,8 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
         passthrough: Passthrough::Never,
         state_dir,
         durability: Durability::Close,
+        exclusive: Exclusive::Everywhere,
+        on_conflict: OnConflict::KeepBoth,
         state_reserve: None,
         control_socket: "/nowhere/socket".into(),
     };

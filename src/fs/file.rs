@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::copy::{Copied, lost_source};
-use super::{Fs, lock};
+use super::{Fs, OnConflict, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
@@ -875,7 +875,10 @@ impl Fs {
         let honoured = volume.honoured().await;
         let (job, expects, stamp) = {
             let state = lock(&file.state);
-            let expects = state.expects.clone();
+            let expects = match self.options.on_conflict {
+                OnConflict::Overwrite => Condition::Any,
+                OnConflict::KeepBoth | OnConflict::Fail => state.expects.clone(),
+            };
             (self.job(file, &state, volume, &key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
@@ -1010,6 +1013,20 @@ impl Fs {
         cause: Error,
     ) -> Error {
         self.stats.conflicts.add(1);
+        if self.options.on_conflict == OnConflict::Fail {
+            {
+                let mut state = lock(&file.state);
+                state.lost = true;
+                file.let_go_of_line(&mut state);
+            }
+            self.let_go(file);
+            let told = format!(
+                "another client changed s3://{}/{key} first; what was written here is dropped, as \
+                 --on-conflict=fail says",
+                volume.bucket
+            );
+            return Error::new(Kind::Stale, told).with_source(cause);
+        }
         let copy = conflict_key(key, &self.options.host, self.clock.wall());
         let mut copied = false;
         for _ in 0..COPY_ROUNDS_MAX {

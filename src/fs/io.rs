@@ -10,10 +10,10 @@ use super::handles::Handle;
 use super::lookup::no_such_name;
 use super::siblings::{Ahead, Listed};
 use super::volume::Volume;
-use super::{Attr, Durability, Fs, lock};
+use super::{Attr, Durability, Exclusive, Fs, lock};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, SMALL_FILE_MAX};
-use crate::s3::{Condition, ListRequest};
+use crate::s3::{Attributes, Condition, ListRequest, PutRequest};
 use crate::tree::keys::Name;
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
 
@@ -266,20 +266,60 @@ impl Fs {
             return Ok((self.attr_of(&entry), opened));
         }
         let now = self.clock.wall();
-        let facts = Facts { size: 0, etag: None, mtime: now, archived: false };
+        let claimed = match flags.exclusive && self.options.exclusive == Exclusive::Everywhere {
+            true => self.within(self.claim(parent, &name)).await?,
+            false => None,
+        };
+        let etag = claimed.as_ref().map(|object| object.id.etag.clone());
+        let facts = Facts { size: 0, etag, mtime: now, archived: false };
         let entry = {
             let mut tree = self.tree();
-            let entry = tree.create(parent, &name, Found::File(facts), true, self.clock.now())?;
+            let is_local = claimed.is_none();
+            let entry = tree.create(parent, &name, Found::File(facts), is_local, self.clock.now())?;
             let mode = mode & 0o7777;
             let changes = crate::tree::AttrChanges { mode: Some(mode), ..Default::default() };
             tree.looked_up(entry.ino);
             tree.change_attrs(entry.ino, changes)?
         };
-        let file = Arc::new(File::new(entry.ino, Condition::Absent, now));
+        let file = Arc::new(match claimed {
+            Some(object) => File::of_object(entry.ino, object, Attributes::default(), now),
+            None => File::new(entry.ino, Condition::Absent, now),
+        });
         file.opened(true);
         lock(&self.files).put(Arc::clone(&file));
         let opened = self.handle_on(file, OpenFlags { write: true, ..flags });
         Ok((self.attr_of(&entry), opened))
+    }
+
+    /// Makes an empty object under a name that nobody has, on any host, or fails `AlreadyExists`. `None` where the server
+    /// cannot tell; then the first save does, as far as that can.
+    async fn claim(&self, parent: Ino, name: &Name) -> Result<Option<Object>> {
+        let (id, volume, dir) = self.dir_in_volume(parent)?;
+        if !volume.honoured().await.put {
+            return Ok(None);
+        }
+        let key = dir.object_key(name)?;
+        let _shared = volume.namespace.read().await;
+        let request = PutRequest {
+            bucket: volume.bucket.clone(),
+            key: key.clone(),
+            body: Bytes::new(),
+            attributes: Attributes::default(),
+            condition: Condition::Absent,
+            checksum: None,
+        };
+        match volume.store.put(request).await {
+            Ok(written) => {
+                lock(&self.siblings).changed(id, &key);
+                Ok(Some(volume.object(id.0, &key, written.etag, 0)))
+            }
+            Err(error) if error.kind() == Kind::AlreadyExists => {
+                // It is another client's, and shows from now on.
+                self.tree().forget_name(parent, name);
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A handle on a file that counts as opened.

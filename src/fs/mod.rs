@@ -86,6 +86,8 @@ pub struct Options {
     /// nothing.
     pub journal: Option<Arc<Journal>>,
     pub durability: Durability,
+    pub exclusive: Exclusive,
+    pub on_conflict: OnConflict,
     /// Names this host in conflict copies.
     pub host: String,
     /// Where blocks that were read are kept on disk, if anywhere.
@@ -102,6 +104,28 @@ pub enum Durability {
     Close,
     /// The local disk has it, and S3 gets it behind. With a journal alone.
     Journal,
+}
+
+/// What becomes of a save when another client was first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// It fails `Stale`, and the bytes are kept in a conflict copy beside the other client's.
+    #[default]
+    KeepBoth,
+    /// It fails `Stale`, and the bytes are dropped.
+    Fail,
+    /// It replaces the other client's version, unless it needs bytes of the one from before.
+    Overwrite,
+}
+
+/// Among whom `O_EXCL` decides who makes a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exclusive {
+    /// All clients of the bucket: the name is claimed by an empty object before `open()` returns.
+    #[default]
+    Everywhere,
+    /// The programs of this mount; among hosts it is decided when the file is saved.
+    Mount,
 }
 
 /// A directory for blocks that outlive the mount.
@@ -128,6 +152,8 @@ impl Default for Options {
             staging_reserve: None,
             journal: None,
             durability: Durability::default(),
+            exclusive: Exclusive::default(),
+            on_conflict: OnConflict::default(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             cache: None,
             passthrough: Passthrough::default(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pailfs::error::Kind;
 use pailfs::tree::ROOT;
 
-use crate::client::{BUCKET, Client, READ, TTL, WRITE, kind_of, until};
+use crate::client::{BUCKET, Client, READ, REWRITE, TTL, WRITE, kind_of, until};
 use crate::harness::block_on;
 
 #[test]
@@ -315,6 +315,65 @@ fn a_name_made_by_another_client_meanwhile_is_an_error_of_create_exclusive() {
         let flags = pailfs::fs::OpenFlags { exclusive: true, ..WRITE };
         let answer = client.fs.create(ROOT, OsStr::new("f"), flags, 0o644).await;
         assert_eq!(kind_of(answer.map(|_| ())), Kind::AlreadyExists);
+    });
+}
+
+#[test]
+fn a_conflict_ends_as_was_asked_for() {
+    use pailfs::fs::OnConflict;
+    for (policy, kept, closes) in [
+        (OnConflict::KeepBoth, "theirs", false),
+        (OnConflict::Fail, "theirs", false),
+        (OnConflict::Overwrite, "mine", true),
+    ] {
+        block_on(async {
+            let client = Client::new().on_conflict(policy);
+            client.put_object("f", b"before").await;
+            let file = client.open("f", REWRITE).await.unwrap();
+            client.fs.write(file.1, 0, b"mine").await.unwrap();
+            client.put_object("f", b"theirs").await;
+            assert_eq!(client.close(file).await.is_ok(), closes, "{policy:?}");
+            assert_eq!(client.object("f").await.unwrap(), kept.as_bytes());
+            let copies = client.keys().await.iter().filter(|key| key.contains(".conflict-")).count();
+            assert_eq!(copies, usize::from(policy == OnConflict::KeepBoth), "{policy:?}");
+            assert!(client.fs.pending().is_empty());
+            client.pass_ttl();
+            assert_eq!(client.read("f").await.unwrap(), kept.as_bytes());
+        });
+    }
+}
+
+#[test]
+fn of_many_hosts_that_make_a_file_exclusively_one_does() {
+    block_on(async {
+        let one = Client::new();
+        let exclusive = pailfs::fs::OpenFlags { exclusive: true, ..WRITE };
+        for round in 0..50 {
+            let two = one.another();
+            let name = format!("lock{round}");
+            // Neither knows of the other: both have just found the name free.
+            assert_eq!(kind_of(one.stat(&name).await), Kind::NotFound);
+            assert_eq!(kind_of(two.stat(&name).await), Kind::NotFound);
+            let (name, other) = (OsStr::new(&name), two);
+            let made = futures::join!(
+                one.fs.create(ROOT, name, exclusive, 0o644),
+                other.fs.create(ROOT, name, exclusive, 0o644)
+            );
+            let (winner, opened, refused) = match made {
+                (Ok((_, opened)), Err(error)) => (&one, opened, error),
+                (Err(error), Ok((_, opened))) => (&other, opened, error),
+                both => panic!("{both:?}"),
+            };
+            assert_eq!(refused.kind(), Kind::AlreadyExists);
+            // It shows at once, and what is written is saved over it and nothing else.
+            let key = name.to_str().unwrap();
+            assert_eq!(one.object(key).await.unwrap(), b"");
+            winner.fs.write(opened.fh, 0, b"mine").await.unwrap();
+            winner.fs.flush(opened.fh).await.unwrap();
+            winner.fs.release(opened.fh);
+            assert_eq!(one.object(key).await.unwrap(), b"mine");
+        }
+        assert!(one.keys().await.iter().all(|key| !key.contains("conflict")));
     });
 }
 

@@ -173,6 +173,13 @@ impl Client {
         Self::of_root(Root::Buckets(buckets), usual(), self.store, self.clock, self.stats)
     }
 
+    /// The same, with what is to become of a save that another client was faster than.
+    pub fn on_conflict(self, on_conflict: pailfs::fs::OnConflict) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let options = Options { on_conflict, ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
     /// Another mount of the same bucket, which writes down there what it owes. What was owed there comes with it.
     pub fn again_with_journal(&self, disk: &Path, durability: Durability) -> (Self, Vec<Owed>) {
         let (journal, owed) = Journal::open(disk, "a test").expect("nobody else has the directory");

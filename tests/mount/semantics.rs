@@ -396,13 +396,16 @@ fn a_byte_changed_in_a_large_object_moves_few_bytes() {
     assert!(moved <= (8 << 20) + (1 << 20), "{moved} bytes for one");
 }
 
-/// "O_EXCL, O_TRUNC, O_APPEND | yes; O_EXCL between hosts is decided when the file is closed" (the latter is D4's test)
+/// "O_EXCL, O_TRUNC, O_APPEND | yes; with O_EXCL the name is claimed by an empty object before `open` returns"
 #[test]
 fn open_flags_do_what_posix_says() {
     let m = mounted!("open_flags_do_what_posix_says");
     fs::write(m.at("f"), b"something").unwrap();
     let error = OpenOptions::new().write(true).create_new(true).open(m.at("f")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let lock = OpenOptions::new().write(true).create_new(true).open(m.at("lock")).unwrap();
+    assert_eq!(block_on(m.place.get("lock")).unwrap(), "", "it is claimed before it is closed");
+    drop(lock);
     drop(OpenOptions::new().write(true).truncate(true).open(m.at("f")).unwrap());
     assert_eq!(block_on(m.place.get("f")).unwrap(), "");
     let mut one = OpenOptions::new().append(true).open(m.at("f")).unwrap();
