@@ -42,11 +42,17 @@
 //! read comes here at all.
 //!
 //! # Life of a write
-//! [`fuse`] hands over the kernel's buffer; it goes straight into the staging file, and the file's extents
-//! record it under a new stamp. `close` or `fsync` plans a commit: one Put, or parts to upload and parts to
-//! copy; a range copied from another file is a run of its object until then. The
-//! commit is conditional on the version the file was opened from. When S3 has answered 200, everything up to
-//! the commit's stamp is clean, and the tree learns the new ETag. On failure nothing was forgotten.
+//! [`fuse`] hands over the kernel's buffer; it goes straight into the staging file, then a line of the journal says
+//! what was written, then the file's extents record it under a new stamp, and then it is answered. While a file is
+//! written from its beginning on, parts that are full leave; where the local disk is short it gets back what S3 has.
+//! `close` or `fsync` plans a commit: one Put, or parts to upload and parts to copy; a range copied from another file
+//! is a run of its object until then. The commit is conditional on the version the file was opened from. When S3 has
+//! answered 200, everything up to the commit's stamp is clean, the journal hears of it, and the tree learns the new
+//! ETag. On failure nothing was forgotten.
+//!
+//! With `--durability=journal`, `close` waits until the staging file and the journal are on the local disk instead.
+//! What a mount still owed when it ended, however it did, the next one takes up: the files are in the tree again, with
+//! their extents and staging files, and are committed in the background.
 //!
 //! # Life of a delete
 //! The object goes, then the name; `unlink` waits for both. Of files removed in a row, as `rm -r` does, the tree

@@ -23,6 +23,11 @@
 //! 2. A commit clears only what it carried: every write has a stamp, and what is newer stays dirty.
 //! 3. A commit names the version it replaces: `If-None-Match: *` for a new file, `If-Match` for a changed one.
 //! 4. A failed commit leaves every byte readable and dirty.
+//! 5. A change is in the staging file and in the journal before it is answered. What the journal says of a file makes
+//!    the same file in another process.
+//! 6. A part that left counts at the commit only for the very bytes it was sent with. Bytes that the disk let go of are
+//!    in such a part; nobody reads them as zeros, and they change only after S3 has the file.
+//! 7. Before an object is made the journal says which: whoever finds it there knows that it is ours.
 
 mod extents;
 pub mod journal;
