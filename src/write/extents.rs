@@ -134,7 +134,8 @@ impl Extents {
             if let What::Copied(stamp, of) = segment.what
                 && of == copy
             {
-                self.set(segment.range, What::Staged(stamp));
+                // Joined with its neighbours it would not be as new as it is any more, and leave again in a part.
+                self.replace(segment.range, What::Staged(stamp));
             }
         }
     }
@@ -229,7 +230,23 @@ impl Extents {
         self.len = to;
     }
 
+    /// Of the newest change.
     fn set(&mut self, range: ByteRange, what: What) {
+        // A sequential writer extends its last run instead of adding one per write: the newer stamp
+        // covers the older bytes too, which at worst uploads them once more.
+        // Not across the end of a part, which may have left already and should not go again.
+        let (mut start, mut what) = (range.start(), what);
+        if !start.is_multiple_of(RUN_END_BYTES)
+            && let Some((before, (end, earlier))) = self.runs.range(..start).next_back()
+            && *end >= start
+            && let Some(both) = joined(*earlier, what)
+        {
+            (start, what) = (*before, both);
+        }
+        self.replace(ByteRange::new(start, range.end()).unwrap_or(range), what);
+    }
+
+    fn replace(&mut self, range: ByteRange, what: What) {
         self.split_at(range.start());
         self.split_at(range.end());
         let covered: Vec<u64> =
@@ -237,19 +254,7 @@ impl Extents {
         for start in covered {
             self.runs.remove(&start);
         }
-        // A sequential writer extends its last run instead of adding one per write: the newer stamp
-        // covers the older bytes too, which at worst uploads them once more.
-        // Not across the end of a part, which may have left already and should not go again.
-        let (mut start, mut what) = (range.start(), what);
-        if !start.is_multiple_of(RUN_END_BYTES)
-            && let Some((before, (end, earlier))) = self.runs.range(..start).next_back()
-            && *end == start
-            && let Some(both) = joined(*earlier, what)
-        {
-            (start, what) = (*before, both);
-        }
-        let run = ByteRange::new(start, range.end()).unwrap_or(range);
-        for piece in pieces(run, what) {
+        for piece in pieces(range, what) {
             self.runs.insert(piece.start(), (piece.end(), what));
         }
     }
@@ -307,8 +312,7 @@ fn pieces(run: ByteRange, what: What) -> Vec<ByteRange> {
     pieces
 }
 
-/// What two runs side by side are as one, if they differ in their stamps alone. Fetched bytes have an old stamp, so the
-/// newer one is not always the second's.
+/// What two runs side by side are as one, if they differ in their stamps alone: as new as the newer.
 fn joined(run: What, next: What) -> Option<What> {
     match (run, next) {
         (What::Staged(one), What::Staged(two)) => Some(What::Staged(one.max(two))),
@@ -389,6 +393,12 @@ mod tests {
         200 + of as u8 * 20 + (at % 17) as u8
     }
 
+    /// Of every byte.
+    fn stamps(extents: &Extents) -> Vec<Option<u64>> {
+        let of_run = |s: &Segment| std::iter::repeat_n(s.what.stamp(), s.range.len() as usize);
+        extents.all().iter().flat_map(of_run).collect()
+    }
+
     /// What `seek` has to say, byte by byte.
     fn check_seek(extents: &Extents) {
         let len = extents.len();
@@ -444,6 +454,7 @@ mod tests {
                         extents.copy(ByteRange::at(at, len).unwrap(), stamp, of);
                     }
                     Op::Fetch(of) => if let Some(whole) = ByteRange::new(0, extents.len()) {
+                        let before = stamps(&extents);
                         for segment in extents.all() {
                             if matches!(segment.what, What::Copied(_, copy) if copy == of) {
                                 let (a, b) = (segment.range.start() as usize, segment.range.end() as usize);
@@ -451,6 +462,7 @@ mod tests {
                             }
                         }
                         extents.fetched(whole, of);
+                        prop_assert_eq!(stamps(&extents), before);
                     },
                     Op::Commit => if in_flight.is_none() {
                         in_flight = Some((stamp, oracle.clone()));

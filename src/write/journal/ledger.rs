@@ -11,6 +11,8 @@ use crate::write::{Extents, What};
 
 /// Runs in one record of a checkpoint: some 100 KiB.
 const RUNS_PER_RECORD: usize = 4096;
+/// Attempts to save that may have succeeded unheard; older ones have long ended.
+const SAVING_MAX: usize = 4;
 
 /// Something that S3 is owed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -477,10 +479,10 @@ impl Ledger {
         change(entry);
         entry.begun.stamp = stamp;
         entry.begun.written_at = at;
-        // The run may have been joined with the one before, whose bytes have the newer stamp as well then; and what is
-        // between the old end and the change is as new.
-        let joined = entry.extents.run_at(range.start()).map_or(range.start(), |run| run.start());
-        let from = joined.min(old_len);
+        // What is between the old end and the change is as new; and the whole may have been joined with the run before,
+        // whose bytes have the newer stamp as well then.
+        let first = range.start().min(old_len);
+        let from = entry.extents.run_at(first).map_or(first, |run| run.start());
         for upload in self.uploads.get_mut(&file).into_iter().flatten() {
             upload.parts.retain(|_, sent| {
                 sent.range.end() <= from || entry.extents.newest(sent.range).0 <= sent.stamp
@@ -606,10 +608,7 @@ impl Entry {
     }
 }
 
-/// A name is one component, so that no record leads out of the directory.
-/// Attempts to save that may have succeeded unheard; older ones have long ended.
-const SAVING_MAX: usize = 4;
-
+/// One more attempt to save.
 pub(in crate::write) fn remember<T>(saving: &mut Vec<T>, latest: T) {
     if saving.len() >= SAVING_MAX {
         saving.remove(0);
@@ -617,6 +616,7 @@ pub(in crate::write) fn remember<T>(saving: &mut Vec<T>, latest: T) {
     saving.push(latest);
 }
 
+/// A name is one component, so that no record leads out of the directory.
 fn is_plain_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }

@@ -306,6 +306,15 @@ impl Writer {
             let file = &owed[id];
             assert_eq!(file.extents, mine.extents);
             assert_eq!(file.copies, mine.copies);
+            let in_journal = |byte: ByteRange| {
+                ledger.inlined().any(|(name, run, _)| name == file.staging && run.intersect(byte).is_some())
+            };
+            let is_needed = |at: &u64| {
+                let byte = range(*at, 1);
+                matches!(mine.extents.segments(byte)[0].what, What::Staged(_)) && !in_journal(byte)
+            };
+            let last = (0..mine.extents.len()).rev().find(is_needed);
+            assert_eq!(file.staged_len, last.map_or(0, |last| last + 1));
             assert_eq!((file.stamp, file.saved), (mine.begun.stamp, mine.begun.saved));
             assert_eq!(
                 (&file.place, &file.base, &file.expects),
@@ -793,6 +802,30 @@ fn parts_are_taken_back_when_their_bytes_change_and_uploads_outlive_their_files(
 }
 
 #[test]
+fn a_part_goes_when_a_run_that_is_joined_makes_its_bytes_newer_and_stays_when_they_are_fetched() {
+    let parts = |acts: &[Act]| {
+        let ledger = folds(&all_records(acts)).pop().unwrap();
+        match &ledger.owed()[0] {
+            Owed::File(file) => file.upload.as_ref().unwrap().parts.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let zeros = [Act::Upload(1), Act::Cut(1, 16), Act::Send(1, 1, 0, 1)];
+    assert_eq!(parts(&zeros), 1);
+    for grows in [Act::Cut(1, 20), Act::Write(1, 17, 1), Act::Copy(1, 17, 1, 0)] {
+        assert_eq!(parts(&[&zeros[..], &[grows]].concat()), 0);
+    }
+    let copied = [
+        Act::Upload(1),
+        Act::Copy(1, 4, 13, 0),
+        Act::Send(1, 1, 4, 6),
+        Act::Write(1, 0, 4),
+        Act::Fetch(1, 0, 0, 17),
+    ];
+    assert_eq!(parts(&copied), 1);
+}
+
+#[test]
 fn a_copy_takes_back_what_it_covers_and_needs_nothing_staged_until_it_is_fetched() {
     let mut acts = vec![
         Act::Inline(1, 0, 40),
@@ -936,7 +969,9 @@ fn a_file_whose_staged_bytes_are_missing_or_short_is_owed_as_damaged_until_it_is
     let dir = state_dir(&scratch);
     let (journal, _) = Journal::open(&dir, "m").unwrap();
     let staging = journal.staging_dir();
-    for record in all_records(&[Act::Write(1, 0, 10), Act::Write(2, 0, 10), Act::Cut(3, 90)]) {
+    // The third needs none.
+    let acts = [Act::Write(1, 0, 10), Act::Write(2, 0, 10), Act::Cut(3, 90), Act::Copy(3, 80, 10, 0)];
+    for record in all_records(&acts) {
         journal.append(&record).unwrap();
     }
     fs::write(staging.join("s2"), b"123456789").unwrap();
