@@ -31,7 +31,7 @@
 //!    directory;
 //! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. plain mutexes, short: a volume's queue of deletes, the table of open files, then a file's state; the tree, alone
-//!    or under the queue;
+//!    or under the queue or a file's state;
 //! 5. leaves: bytes in memory and on their way, what listings said of files, kernel pages known, counters.
 //!
 //! # Life of a read

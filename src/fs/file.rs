@@ -1146,7 +1146,7 @@ impl Fs {
             store: Arc::clone(&volume.store),
             bucket: volume.bucket.clone(),
             key: key.to_owned(),
-            attributes: state.attributes.clone(),
+            attributes: typed(&state.attributes, key),
             condition,
             honoured,
             len: state.extents.len(),
@@ -1398,6 +1398,13 @@ fn zeros(len: u64) -> Bytes {
         Ok(len) => Bytes::from(vec![0; len]),
         Err(_) => Bytes::new(),
     }
+}
+
+/// What is stored beside the bytes; a new object's type is what its name says.
+pub(super) fn typed(attributes: &Attributes, key: &str) -> Attributes {
+    let guess = || mime_guess::from_path(key).first_raw().map(str::to_owned);
+    let content_type = attributes.content_type.clone().or_else(guess);
+    Attributes { content_type, ..attributes.clone() }
 }
 
 /// `dir/NAME.conflict-HOST-SECONDS`, within S3's limits.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::copy::Copied;
-use super::file::{File, State};
+use super::file::{File, State, typed};
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ByteRange;
@@ -203,7 +203,12 @@ impl Fs {
         let file = Arc::new(File::owed(ino, owed, object, copies, staging, line));
         if let Some(upload) = upload {
             let sent = upload.parts.into_values().map(|sent| (sent.range, sent.stamp, sent.part)).collect();
-            file.parts().resume(Arc::clone(&volume.store), upload.upload, file.attributes(), sent);
+            file.parts().resume(
+                Arc::clone(&volume.store),
+                upload.upload,
+                typed(&file.attributes(), &key),
+                sent,
+            );
         }
         file.parts().resume_saving(saving);
         self.watch_copies(&file);

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use pailfs::error::Kind;
+use pailfs::s3::{Attributes, PutRequest, Store};
 use pailfs::tree::ROOT;
 
 use crate::client::{BUCKET, Client, READ, REWRITE, TTL, WRITE, kind_of, until};
@@ -261,15 +262,12 @@ fn a_listing_on_its_way_does_not_bring_back_what_was_removed_meanwhile() {
 fn an_archived_object_says_so() {
     block_on(async {
         let client = Client::new();
-        let request = pailfs::s3::PutRequest {
+        let request = PutRequest {
             bucket: BUCKET.to_owned(),
             key: "cold".to_owned(),
             body: "x".into(),
-            attributes: pailfs::s3::Attributes {
-                storage_class: Some("GLACIER".to_owned()),
-                ..pailfs::s3::Attributes::default()
-            },
-            ..pailfs::s3::PutRequest::default()
+            attributes: Attributes { storage_class: Some("GLACIER".to_owned()), ..Attributes::default() },
+            ..PutRequest::default()
         };
         pailfs::s3::Store::put(&*client.store, request).await.unwrap();
         assert_eq!(client.stat("cold").await.unwrap().size, 1);
@@ -315,6 +313,33 @@ fn a_name_made_by_another_client_meanwhile_is_an_error_of_create_exclusive() {
         let flags = pailfs::fs::OpenFlags { exclusive: true, ..WRITE };
         let answer = client.fs.create(ROOT, OsStr::new("f"), flags, 0o644).await;
         assert_eq!(kind_of(answer.map(|_| ())), Kind::AlreadyExists);
+    });
+}
+
+#[test]
+fn a_new_object_has_the_type_of_its_name_and_an_old_one_keeps_its_own() {
+    block_on(async {
+        let client = Client::new();
+        let type_of = async |key: &str| {
+            let info = client.store.head(BUCKET, key, None).await.unwrap();
+            info.attributes.content_type
+        };
+        for (name, expected) in
+            [("a.html", Some("text/html")), ("b.tar.gz", Some("application/gzip")), ("noext", None)]
+        {
+            client.write(name, b"x").await.unwrap();
+            assert_eq!(type_of(name).await.as_deref(), expected, "{name}");
+        }
+        let attributes = Attributes { content_type: Some("text/x-own".to_owned()), ..Attributes::default() };
+        let request = PutRequest {
+            bucket: BUCKET.to_owned(),
+            key: "c.html".to_owned(),
+            attributes,
+            ..PutRequest::default()
+        };
+        client.store.put(request).await.unwrap();
+        client.write("c.html", b"changed").await.unwrap();
+        assert_eq!(type_of("c.html").await.as_deref(), Some("text/x-own"));
     });
 }
 
