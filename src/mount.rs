@@ -99,11 +99,9 @@ pub async fn recover(config: &MountConfig) -> Result<Recovered, Failure> {
         if !dir.exists() {
             continue;
         }
-        let (journal, owed) = match open_slot(config, slot).await.map_err(Failure::at(Stage::Machine))? {
-            Some(opened) => opened,
-            // A mount that is live sees to it.
-            None => continue,
-        };
+        // Where another mount has it, that one sees to it.
+        let opened = open_slot(config, slot).await.map_err(Failure::at(Stage::Machine))?;
+        let Some((journal, owed)) = opened else { continue };
         if owed.is_empty() {
             continue;
         }

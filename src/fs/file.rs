@@ -742,7 +742,7 @@ impl Fs {
                 (Ok(slices), Some(from)) if whole && !file.confirm(from) => drop(slices),
                 (Ok(Some(slices)), _) => return Ok(slices),
                 // S3 has to have the file before what was let go can be read.
-                (Ok(None), _) => self.commit(file).await?,
+                (Ok(None), _) => Box::pin(self.commit(file)).await?,
                 (Err(error), _) => return Err(error),
             }
             asked = (from, copied);

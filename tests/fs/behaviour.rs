@@ -269,7 +269,7 @@ fn an_archived_object_says_so() {
             attributes: Attributes { storage_class: Some("GLACIER".to_owned()), ..Attributes::default() },
             ..PutRequest::default()
         };
-        pailfs::s3::Store::put(&*client.store, request).await.unwrap();
+        Store::put(&*client.store, request).await.unwrap();
         assert_eq!(client.stat("cold").await.unwrap().size, 1);
         let error = client.open("cold", READ).await.unwrap_err();
         assert_eq!(error.errno(), rustix::io::Errno::REMOTEIO.raw_os_error());

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pailfs::base::{ManualClock, SystemClock};
+use pailfs::base::{Clock, ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
 use pailfs::fs::{Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
@@ -514,9 +514,9 @@ pub async fn in_rounds<T>(client: &Client, work: impl Future<Output = T>) -> (T,
 
 /// Waits for something that another task does.
 pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let deadline = SystemClock.now() + Duration::from_secs(30);
     while !is_true() {
-        assert!(std::time::Instant::now() < deadline, "{what} never came true");
+        assert!(SystemClock.now() < deadline, "{what} never came true");
         tokio::task::yield_now().await;
     }
 }
