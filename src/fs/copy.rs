@@ -237,12 +237,18 @@ impl Fs {
         but: Option<&Arc<File>>,
     ) -> Result<()> {
         let is_other = |file: &Arc<File>| but.is_none_or(|but| !Arc::ptr_eq(but, file));
+        let mut fetched = false;
         for file in self.copies.files().iter().filter(|file| is_other(file)) {
             for (number, copied, run) in file.copied_runs() {
                 if copied.object.id.volume == volume.0 && is_going(&copied.object.id.key) {
                     self.fetch_copied(file, number, &copied, run).await?;
+                    fetched = true;
                 }
             }
+        }
+        // What was acknowledged as a copy of the object is not lost with the machine's power once the object is gone.
+        if let (true, Some(journal)) = (fetched, &self.options.journal) {
+            journal.sync().await?;
         }
         Ok(())
     }
