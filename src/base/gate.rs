@@ -14,7 +14,7 @@ pub enum Priority {
     Write,
     /// A guess of what a reader reads next.
     Ahead,
-    /// A guess of which file, or which directory, comes next.
+    /// A guess of which file comes next.
     Guess,
 }
 

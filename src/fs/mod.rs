@@ -209,7 +209,6 @@ pub struct Fs {
     /// Closed files that may be saved in the background at once.
     saving: tokio::sync::Semaphore,
     mounted_at: SystemTime,
-    /// Where the kernel's part of the mount listens for what it has to forget.
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
