@@ -21,6 +21,7 @@ mod file;
 mod files;
 mod handles;
 mod holes;
+mod intents;
 mod io;
 mod leave;
 mod lookup;

@@ -71,10 +71,15 @@ impl Fs {
         let mut held = self.hold(entry.ino).await;
         if self.is_in_s3(entry.ino) {
             // It may have been saved while this waited.
-            let etag = match self.tree().entry(entry.ino)?.found {
+            let known = match self.tree().entry(entry.ino)?.found {
                 Found::File(facts) => facts.etag,
                 Found::Dir { .. } => None,
             };
+            // A file that took the place of another has none itself yet.
+            let etag = known.or_else(|| match held.as_ref()?.file().expects() {
+                Condition::Matches(etag) => Some(etag),
+                _ => None,
+            });
             self.settle_copies(at.id, |of| of == key, None).await?;
             // What is open has to be fetched first, and may have to stay as it is.
             if held.is_none() && at.dir.marker_key() != Some(&key) {
@@ -87,11 +92,15 @@ impl Fs {
             if let Some(held) = &mut held {
                 held.fetch(self).await?;
             }
+            let intent = self.intend_unlink(&at.volume, &key, etag.as_ref(), held.as_ref());
             let removed = self.remove_now(&at, &key, etag.as_ref()).await;
             at.volume.deletes.ended(parent, removed.is_ok(), begun, self.clock.now());
             removed.inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
+            self.orphan(entry.ino, held.take());
+            drop(intent);
+        } else {
+            self.orphan(entry.ino, held);
         }
-        self.orphan(entry.ino, held);
         self.tree().remove(parent, &at.name, self.clock.now());
         lock(&self.siblings).changed(at.id, &key);
         Ok(())

@@ -4,6 +4,7 @@
 //! change goes into the staging file first and then into the journal, under the file's lock, and then it is answered: so
 //! a process that is killed loses none that was.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::copy::Copied;
@@ -130,8 +131,17 @@ impl Fs {
     /// are, and of how many the bytes are not all there; those stay where they are.
     pub async fn take_up(self: &Arc<Self>, owed: Vec<Owed>) -> (usize, usize) {
         let (mut taken, mut kept) = (0, 0);
+        let mut deletes = Vec::new();
+        for owed in &owed {
+            if let Owed::Delete { id, bucket, doomed } = owed {
+                deletes.push((*id, bucket.clone(), doomed.clone()));
+            }
+        }
+        let removed: HashSet<FileId> = deletes.iter().filter_map(|(_, _, doomed)| doomed.file).collect();
+        self.take_up_deletes(deletes).await;
         for owed in owed {
             match owed {
+                Owed::File(file) if removed.contains(&file.file) => self.drop_file(*file),
                 Owed::File(file) => {
                     let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
                     match self.take_up_file(*file).await {
@@ -148,16 +158,30 @@ impl Fs {
                 Owed::Upload(upload) => self.end_upload(upload),
                 // Each key of a rename or delete is where it was or where it was to go; neither is finished unasked.
                 Owed::Rename { id, .. } => self.owe_no_more(Record::Renamed { id }),
-                Owed::Delete { id, .. } => self.owe_no_more(Record::Deleted { id }),
+                Owed::Delete { .. } => {}
             }
         }
         (taken, kept)
     }
 
     /// This is owed no more.
-    fn owe_no_more(&self, record: Record) {
-        if let Some(Err(error)) = self.options.journal.as_ref().map(|journal| journal.append(&record)) {
-            tracing::warn!(error = %error.report(), "the journal could not be written");
+    pub(super) fn owe_no_more(&self, record: Record) {
+        if let Some(journal) = &self.options.journal {
+            journal.end(record);
+        }
+    }
+
+    /// A file whose name was being removed.
+    fn drop_file(self: &Arc<Self>, owed: OwedFile) {
+        if let Some(upload) = owed.upload {
+            self.end_upload(upload);
+        }
+        self.owe_no_more(Record::Gone { file: owed.file });
+        if let Some(journal) = &self.options.journal
+            && let Err(error) = std::fs::remove_file(journal.staging_dir().join(&owed.staging))
+        {
+            // It goes with the next mount, where there is one.
+            tracing::debug!(%error, "a staging file that nothing needs was not removed");
         }
     }
 
@@ -184,11 +208,7 @@ impl Fs {
             let told = "the machine went down before the bytes were on its disk; they may be anything";
             return Err(Error::new(Kind::Corrupt, told));
         }
-        if self.buckets.is_some() {
-            self.ask_bucket(&Name::parse(owed.place.bucket.as_ref())?).await?;
-        }
-        let unknown = || Error::new(Kind::NotFound, "no bucket of this mount has it");
-        let (id, volume) = self.volume_of_bucket(&owed.place.bucket).ok_or_else(unknown)?;
+        let (id, volume) = self.known_volume(&owed.place.bucket).await?;
         let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
@@ -225,21 +245,7 @@ impl Fs {
 
     /// The file's name in the tree, with the directories above it.
     fn plant(&self, id: VolumeId, volume: &Volume, owed: &OwedFile) -> Result<Ino> {
-        let no_path = || Error::new(Kind::NotFound, "the key has no path in this mount");
-        let names = path_of(&volume.dir_key(), &owed.place.key).ok_or_else(no_path)?;
-        let now = self.clock.now();
-        let mut tree = self.tree();
-        let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
-        let is_top =
-            |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
-        let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
-        let (last, above) = names.split_last().ok_or_else(no_path)?;
-        for name in above {
-            at = match tree.child(at, name) {
-                Some(ino) => ino,
-                None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
-            };
-        }
+        let (parent, name) = self.plant_dirs(id, volume, &owed.place.key)?;
         let facts = Facts {
             size: owed.extents.len(),
             etag: owed.base.as_ref().map(|base| base.etag.clone()),
@@ -247,7 +253,36 @@ impl Fs {
             archived: false,
         };
         let is_new = owed.expects == Condition::Absent;
-        Ok(tree.create(at, last, Found::File(facts), is_new, now)?.ino)
+        Ok(self.tree().create(parent, &name, Found::File(facts), is_new, self.clock.now())?.ino)
+    }
+
+    /// The directories above a key, in the tree, and the name that it has in the last of them.
+    pub(super) fn plant_dirs(&self, id: VolumeId, volume: &Volume, key: &str) -> Result<(Ino, Name)> {
+        let no_path = || Error::new(Kind::NotFound, "the key has no path in this mount");
+        let mut names = path_of(&volume.dir_key(), key).ok_or_else(no_path)?;
+        let last = names.pop().ok_or_else(no_path)?;
+        let now = self.clock.now();
+        let mut tree = self.tree();
+        let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
+        let is_top =
+            |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
+        let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
+        for name in &names {
+            at = match tree.child(at, name) {
+                Some(ino) => ino,
+                None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
+            };
+        }
+        Ok((at, last))
+    }
+
+    /// The volume of a bucket that an earlier mount of the same source knew.
+    pub(super) async fn known_volume(&self, bucket: &str) -> Result<(VolumeId, Arc<Volume>)> {
+        if self.buckets.is_some() {
+            self.ask_bucket(&Name::parse(bucket.as_ref())?).await?;
+        }
+        self.volume_of_bucket(bucket)
+            .ok_or_else(|| Error::new(Kind::NotFound, "no bucket of this mount has it"))
     }
 
     fn volume_of_bucket(&self, bucket: &str) -> Option<(VolumeId, Arc<Volume>)> {

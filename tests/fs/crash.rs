@@ -1,5 +1,6 @@
 //! What a killed process had taken is there in the next one: every write that had returned, and nothing else.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use pailfs::error::Kind;
@@ -132,6 +133,137 @@ fn parts_that_had_left_are_completed_or_sent_again_whatever_the_disk_kept_of_the
             assert!(uploads.is_empty(), "{uploads:?}");
         });
     }
+}
+
+/// Two files are removed, so that the next ones are of a row, and are not waited for.
+async fn begin_row(client: &Client) {
+    for name in ["row-1", "row-2"] {
+        client.put_object(name, b"x").await;
+        client.unlink(name).await.unwrap();
+    }
+}
+
+#[test]
+fn names_removed_in_a_row_stay_removed_and_what_others_wrote_since_is_not_deleted() {
+    for conditions in [true, false] {
+        block_on(async {
+            let (client, disk) = journaled();
+            let names: Vec<String> = (0..10).map(|i| format!("d/e/{i}")).collect();
+            for name in &names {
+                client.put_object(name, b"bytes").await;
+            }
+            begin_row(&client).await;
+            for name in &names {
+                client.unlink(name).await.unwrap();
+            }
+            assert_eq!(client.keys().await.len(), 10, "S3 has not heard of it");
+            client.delete_object("d/e/1").await;
+            client.put_object("d/e/2", b"theirs").await;
+            client.store.ignore_conditions(!conditions);
+            let crashed = crash(&client, disk.path()).await;
+            // Not one is seen meanwhile, but the one that is another's now.
+            assert_eq!(crashed.client.list("d/e").await.unwrap(), ["2"]);
+            crashed.client.fs.flush_all().await.unwrap();
+            assert_eq!(crashed.client.keys().await, ["d/e/2"]);
+            assert_eq!(crashed.client.read("d/e/2").await.unwrap(), b"theirs");
+            // It is done once: who makes it again, with the very same bytes, keeps it.
+            client.put_object("d/e/3", b"bytes").await;
+            let again = crash(&crashed.client, crashed._disk.path()).await;
+            again.client.fs.flush_all().await.unwrap();
+            assert_eq!(again.client.keys().await, ["d/e/2", "d/e/3"]);
+        });
+    }
+}
+
+#[test]
+fn a_name_made_again_after_its_removal_in_a_row_outlives_a_kill() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"bytes").await;
+        begin_row(&client).await;
+        client.unlink("f").await.unwrap();
+        client.write("f", b"bytes").await.unwrap();
+        let crashed = crash(&client, disk.path()).await;
+        crashed.client.fs.flush_all().await.unwrap();
+        assert_eq!(crashed.client.object("f").await.unwrap(), b"bytes");
+    });
+}
+
+#[test]
+fn what_cannot_be_asked_for_stays_owed_to_the_mount_after_the_next() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"bytes").await;
+        begin_row(&client).await;
+        client.unlink("f").await.unwrap();
+        client.store.refuse("HeadObject", Kind::Unreachable, When::Before);
+        let crashed = crash(&client, disk.path()).await;
+        client.store.refuse_nothing();
+        assert_eq!(crashed.client.read("f").await.unwrap(), b"bytes", "it is there, and everybody sees it");
+        let again = crash(&crashed.client, crashed._disk.path()).await;
+        again.client.fs.flush_all().await.unwrap();
+        assert_eq!(again.client.object("f").await, None);
+    });
+}
+
+/// A file that S3 has an older version of loses its name: whenever the process is gone, it does not come back as a conflict
+/// copy, nor as the old object.
+#[test]
+fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
+    for (open, answered) in [(false, false), (false, true), (true, false), (true, true)] {
+        block_on(async {
+            let disk = tempfile::tempdir().unwrap();
+            let (client, _) = Client::new().again_with_journal(disk.path(), Durability::Journal);
+            client.put_object("d/f", b"before").await;
+            client.store.refuse("PutObject", Kind::Server, When::Before);
+            let file = client.open("d/f", WRITE).await.unwrap();
+            client.fs.write(file.1, 0, b"BEF").await.unwrap();
+            if !open {
+                client.close(file).await.unwrap();
+            }
+            let before = snapshot(disk.path());
+            let held = client.store.hold("DeleteObject");
+            let dir = client.walk("d").await.unwrap().ino;
+            client.store.refuse_nothing();
+            let removing = client.fs.clone();
+            client.store.clear_calls();
+            let removal = tokio::spawn(async move { removing.unlink(dir, OsStr::new("f")).await });
+            until("S3 deletes it", || client.store.calls().contains(&"DeleteObject")).await;
+            let during = snapshot(disk.path());
+            held.add_permits(1000);
+            removal.await.unwrap().unwrap();
+            let after = snapshot(disk.path());
+            let next = async |disk: &tempfile::TempDir| {
+                let (next, owed) = client.again_with_journal(disk.path(), Durability::Close);
+                next.fs.take_up(owed).await;
+                next.fs.flush_all().await.unwrap();
+                (next.keys().await, next.object("d/f").await)
+            };
+            if !answered {
+                // As it was before S3 got the request.
+                client.put_object("d/f", b"before").await;
+            }
+            assert_eq!(next(&during).await, (vec!["d/".to_owned()], None), "{open} {answered}");
+            assert_eq!(next(&after).await, (vec!["d/".to_owned()], None));
+            client.put_object("d/f", b"before").await;
+            assert_eq!(next(&before).await.1.unwrap(), b"BEFore");
+        });
+    }
+}
+
+#[test]
+fn a_removal_that_failed_leaves_the_owed_file_to_the_next_mount() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"before").await;
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"BEF").await.unwrap();
+        client.store.protect("f");
+        assert_eq!(kind_of(client.unlink("f").await), Kind::AccessDenied);
+        let crashed = crash(&client, disk.path()).await;
+        crashed.client.fs.flush_all().await.unwrap();
+        assert_eq!(crashed.client.object("f").await.unwrap(), b"BEFore");
+    });
 }
 
 /// The process is gone between S3's answer and the journal's note of it.

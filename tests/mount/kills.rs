@@ -59,8 +59,7 @@ fn what_was_written_before_a_kill_is_there_after_the_next_mount() {
     assert!(fs::read(next.at("large")).unwrap() == body);
     assert_eq!(fs::read(next.at("d/after")).unwrap(), b"renamed");
     assert!(!next.at("d/before").exists() && !next.at("gone").exists());
-    let flushed = pailfs(&endpoint(Server::Demo)).arg("flush").arg(next.path()).status().unwrap();
-    assert!(flushed.success());
+    flush(&next);
     assert_eq!(object(&m, "changed").unwrap(), b"012XX56789");
     assert!(object(&m, "large").unwrap() == body);
     assert_eq!(object(&m, "gone"), None);
@@ -90,6 +89,41 @@ fn a_journaled_close_survives_a_kill_and_a_signal() {
         });
         assert!(saved, "everything gets to S3");
     }
+}
+
+fn flush(m: &Mounted) {
+    let flushed = pailfs(&endpoint(Server::Demo)).arg("flush").arg(m.path()).status().unwrap();
+    assert!(flushed.success());
+}
+
+fn keys(m: &Mounted) -> Vec<String> {
+    // A mount probes its server when it begins.
+    let is_ours = |key: &String| !key.starts_with(pailfs::s3::SCRATCH);
+    block_on(m.place.keys()).unwrap().into_iter().filter(is_ours).collect()
+}
+
+/// "a row of deletes when pailfs is killed | what was removed stays removed: the next mount of the same source"
+#[test]
+fn names_removed_in_a_row_stay_removed_after_a_kill() {
+    let Some((mut m, state)) = mounted("kill-row", &[]) else { return };
+    fs::create_dir(m.at("d")).unwrap();
+    block_on(async {
+        for i in 0..200 {
+            m.place.put(&format!("d/{i:03}"), "x").await.unwrap();
+        }
+    });
+    for i in 0..100 {
+        fs::remove_file(m.at(format!("d/{i:03}"))).unwrap();
+    }
+    kill(&mut m);
+    let left = keys(&m);
+    let stay: Vec<String> = (100..200).map(|i| format!("d/{i:03}")).collect();
+    assert!(stay.iter().all(|key| left.contains(key)));
+    println!("S3 had {} of 100 removed files still", left.len() - 101);
+    let next = m.again(&["--state-dir", state.path().to_str().unwrap()]);
+    assert_eq!(fs::read_dir(next.at("d")).unwrap().count(), 100);
+    flush(&next);
+    assert_eq!(keys(&m).len(), 101);
 }
 
 #[test]

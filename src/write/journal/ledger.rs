@@ -23,8 +23,8 @@ pub enum Owed {
     Upload(OwedUpload),
     /// Keys below a prefix that were on their way.
     Rename { id: IntentId, from: Place, to: Place },
-    /// Keys that were being deleted.
-    Delete { id: IntentId, bucket: String, keys: Vec<Doomed> },
+    /// A key that was being deleted.
+    Delete { id: IntentId, bucket: String, doomed: Doomed },
 }
 
 /// A file that S3 does not have as it was here.
@@ -104,7 +104,7 @@ pub(super) struct Ledger {
     /// By their files, in the order they were begun.
     uploads: BTreeMap<FileId, Vec<OwedUpload>>,
     renames: BTreeMap<IntentId, (Place, Place)>,
-    deletes: BTreeMap<IntentId, (String, Vec<Doomed>)>,
+    deletes: BTreeMap<IntentId, (String, Doomed)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -330,8 +330,8 @@ impl Ledger {
             Record::Renamed { id } => {
                 self.renames.remove(id);
             }
-            Record::Deleting { id, bucket, keys } => {
-                self.deletes.insert(*id, (bucket.clone(), keys.clone()));
+            Record::Deleting { id, bucket, doomed } => {
+                self.deletes.insert(*id, (bucket.clone(), doomed.clone()));
             }
             Record::Deleted { id } => {
                 self.deletes.remove(id);
@@ -384,10 +384,10 @@ impl Ledger {
             to: to.clone(),
         }));
         let deletes = self.deletes.iter();
-        owed.extend(deletes.map(|(id, (bucket, keys))| Owed::Delete {
+        owed.extend(deletes.map(|(id, (bucket, doomed))| Owed::Delete {
             id: *id,
             bucket: bucket.clone(),
-            keys: keys.clone(),
+            doomed: doomed.clone(),
         }));
         owed
     }
@@ -424,8 +424,8 @@ impl Ledger {
             Step::Record(Record::Renaming { id: *id, from: from.clone(), to: to.clone() })
         }));
         let deletes = self.deletes.iter();
-        steps.extend(deletes.map(|(id, (bucket, keys))| {
-            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), keys: keys.clone() })
+        steps.extend(deletes.map(|(id, (bucket, doomed))| {
+            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), doomed: doomed.clone() })
         }));
         steps
     }

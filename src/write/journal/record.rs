@@ -38,7 +38,7 @@ const BODY_MAX_BYTES: usize = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId(pub u64);
 
-/// A rename or delete of many keys that was begun.
+/// A rename of many keys or a delete that was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IntentId(pub u64);
 
@@ -75,11 +75,14 @@ impl CopiedFrom {
     }
 }
 
-/// A key to delete, only as the version that is named.
+/// A key to delete, only as the version that is named; without one nothing is deleted that was not told to go just now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doomed {
     pub key: String,
     pub etag: Option<ETag>,
+    /// The file whose name goes with it, where the journal has one: nothing of it is owed any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileId>,
 }
 
 /// A file as it is when the first change to it is about to be written down.
@@ -226,11 +229,11 @@ pub enum Record {
     Renamed {
         id: IntentId,
     },
-    /// Keys are about to be deleted.
+    /// A key is about to be deleted. `Deleted`: it is, or it is to stay.
     Deleting {
         id: IntentId,
         bucket: String,
-        keys: Vec<Doomed>,
+        doomed: Doomed,
     },
     Deleted {
         id: IntentId,

@@ -247,11 +247,9 @@ impl Writer {
                 records.push(Record::Renaming { id: IntentId(id), from: place("a/"), to: place("b/") });
             }
             Act::Intend(id) => {
-                let keys = vec![
-                    Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")) },
-                    Doomed { key: "y".to_owned(), etag: None },
-                ];
-                records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), keys });
+                let file = (id % 3 == 0).then_some(FileId(1));
+                let doomed = Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")), file };
+                records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), doomed });
             }
             Act::Done(id) if id % 2 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
             Act::Done(id) => records.push(Record::Deleted { id: IntentId(id) }),
