@@ -8,7 +8,7 @@ mod size;
 
 pub use budget::{Budget, Grant};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use gate::{Gate, Pass, Priority, Ticket};
+pub use gate::{Gate, Pass, Priority, Turn};
 pub use range::ByteRange;
 pub use size::{format_bytes, parse_bytes, parse_duration};
 

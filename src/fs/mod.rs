@@ -32,6 +32,7 @@ mod pages;
 mod siblings;
 mod volume;
 mod walks;
+mod weight;
 
 pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
@@ -77,7 +78,7 @@ pub struct Options {
     /// How long the delete of one of many files that are removed in a row waits for others to go with. They come some
     /// 0.1 ms apart, so 20 ms are 200 of them.
     pub delete_wait: Duration,
-    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
+    /// Memory for blocks, read-ahead, uploads, names and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes are staged.
     pub staging_dir: PathBuf,
@@ -170,8 +171,8 @@ const NAME_SLOTS: usize = 256;
 /// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
 /// round trips.
 const REQUESTS_MAX: usize = 64;
-/// Of the memory limit, an eighth but at least this much is for everything that is not bytes of files: names, inodes,
-/// connections' buffers, the program itself.
+/// Of the memory limit, an eighth but at least this much is for what is bounded by itself: the buffers of connections (256 KiB
+/// for each of the 64 requests under way), names known to be absent (4 MB), the program.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
 /// Closed files that are saved in the background at once. What is written again while it waits for its turn goes once.
@@ -212,10 +213,12 @@ pub struct Fs {
     mounted_at: SystemTime,
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
+    asked_ahead: walks::Asked,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
     /// Room for pages of listings that are asked for before they are wanted.
     room: pages::Room,
+    weight: weight::Weight,
 }
 
 impl Fs {
@@ -299,8 +302,10 @@ impl Fs {
             ),
             left: tokio::sync::Notify::new(),
             room,
+            weight: weight::Weight::default(),
             mounted_at: now,
             lookups: lookup::Lookups::default(),
+            asked_ahead: walks::Asked::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             options,
         }))
@@ -437,6 +442,7 @@ impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             self.fs.tree().end(ticket);
+            self.fs.weigh_names();
         }
     }
 }

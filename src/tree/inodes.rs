@@ -12,8 +12,12 @@ use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, RO
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
 
-/// Names remembered without an inode: absences, and what listings taught. About 200 bytes each.
+/// Names remembered without an inode: absences, and what listings taught.
 const REMEMBERED_MAX: usize = 100_000;
+/// Memory of each, with a name of 20 characters.
+const REMEMBERED_BYTES: usize = 300;
+/// Memory of an inode: its node, and its name in two places.
+const NODE_BYTES: usize = size_of::<Node>() + 200;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
@@ -722,6 +726,11 @@ impl Tree {
         self.walks.answered(ask, last.as_deref(), page.next)
     }
 
+    /// Whether anybody still wants the answer to a question ahead.
+    pub fn is_asked_ahead(&self, ask: &Ask) -> bool {
+        self.walks.taken_of(ask, None).is_some()
+    }
+
     /// A question ahead has ended, answered or not.
     pub fn end_ahead(&mut self, ask: &Ask) {
         self.walks.ended(ask);
@@ -1040,6 +1049,14 @@ impl Tree {
     /// Inodes in the table.
     pub fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Memory of the names there are, roughly, in bytes.
+    pub fn weight_bytes(&self) -> u64 {
+        let count = |count: usize, bytes: usize| count as u64 * bytes as u64;
+        count(self.nodes.len(), NODE_BYTES)
+            + count(self.remembered.len(), REMEMBERED_BYTES)
+            + count(self.ahead.len(), ahead::KEY_BYTES)
     }
 
     pub fn is_empty(&self) -> bool {

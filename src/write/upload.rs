@@ -10,7 +10,7 @@ use super::journal::{BaseObject, Place};
 use super::parts::Parts;
 use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
-use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
+use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Attributes, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, Part, PartSource, PutRequest,
@@ -129,7 +129,7 @@ pub struct Lanes {
 impl Lanes {
     /// Sends one request in its turn.
     async fn send<T>(&self, request: impl Future<Output = T>) -> T {
-        let pass = self.gate.enter(self.gate.ticket(), Priority::Write).await;
+        let pass = self.gate.enter(&Turn::default(), Priority::Write).await;
         let answer = request.await;
         pass.done();
         answer
