@@ -109,10 +109,10 @@ pub async fn recover(config: &MountConfig) -> Result<Recovered, Failure> {
         let root = connect(config, &stats, &findings).await?;
         let options = fs_options(config, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
         let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
-        let (taken, kept) = fs.take_up(owed).await;
+        let taken = fs.take_up(owed).await;
         let saved = save(&fs, config.timeout * STALL_TIMEOUTS).await;
-        recovered.saved += taken;
-        recovered.kept += kept;
+        recovered.saved += taken.files;
+        recovered.kept += taken.kept;
         saved.map_err(|refusal| Failure {
             error: Error::new(Kind::Local, refusal.message),
             stage: Stage::Unsaved(refusal.unsaved),
@@ -168,11 +168,11 @@ fn slot_dir(config: &MountConfig, slot: u32) -> PathBuf {
 }
 
 async fn take_up(fs: &Arc<Fs>, owed: Vec<Owed>) {
-    let (taken, kept) = fs.take_up(owed).await;
-    if taken + kept > 0 {
+    let taken = fs.take_up(owed).await;
+    if taken.files + taken.kept > 0 {
         tracing::warn!(
-            files = taken,
-            kept,
+            files = taken.files,
+            kept = taken.kept,
             "an earlier mount ended before all was in S3: its files are here, and are being saved"
         );
     }

@@ -11,6 +11,7 @@ use futures::StreamExt;
 
 use super::deletes::{Doomed as Buried, Removed};
 use super::file::Held;
+use super::owed::TakenUp;
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
@@ -70,31 +71,49 @@ impl Fs {
 
     /// Goes on with what an earlier mount was deleting: the names are gone from here, and their objects on their way.
     /// What cannot be asked for now stays in the journal.
-    pub(super) async fn take_up_deletes(self: &Arc<Self>, deletes: Vec<(IntentId, String, Doomed)>) {
+    pub(super) async fn take_up_deletes(
+        self: &Arc<Self>,
+        deletes: Vec<(IntentId, String, Doomed)>,
+        taken: &mut TakenUp,
+    ) {
         let questions = deletes.into_iter().map(async |(id, bucket, doomed)| {
             let name = format!("s3://{bucket}/{}", doomed.key);
-            if let Err(error) = self.take_up_delete(id, &bucket, doomed).await {
+            let answer = self.take_up_delete(id, &bucket, doomed).await;
+            if let Err(error) = &answer {
                 tracing::error!(
                     name, error = %error.report(),
                     "a removed file is there again: the mount that removed it was killed, and this one cannot"
                 );
             }
+            answer
         });
-        futures::stream::iter(questions).for_each_concurrent(QUESTIONS_IN_FLIGHT, |question| question).await;
+        let mut answers = futures::stream::iter(questions).buffer_unordered(QUESTIONS_IN_FLIGHT);
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(goes) => taken.removals += usize::from(goes),
+                Err(_) => taken.unfinished += 1,
+            }
+        }
     }
 
-    async fn take_up_delete(self: &Arc<Self>, id: IntentId, bucket: &str, doomed: Doomed) -> Result<()> {
-        let (volume_id, volume) = self.within(self.known_volume(bucket)).await?;
+    /// Whether the object is there still, and on its way.
+
+    async fn take_up_delete(self: &Arc<Self>, id: IntentId, bucket: &str, doomed: Doomed) -> Result<bool> {
+        let (volume_id, volume) = self.within(self.known_volume(bucket, &doomed.key)).await?;
         let (key, done) = (&doomed.key, Record::Deleted { id });
         match self.within(volume.store.head(bucket, key, None)).await {
-            Err(error) if error.is_not_found() => return Ok(self.owe_no_more(done)),
+            Err(error) if error.is_not_found() => {
+                self.owe_no_more(done);
+                return Ok(false);
+            }
             Ok(info) if Some(&info.etag) == doomed.etag.as_ref() => {}
             Ok(_) => {
                 tracing::warn!(
                     key,
                     "a file was removed by a mount that was killed then, and another client has written it since: it stays"
                 );
-                return Ok(self.owe_no_more(done));
+                self.owe_no_more(done);
+                return Ok(false);
             }
             Err(error) => return Err(error),
         }
@@ -105,7 +124,7 @@ impl Fs {
         };
         let buried = Buried { parent, name, dir, key: doomed.key, etag: doomed.etag, intent: Some(id) };
         self.remove_again(volume_id, &volume, buried).await;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -25,6 +25,7 @@ mod intents;
 mod io;
 mod leave;
 mod lookup;
+mod moves;
 mod names;
 mod news;
 mod owed;
@@ -43,6 +44,7 @@ pub use file::Pending;
 pub use holes::{Hole, Space};
 pub use io::{OpenFlags, Opened};
 pub use news::News;
+pub use owed::TakenUp;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::path::PathBuf;

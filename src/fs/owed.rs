@@ -17,8 +17,27 @@ use crate::read::Object;
 use crate::s3::Condition;
 use crate::tree::keys::{Name, path_of};
 use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
-use crate::write::journal::{BaseObject, Begun, FileId, Owed, OwedFile, OwedUpload, Place, Record};
+use crate::write::journal::{
+    BaseObject, Begun, FileId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record,
+};
 use crate::write::{Line, Staging, What};
+
+/// What became of what an earlier mount owed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TakenUp {
+    /// Files that are here as they were.
+    pub files: usize,
+    /// Files of which the bytes are not all there, or that have no place here; they stay where they are.
+    pub kept: usize,
+    /// Directories whose rename was finished, and objects that stay under their old names, because another client has
+    /// changed them since.
+    pub renames: usize,
+    pub left: usize,
+    /// Removed names whose objects are on their way.
+    pub removals: usize,
+    /// Renames and removals that S3 could not be asked for now.
+    pub unfinished: usize,
+}
 
 impl Fs {
     /// Writes a change down, under the lock of the file that it is of. Nothing is owed of a file without a name.
@@ -127,41 +146,82 @@ impl Fs {
         line.journal.sync().await
     }
 
-    /// Takes up what an earlier mount owed: its files are here as they were, and on their way to S3. Returns how many there
-    /// are, and of how many the bytes are not all there; those stay where they are.
-    pub async fn take_up(self: &Arc<Self>, owed: Vec<Owed>) -> (usize, usize) {
-        let (mut taken, mut kept) = (0, 0);
-        let mut deletes = Vec::new();
-        for owed in &owed {
-            if let Owed::Delete { id, bucket, doomed } = owed {
-                deletes.push((*id, bucket.clone(), doomed.clone()));
-            }
-        }
-        let removed: HashSet<FileId> = deletes.iter().filter_map(|(_, _, doomed)| doomed.file).collect();
-        self.take_up_deletes(deletes).await;
+    /// Takes up what an earlier mount owed. Directories that it was renaming are where they were to go; names that it
+    /// removed are gone; its files are here as they were, and on their way to S3.
+    pub async fn take_up(self: &Arc<Self>, owed: Vec<Owed>) -> TakenUp {
+        let mut taken = TakenUp::default();
+        let (mut files, mut renames, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
         for owed in owed {
             match owed {
-                Owed::File(file) if removed.contains(&file.file) => self.drop_file(*file),
-                Owed::File(file) => {
-                    let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
-                    match self.take_up_file(*file).await {
-                        Ok(()) => taken += 1,
-                        Err(error) => {
-                            kept += 1;
-                            tracing::error!(
-                                name, error = %error.report(),
-                                "what an earlier mount owed is kept, and not saved; see `pailfs recover`"
-                            );
-                        }
-                    }
-                }
+                Owed::File(file) => files.push(*file),
                 Owed::Upload(upload) => self.end_upload(upload),
-                // Each key of a rename or delete is where it was or where it was to go; neither is finished unasked.
-                Owed::Rename { id, .. } => self.owe_no_more(Record::Renamed { id }),
-                Owed::Delete { .. } => {}
+                Owed::Rename(rename) => renames.push(*rename),
+                Owed::Delete { id, bucket, doomed } => deletes.push((id, bucket, doomed)),
             }
         }
-        (taken, kept)
+        // In their order: one may go on with what the one before it has moved.
+        for rename in renames {
+            self.take_up_rename(rename, &mut files, &mut taken).await;
+        }
+        let removed: HashSet<FileId> = deletes.iter().filter_map(|(_, _, doomed)| doomed.file).collect();
+        self.take_up_deletes(deletes, &mut taken).await;
+        for file in files {
+            if removed.contains(&file.file) {
+                self.drop_file(file);
+                continue;
+            }
+            let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
+            match self.take_up_file(file).await {
+                Ok(()) => taken.files += 1,
+                Err(error) => {
+                    taken.kept += 1;
+                    tracing::error!(
+                        name, error = %error.report(),
+                        "what an earlier mount owed is kept, and not saved; see `pailfs recover`"
+                    );
+                }
+            }
+        }
+        taken
+    }
+
+    async fn take_up_rename(
+        self: &Arc<Self>,
+        rename: OwedRename,
+        files: &mut [OwedFile],
+        taken: &mut TakenUp,
+    ) {
+        let (id, from) = (rename.id, format!("s3://{}/{}", rename.from.bucket, rename.from.key));
+        let begun = rename.begun;
+        let finished = match self.finish_rename(rename).await {
+            Ok(finished) => finished,
+            Err(error) => {
+                taken.unfinished += 1;
+                tracing::error!(
+                    from, error = %error.report(),
+                    "a directory is under two names: the mount that renamed it was killed, and this one cannot go on yet; \
+                     the next one or `pailfs recover` will"
+                );
+                return;
+            }
+        };
+        for file in files.iter_mut() {
+            if finished.take_along(file) {
+                // It went to a key that the file does not have any more.
+                if let Some(upload) = file.upload.take() {
+                    self.end_upload(upload);
+                }
+                self.owe_no_more(Record::Moved {
+                    file: file.file,
+                    place: file.place.clone(),
+                    base: file.base.clone(),
+                    expects: file.expects.clone(),
+                });
+            }
+        }
+        self.owe_no_more(Record::Renamed { id });
+        taken.renames += usize::from(begun);
+        taken.left += finished.left();
     }
 
     /// This is owed no more.
@@ -187,7 +247,7 @@ impl Fs {
 
     /// Nobody completes it any more.
     fn end_upload(self: &Arc<Self>, owed: OwedUpload) {
-        let Some(volume) = self.volume_of_bucket(&owed.upload.bucket) else { return };
+        let Some(volume) = self.volume_with(&owed.upload.bucket, &owed.upload.key) else { return };
         let fs = Arc::clone(self);
         self.reader.runtime().spawn(async move {
             match fs.within(volume.1.store.abort_upload(&owed.upload)).await {
@@ -208,7 +268,7 @@ impl Fs {
             let told = "the machine went down before the bytes were on its disk; they may be anything";
             return Err(Error::new(Kind::Corrupt, told));
         }
-        let (id, volume) = self.known_volume(&owed.place.bucket).await?;
+        let (id, volume) = self.known_volume(&owed.place.bucket, &owed.place.key).await?;
         let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
@@ -277,23 +337,26 @@ impl Fs {
     }
 
     /// The volume of a bucket that an earlier mount of the same source knew.
-    pub(super) async fn known_volume(&self, bucket: &str) -> Result<(VolumeId, Arc<Volume>)> {
+    pub(super) async fn known_volume(&self, bucket: &str, key: &str) -> Result<(VolumeId, Arc<Volume>)> {
         if self.buckets.is_some() {
             self.ask_bucket(&Name::parse(bucket.as_ref())?).await?;
         }
-        self.volume_of_bucket(bucket)
+        self.volume_with(bucket, key)
             .ok_or_else(|| Error::new(Kind::NotFound, "no bucket of this mount has it"))
     }
 
-    fn volume_of_bucket(&self, bucket: &str) -> Option<(VolumeId, Arc<Volume>)> {
+    /// The volume that has a key, or else one of its bucket.
+    fn volume_with(&self, bucket: &str, key: &str) -> Option<(VolumeId, Arc<Volume>)> {
         let volumes = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let found = (0..).zip(volumes.iter()).find(|(_, volume)| volume.bucket == bucket);
+        let of_bucket = || (0..).zip(volumes.iter()).filter(|(_, volume)| volume.bucket == bucket);
+        let found = of_bucket().find(|(_, volume)| key.starts_with(&volume.prefix)).or(of_bucket().next());
         found.map(|(id, volume)| (VolumeId(id), Arc::clone(volume)))
     }
 
     /// An object of the same session and endpoint as the volume.
     fn object_of_base(&self, id: VolumeId, volume: &Arc<Volume>, base: &BaseObject) -> Object {
-        let (id, volume) = self.volume_of_bucket(&base.place.bucket).unwrap_or((id, Arc::clone(volume)));
+        let (id, volume) =
+            self.volume_with(&base.place.bucket, &base.place.key).unwrap_or((id, Arc::clone(volume)));
         volume.object(id.0, &base.place.key, base.etag.clone(), base.size)
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use pailfs::error::Kind;
-use pailfs::fs::{Durability, Hole, Space};
+use pailfs::fs::{Durability, Hole, Space, TakenUp};
 use pailfs::s3::{Store, When};
 use pailfs::write::journal::Owed;
 use proptest::prelude::*;
@@ -14,14 +14,14 @@ use crate::harness::block_on;
 
 const MIB: usize = 1 << 20;
 
-fn bytes(len: usize, seed: u8) -> Vec<u8> {
+pub fn bytes(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|at| ((at / 4096) as u8).wrapping_mul(31).wrapping_add(at as u8).wrapping_add(seed))
         .collect()
 }
 
 /// The disk as it is at this moment, holes and all.
-fn snapshot(from: &Path) -> tempfile::TempDir {
+pub fn snapshot(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     let copied = std::process::Command::new("cp")
         .args(["-a", "--sparse=always"])
@@ -33,22 +33,23 @@ fn snapshot(from: &Path) -> tempfile::TempDir {
     to
 }
 
-struct Crashed {
-    client: Client,
+pub struct Crashed {
+    pub client: Client,
     owed: usize,
     kept: usize,
-    _disk: tempfile::TempDir,
+    pub taken: TakenUp,
+    pub disk: tempfile::TempDir,
 }
 
 /// The process is gone at this moment, and a new one begins on the same bucket and disk.
-async fn crash(client: &Client, disk: &Path) -> Crashed {
+pub async fn crash(client: &Client, disk: &Path) -> Crashed {
     let disk = snapshot(disk);
     let (next, owed) = client.again_with_journal(disk.path(), Durability::Close);
-    let (owed, kept) = next.fs.take_up(owed).await;
-    Crashed { client: next, owed, kept, _disk: disk }
+    let taken = next.fs.take_up(owed).await;
+    Crashed { client: next, owed: taken.files, kept: taken.kept, taken, disk }
 }
 
-fn journaled() -> (Client, tempfile::TempDir) {
+pub fn journaled() -> (Client, tempfile::TempDir) {
     let disk = tempfile::tempdir().unwrap();
     let (client, owed) = Client::new().again_with_journal(disk.path(), Durability::Close);
     assert!(owed.is_empty());
@@ -79,9 +80,9 @@ fn writes_that_had_returned_are_there_though_the_file_was_never_closed() {
         assert_eq!(next.object("d/new").await.unwrap(), b"new");
         assert_eq!(next.object("d/whole").await.unwrap(), b"as it was");
         // Nothing is owed any more, and nothing is left on the disk.
-        let again = crash(next, crashed._disk.path()).await;
+        let again = crash(next, crashed.disk.path()).await;
         assert_eq!((again.owed, again.kept), (0, 0));
-        assert_eq!(std::fs::read_dir(again._disk.path().join("staging")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(again.disk.path().join("staging")).unwrap().count(), 0);
         client.close(whole).await.unwrap();
     });
 }
@@ -108,7 +109,7 @@ fn what_was_saved_removed_or_renamed_is_not_brought_back() {
 }
 
 #[test]
-fn parts_that_had_left_are_completed_or_sent_again_whatever_the_disk_kept_of_them() {
+fn parts_that_had_left_are_completed_or_sent_again_whatever_thedisk_kept_of_them() {
     for short in [false, true] {
         block_on(async {
             let disk = tempfile::tempdir().unwrap();
@@ -168,7 +169,7 @@ fn names_removed_in_a_row_stay_removed_and_what_others_wrote_since_is_not_delete
             assert_eq!(crashed.client.read("d/e/2").await.unwrap(), b"theirs");
             // It is done once: who makes it again, with the very same bytes, keeps it.
             client.put_object("d/e/3", b"bytes").await;
-            let again = crash(&crashed.client, crashed._disk.path()).await;
+            let again = crash(&crashed.client, crashed.disk.path()).await;
             again.client.fs.flush_all().await.unwrap();
             assert_eq!(again.client.keys().await, ["d/e/2", "d/e/3"]);
         });
@@ -200,7 +201,7 @@ fn what_cannot_be_asked_for_stays_owed_to_the_mount_after_the_next() {
         let crashed = crash(&client, disk.path()).await;
         client.store.refuse_nothing();
         assert_eq!(crashed.client.read("f").await.unwrap(), b"bytes", "it is there, and everybody sees it");
-        let again = crash(&crashed.client, crashed._disk.path()).await;
+        let again = crash(&crashed.client, crashed.disk.path()).await;
         again.client.fs.flush_all().await.unwrap();
         assert_eq!(again.client.object("f").await, None);
     });
@@ -447,8 +448,7 @@ fn run(durability: Durability, ops: &[Op]) -> Result<(), TestCaseError> {
             let next = runtime();
             let (client, open) = next.block_on(async {
                 let (client, owed) = process.client.again_with_journal(disk.path(), durability);
-                let (_, kept) = client.fs.take_up(owed).await;
-                prop_assert_eq!(kept, 0);
+                prop_assert_eq!(client.fs.take_up(owed).await.kept, 0);
                 let open = client.open(names[at], WRITE).await.map_err(fail)?;
                 Ok((client, open))
             })?;
@@ -554,7 +554,8 @@ fn what_is_not_whole_is_kept_and_told() {
         }
         let (next, owed) = client.again_with_journal(broken.path(), Durability::Close);
         assert!(matches!(&owed[..], [Owed::File(file)] if file.damage.is_some()), "{owed:?}");
-        assert_eq!(next.fs.take_up(owed).await, (0, 1));
+        let taken = next.fs.take_up(owed).await;
+        assert_eq!((taken.files, taken.kept), (0, 1));
         next.fs.flush_all().await.unwrap();
         assert_eq!(next.object("f").await, None, "nothing short is made of it");
     });

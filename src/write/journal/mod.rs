@@ -56,8 +56,8 @@ use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use ledger::remember;
-pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
-pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+pub use ledger::{Owed, OwedFile, OwedRename, OwedUpload, SentPart};
+pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run};
 
 /// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
 /// two of them that is nothing, while reading so much at the next start takes a fraction of a second.
@@ -135,6 +135,18 @@ impl Journal {
     pub fn append(&self, record: &Record) -> Result<()> {
         self.append_ends(&mut self.ends.lock().unwrap_or_else(PoisonError::into_inner))?;
         self.log.append(record)
+    }
+
+    /// Writes down that these objects are about to move, and returns once that is on the disk.
+    pub async fn begin_rename(&self, from: &Place, to: &Place, objects: Vec<Moving>) -> Result<IntentId> {
+        let id = IntentId(self.fresh_id());
+        let appended =
+            ledger::renaming(id, from, to, objects, true).iter().try_for_each(|record| self.append(record));
+        let begun = match appended {
+            Ok(()) => self.sync().await,
+            failed => failed,
+        };
+        begun.map(|()| id).inspect_err(|_| self.end(Record::Renamed { id }))
     }
 
     /// Writes down that something has come to its end. Where the disk does not take that now it goes before the next

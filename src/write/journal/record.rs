@@ -31,7 +31,7 @@ pub(super) const FORMAT: u32 = 1;
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 4;
 const FRAME_MARK: [u8; 4] = *b"\xf1jrn";
 pub(super) const FRAME_HEAD_BYTES: usize = 4 + 4 + 4 + 4 + 8;
-/// The longest body: a DeleteObjects of 1,000 of the longest keys takes 8 MiB where every byte is escaped.
+/// The longest body: 1,000 of the longest keys take 8 MiB where every byte is escaped.
 const BODY_MAX_BYTES: usize = 16 << 20;
 
 /// A file in the journal, for as long as S3 lacks something of it. Unlike an inode it outlives the process.
@@ -73,6 +73,19 @@ impl CopiedFrom {
         ByteRange::at(range.start().wrapping_add(self.shift), range.len())
             .is_some_and(|there| there.end() <= self.object.size)
     }
+}
+
+/// An object that a rename of its directory moves, by the version that was there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// Below the prefix.
+    pub rest: String,
+    pub etag: ETag,
+    /// In bytes.
+    pub size: u64,
+    /// The version of the copy, where that is another: of an object that was uploaded in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<ETag>,
 }
 
 /// A key to delete, only as the version that is named; without one nothing is deleted that was not told to go just now.
@@ -220,12 +233,16 @@ pub enum Record {
     Gone {
         file: FileId,
     },
-    /// Keys below a prefix are about to move.
+    /// Keys below a prefix are about to move: these, and those of further records of the same number, which may also say
+    /// more of one. Nothing moves before one of them says that it has begun.
     Renaming {
         id: IntentId,
         from: Place,
         to: Place,
+        objects: Vec<Moving>,
+        begun: bool,
     },
+    /// All of them are where they were to go, or nothing is to become of it.
     Renamed {
         id: IntentId,
     },
