@@ -35,10 +35,11 @@ mod volume;
 mod walks;
 mod weight;
 
+pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough};
 pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
-pub use backing::{Passthrough, Version};
+pub use backing::Version;
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use holes::{Hole, Space};
@@ -89,6 +90,7 @@ pub struct Options {
     /// Where changes are written down before they are answered, and bytes are staged then; none for a mount that changes
     /// nothing.
     pub journal: Option<Arc<Journal>>,
+    /// `Journal` means something with a journal alone.
     pub durability: Durability,
     pub exclusive: Exclusive,
     pub on_conflict: OnConflict,
@@ -98,38 +100,6 @@ pub struct Options {
     pub cache: Option<CacheDir>,
     /// Which files that are whole there the kernel may read by itself.
     pub passthrough: Passthrough,
-}
-
-/// What `close()` waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// S3 has the file.
-    #[default]
-    Close,
-    /// The local disk has it, and S3 gets it behind. With a journal alone.
-    Journal,
-}
-
-/// What becomes of a save when another client was first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
-    /// It fails `Stale`, and the bytes are kept in a conflict copy beside the other client's.
-    #[default]
-    KeepBoth,
-    /// It fails `Stale`, and the bytes are dropped.
-    Fail,
-    /// It replaces the other client's version, unless it needs bytes of the one from before.
-    Overwrite,
-}
-
-/// Among whom `O_EXCL` decides who makes a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Exclusive {
-    /// All clients of the bucket: the name is claimed by an empty object before `open()` returns.
-    #[default]
-    Everywhere,
-    /// The programs of this mount; among hosts it is decided when the file is saved.
-    Mount,
 }
 
 /// A directory for blocks that outlive the mount.
@@ -160,7 +130,7 @@ impl Default for Options {
             on_conflict: OnConflict::default(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             cache: None,
-            passthrough: Passthrough::default(),
+            passthrough: Passthrough::Never,
         }
     }
 }

@@ -39,6 +39,18 @@ pub struct TakenUp {
     pub unfinished: usize,
 }
 
+impl std::ops::AddAssign for TakenUp {
+    fn add_assign(&mut self, more: Self) {
+        let Self { files, kept, renames, left, removals, unfinished } = more;
+        self.files += files;
+        self.kept += kept;
+        self.renames += renames;
+        self.left += left;
+        self.removals += removals;
+        self.unfinished += unfinished;
+    }
+}
+
 impl Fs {
     /// Writes a change down, under the lock of the file that it is of. Nothing is owed of a file without a name.
     pub(super) fn note(

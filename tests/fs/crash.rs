@@ -229,7 +229,11 @@ fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
             let removing = client.fs.clone();
             client.store.clear_calls();
             let removal = tokio::spawn(async move { removing.unlink(dir, OsStr::new("f")).await });
-            until("S3 deletes it", || client.store.calls().contains(&"DeleteObject")).await;
+            until("S3 deletes it", || {
+                assert!(!removal.is_finished(), "{:?}", client.store.calls());
+                client.store.calls().contains(&"DeleteObject")
+            })
+            .await;
             let during = snapshot(disk.path());
             held.add_permits(1000);
             removal.await.unwrap().unwrap();

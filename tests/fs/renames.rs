@@ -99,7 +99,9 @@ fn wherever_it_is_killed_the_directory_is_whole_under_its_new_name() {
                 assert_eq!((next.taken.renames, next.taken.left, next.taken.files), (1, 0, 2));
                 let fetched = client.store.calls().iter().filter(|call| **call == "GetObject").count();
                 // Only where nobody heard which version the copy of the large one is.
-                assert_eq!(fetched, if operation == "CopyObject" { 2 * LARGE.div_ceil(8 * MIB) } else { 0 });
+                let compared = if operation == "CopyObject" { 2 * LARGE.div_ceil(8 * MIB) } else { 0 };
+                // The changed one may be on its way, for which what is unchanged of it is fetched.
+                assert!((compared..=compared + 1).contains(&fetched), "{fetched}");
                 assert_eq!(next.client.list("").await.unwrap(), ["e/"]);
                 next.client.fs.flush_all().await.unwrap();
                 assert!(in_s3(&client).await == contents(), "{operation} {done}: {:?}", client.keys().await);
@@ -160,9 +162,17 @@ fn a_rename_that_cannot_be_finished_now_is_by_the_mount_after_the_next() {
             let next = crash(&client, disk.path()).await;
             assert_eq!((next.taken.renames, next.taken.unfinished), (1, 0));
             next.client.fs.flush_all().await.unwrap();
+            // What was owed of its files could be saved, under the old name that they had then.
             let objects = in_s3(&client).await;
-            let expected = contents();
-            assert!(expected.iter().all(|object| objects.contains(object)), "{:?}", client.keys().await);
+            for (key, content) in contents() {
+                let before = key.replace("e/", "d/");
+                let is_it = |object: &(String, Vec<u8>)| {
+                    (object.0 == key || object.0 == before) && object.1 == content
+                };
+                assert!(objects.iter().any(is_it), "{key}: {:?}", client.keys().await);
+                let is_owed = key == "e/changed" || key == "e/fresh";
+                assert!(is_owed || !objects.iter().any(|object| object.0 == before && key != "e/"), "{key}");
+            }
         });
     }
 }
