@@ -97,7 +97,6 @@ impl Fs {
     }
 
     /// Whether the object is there still, and on its way.
-
     async fn take_up_delete(self: &Arc<Self>, id: IntentId, bucket: &str, doomed: Doomed) -> Result<bool> {
         let (volume_id, volume) = self.within(self.known_volume(bucket, &doomed.key)).await?;
         let (key, done) = (&doomed.key, Record::Deleted { id });

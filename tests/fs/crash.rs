@@ -223,6 +223,8 @@ fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
                 client.close(file).await.unwrap();
             }
             let before = snapshot(disk.path());
+            // As the kernel holds what it is about to remove.
+            client.walk("d/f").await.unwrap();
             let held = client.store.hold("DeleteObject");
             let dir = client.walk("d").await.unwrap().ino;
             client.store.refuse_nothing();

@@ -156,6 +156,8 @@ fn a_rename_that_cannot_be_finished_now_is_by_the_mount_after_the_next() {
             client.store.refuse(refused, Kind::Unreachable, When::Before);
             let next = crash(&client, disk.path()).await;
             assert_eq!((next.taken.renames, next.taken.unfinished), (0, 1));
+            let _ = next.client.fs.flush_all().await;
+            assert!(next.client.fs.pending().is_empty());
             let disk = snapshot(next.disk.path());
             drop(next);
             client.store.refuse_nothing();

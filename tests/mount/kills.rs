@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cache::stamped;
 use crate::harness::mount::{Mounted, endpoint, pailfs, wait_for};
+use crate::harness::server::faults;
 use crate::harness::{Server, block_on};
 
 const MIB: usize = 1 << 20;
@@ -124,6 +125,59 @@ fn names_removed_in_a_row_stay_removed_after_a_kill() {
     assert_eq!(fs::read_dir(next.at("d")).unwrap().count(), 100);
     flush(&next);
     assert_eq!(keys(&m).len(), 101);
+}
+
+/// "rename a directory | yes: its objects are copied in parallel and deleted after the last copy; not atomic, but finished
+/// after a kill"
+#[test]
+fn a_directory_whose_rename_was_killed_is_whole_after_the_next_mount_or_recover() {
+    for (operation, remount) in [("CopyObject", true), ("DeleteObjects", false)] {
+        let Some((mut m, state)) = mounted("kill-rename", &[]) else { return };
+        let dir = state.path().to_str().unwrap();
+        fs::create_dir(m.at("d")).unwrap();
+        block_on(async {
+            for i in 0..50 {
+                m.place.put(&format!("d/{i:02}"), format!("{i}")).await.unwrap();
+            }
+        });
+        let (from, to) = (m.at("d"), m.at("e"));
+        let copied = |m: &Mounted| keys(m).iter().filter(|key| key.starts_with("e/")).count();
+        let rule = format!("op={operation},bucket={},every=2,fault=latency:60s", m.place.bucket);
+        let every = format!("op={operation},bucket={},fault=latency:60s", m.place.bucket);
+        {
+            let _held = faults(Server::Demo, if operation == "CopyObject" { &rule } else { &every });
+            let rename = std::thread::spawn(move || fs::rename(from, to));
+            let enough = if operation == "CopyObject" { 25 } else { 51 };
+            assert!(wait_for(SOON, || copied(&m) >= enough), "{} copies", copied(&m));
+            kill(&mut m);
+            rename.join().unwrap().unwrap_err();
+        }
+        let at = endpoint(Server::Demo);
+        let recover = |more: &[&str]| {
+            let output = pailfs(&at).args(["recover", "--state-dir", dir]).args(more).output().unwrap();
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let source = format!("s3://{}", m.place.bucket);
+        let listed = recover(&[]);
+        assert!(
+            listed.contains(&format!("  {source}/d/  51 objects  being renamed to {source}/e/")),
+            "{listed}"
+        );
+        if remount {
+            let next = m.again(&["--state-dir", dir]);
+            assert_eq!(fs::read_dir(next.at("e")).unwrap().count(), 50);
+            assert!(!next.at("d").exists());
+        } else {
+            let said = recover(&[&source, "--endpoint-url", &at.url, "--region", &at.region]);
+            assert!(said.contains("1 renames of directories finished"), "{said}");
+        }
+        assert_eq!(keys(&m).len(), 51);
+        for i in 0..50 {
+            assert_eq!(object(&m, &format!("e/{i:02}")).unwrap(), format!("{i}").into_bytes());
+        }
+        assert_eq!(recover(&[]), "nothing is owed\n");
+    }
 }
 
 #[test]

@@ -25,8 +25,9 @@ use crate::s3::{Attributes, Condition, Part, Upload};
 use crate::write::{Segment, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
-/// Number of the format.
-pub(super) const FORMAT: u32 = 1;
+/// Number of the format. It grows with every record that an older pailfs would not know or not understand; older ones are
+/// read. 2: renames by object, and deletes one by one.
+pub(super) const FORMAT: u32 = 2;
 /// Bytes of a segment before its first frame.
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 4;
 const FRAME_MARK: [u8; 4] = *b"\xf1jrn";
@@ -341,8 +342,12 @@ impl Record {
 
 /// The beginning of a segment. `boot` names the run of the machine that it was written in.
 pub(super) fn header(number: u64, boot: u64) -> Vec<u8> {
+    header_of(FORMAT, number, boot)
+}
+
+fn header_of(format: u32, number: u64, boot: u64) -> Vec<u8> {
     let mut header = MAGIC.to_vec();
-    header.extend(FORMAT.to_le_bytes());
+    header.extend(format.to_le_bytes());
     header.extend(number.to_le_bytes());
     header.extend(boot.to_le_bytes());
     let sum = crc32c(&[&header]);
@@ -364,7 +369,7 @@ pub(super) fn read_header(data: &[u8], number: u64) -> Result<Option<u64>> {
         return Ok(None);
     }
     let boot = u64_at(data, 20).unwrap_or(0);
-    if data.get(..HEADER_BYTES) != Some(&header(number, boot)) {
+    if data.get(..HEADER_BYTES) != Some(&header_of(format, number, boot)) {
         return Err(Error::new(Kind::Corrupt, "its header is damaged"));
     }
     Ok(Some(boot))
@@ -561,6 +566,7 @@ mod tests {
         assert_eq!(read_header(&data, 9).unwrap(), Some(77));
         assert_eq!(read_header(&data[..HEADER_BYTES - 1], 9).unwrap(), None);
         assert_eq!(read_header(&data, 8).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(read_header(&header_of(1, 9, 77), 9).unwrap(), Some(77), "an older one is read");
         data[8] += 1;
         let error = read_header(&data, 9).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);

@@ -249,7 +249,7 @@ impl Writer {
                     |n: u64, made| Moving { rest: n.to_string(), etag: ETag::new("1"), size: n, made };
                 let made = (id % 3 == 0).then(|| ETag::new("2"));
                 let objects = vec![moving(self.clock % 7, None), moving(id, made)];
-                let begun = self.clock % 2 == 0;
+                let begun = self.clock.is_multiple_of(2);
                 let (from, to) = (place("a/"), place("b/"));
                 records.push(Record::Renaming { id: IntentId(id), from, to, objects, begun });
             }
