@@ -1151,6 +1151,7 @@ impl Fs {
             honoured,
             len: state.extents.len(),
             stamp: state.stamp,
+            begun_at: self.clock.wall(),
             segments: state.all_segments(),
             base: state.object.as_ref().map(|object| Base {
                 bucket: object.bucket.to_string(),

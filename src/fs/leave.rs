@@ -148,7 +148,8 @@ impl Fs {
                 let source =
                     Base { bucket: volume.bucket.clone(), key: job.key.clone(), etag: theirs.etag.clone() };
                 let (store, bucket) = (&volume.store, &volume.bucket);
-                copy_object(store, store, &source, theirs.size, bucket, copy, Condition::Any).await?;
+                copy_object(store, store, &source, theirs.size, bucket, copy, Condition::Any, self.noted())
+                    .await?;
             }
             job.condition = theirs.map_or(Condition::Absent, |theirs| Condition::Matches(theirs.etag));
             match upload(&job).await {

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::StreamExt;
 
@@ -25,6 +26,9 @@ use crate::tree::keys::DirKey;
 use crate::tree::{Entry, Ino};
 use crate::write::journal::{BaseObject, IntentId, Journal, Moving, OwedFile, OwedRename, Place, Record};
 use crate::write::{Base, Conditions, copy_object, delete_objects};
+
+/// Where copies in parts are written down.
+type Noted<'a> = Option<(&'a Arc<Journal>, SystemTime)>;
 
 /// Copies under way at once while a directory is renamed.
 const COPIES_IN_FLIGHT: usize = 64;
@@ -158,7 +162,7 @@ impl Fs {
             self.keep_dir(&from.volume, from.parent, &from.dir).await?;
         }
         let intent = self.intend_rename(from, to, &old, &new, &objects).await;
-        let copied = copy_all(from, to, &old, &new, &objects, intent.as_ref()).await;
+        let copied = copy_all(from, to, &old, &new, &objects, intent.as_ref(), self.noted()).await;
         if copied.is_err()
             && let Some(intent) = &intent
         {
@@ -256,9 +260,10 @@ impl Fs {
             let object = here.remove(&format!("{}{}", old.key, moving.rest));
             let key = format!("{}{}", new.key, moving.rest);
             let copy = there.get(&key);
-            let (source, target) = (&source, &target);
+            let (source, target, noted) = (&source, &target, self.noted());
             async move {
-                let fate = move_again(source, target, honoured, &moving, object.as_ref(), copy, &key).await;
+                let fate =
+                    move_again(source, target, honoured, &moving, object.as_ref(), copy, &key, noted).await;
                 (moving, object, fate)
             }
         });
@@ -323,6 +328,7 @@ enum Fate {
     Stays,
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn move_again(
     source: &Volume,
     target: &Volume,
@@ -331,6 +337,7 @@ async fn move_again(
     object: Option<&ListedObject>,
     copy: Option<&ListedObject>,
     key: &str,
+    noted: Noted<'_>,
 ) -> Result<Fate> {
     let is_ours = |copy: &ListedObject| {
         copy.size == moving.size && (copy.etag == moving.etag || Some(&copy.etag) == moving.made.as_ref())
@@ -352,7 +359,7 @@ async fn move_again(
                 Base { bucket: source.bucket.clone(), key: object.key.clone(), etag: object.etag.clone() };
             let condition = if honoured.copy { Condition::Absent } else { Condition::Any };
             let (from, to) = (&source.store, &target.store);
-            match copy_object(from, to, &base, object.size, &target.bucket, key, condition).await {
+            match copy_object(from, to, &base, object.size, &target.bucket, key, condition, noted).await {
                 Ok(written) => Ok(Fate::There(written.etag)),
                 // Somebody was here just now.
                 Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale) => Ok(Fate::Stays),
@@ -444,12 +451,13 @@ async fn copy_all(
     new: &DirKey,
     objects: &[ListedObject],
     intent: Option<&Intent>,
+    noted: Noted<'_>,
 ) -> Result<Vec<Copied>> {
     let mut made = Vec::with_capacity(objects.len());
     let mut failed = None;
     {
         let mut copies = futures::stream::iter(objects.to_vec())
-            .map(|object: ListedObject| copy_one(from, to, old, new, object))
+            .map(|object: ListedObject| copy_one(from, to, old, new, object, noted))
             .buffer_unordered(COPIES_IN_FLIGHT);
         while let Some(copy) = copies.next().await {
             match copy {
@@ -474,7 +482,14 @@ async fn copy_all(
     Err(error)
 }
 
-async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: ListedObject) -> Result<Copied> {
+async fn copy_one(
+    from: &At,
+    to: &At,
+    old: &DirKey,
+    new: &DirKey,
+    object: ListedObject,
+    noted: Noted<'_>,
+) -> Result<Copied> {
     let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
     let key = format!("{}{rest}", new.prefix());
     if key.len() > limits::KEY_MAX {
@@ -483,7 +498,8 @@ async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: Listed
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
     let (store, target) = (&from.volume.store, &to.volume.store);
     let bucket = &to.volume.bucket;
-    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
+    let written =
+        copy_object(store, target, &source, object.size, bucket, &key, Condition::Any, noted).await?;
     Ok(Copied { from: source.etag, key, etag: written.etag, size: object.size })
 }
 

@@ -318,14 +318,22 @@ impl Fs {
             (true, true) => Condition::Absent,
             _ => Condition::Any,
         };
-        let written =
-            copy_object(store, &to.volume.store, &source, info.size, &to.volume.bucket, &to_key, condition)
-                .await
-                .inspect_err(|error| {
-                    if let Some(replaced) = &mut replaced {
-                        replaced.failed(error);
-                    }
-                })?;
+        let written = copy_object(
+            store,
+            &to.volume.store,
+            &source,
+            info.size,
+            &to.volume.bucket,
+            &to_key,
+            condition,
+            self.noted(),
+        )
+        .await
+        .inspect_err(|error| {
+            if let Some(replaced) = &mut replaced {
+                replaced.failed(error);
+            }
+        })?;
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
         // Gone already: an earlier attempt's answer was lost, or another client was first.
         if let Err(error) = deleted

@@ -592,8 +592,10 @@ impl Scratch<'_> {
         let keeps_versions = self.keeps_versions.load(Ordering::Relaxed);
         let mut left = Vec::new();
         for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
-            match self.store.abort_upload(&upload).await {
-                Err(error) if !error.is_not_found() => left.push(format!("{} (an upload)", upload.key)),
+            match self.store.abort_upload(&upload.upload).await {
+                Err(error) if !error.is_not_found() => {
+                    left.push(format!("{} (an upload)", upload.upload.key))
+                }
                 _ => {}
             }
         }

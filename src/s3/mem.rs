@@ -170,8 +170,8 @@ impl MemStore {
         self.hold("ListObjectsV2")
     }
 
-    /// Holds every answer to a LIST, Get, Put, Copy or Delete back, as a slow network does, until the semaphore has a
-    /// permit for it. What an answer says was true when it was asked for, and what it did is done.
+    /// Holds every answer to a LIST, Get, Put, Copy, Delete or CreateMultipartUpload back, as a slow network does, until
+    /// the semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
     pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
         self.lock().held.insert(operation, Arc::clone(&held));
@@ -455,7 +455,10 @@ impl Store for MemStore {
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {
         let change = Change::CreateUpload(bucket.to_owned(), key.to_owned(), attributes);
         let now = self.clock.wall();
-        self.call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload())
+        let created = self
+            .call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload());
+        self.let_out("CreateMultipartUpload").await;
+        created
     }
 
     async fn upload_part(
@@ -507,7 +510,7 @@ impl Store for MemStore {
         self.call("ListParts", &upload.bucket, &upload.key, |s| s.model.list_parts(upload))
     }
 
-    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
+    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
         self.call("ListMultipartUploads", bucket, prefix, |s| s.model.list_uploads(bucket, prefix))
     }
 }

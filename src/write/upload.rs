@@ -1,13 +1,14 @@
 //! Carries out a plan: reads the bytes, sends them, commits them under a condition.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::extents::{Segment, What};
-use super::journal::{BaseObject, Place};
-use super::parts::Parts;
+use super::journal::{BaseObject, FileId, Journal, Place, Record};
+use super::parts::{Line, Parts};
 use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
@@ -93,6 +94,7 @@ pub struct Job {
     pub len: u64,
     /// Of the latest change that it carries.
     pub stamp: u64,
+    pub begun_at: SystemTime,
     /// Sources of the bytes, in order, covering `0..len`, or what leaves of it.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
@@ -266,8 +268,15 @@ async fn begin(job: &Job) -> Result<Upload> {
         return Ok(upload);
     }
     abandon(&job.parts).await;
-    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
-    job.parts.begin(Arc::clone(&job.store), upload.clone(), job.attributes.clone());
+    let attributes = job.attributes.clone();
+    let upload = match job.parts.line() {
+        Some(line) => {
+            let place = Place { bucket: job.bucket.clone(), key: job.key.clone() };
+            line.begin_upload(&job.store, place, attributes.clone(), job.begun_at).await?
+        }
+        None => job.store.create_upload(&job.bucket, &job.key, attributes.clone()).await?,
+    };
+    job.parts.resume(Arc::clone(&job.store), upload.clone(), attributes, Vec::new());
     Ok(upload)
 }
 
@@ -441,7 +450,9 @@ async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
 /// Copies an object of `size` bytes on the server, however large, and keeps its attributes.
 ///
 /// The copy is of `etag` or fails `Stale`; the target takes it under `condition`. What is copied to is asked for the
-/// copy, because its region may be another; what is copied from is asked about the object.
+/// copy, because its region may be another; what is copied from is asked about the object. A copy in parts is written
+/// down in the journal and with the time of now, so that the next mount aborts it where this one is killed.
+#[allow(clippy::too_many_arguments)]
 pub async fn copy_object(
     from: &Arc<dyn Store>,
     store: &Arc<dyn Store>,
@@ -450,6 +461,7 @@ pub async fn copy_object(
     bucket: &str,
     key: &str,
     condition: Condition,
+    noted: Option<(&Arc<Journal>, SystemTime)>,
 ) -> Result<Written> {
     if size <= limits::SINGLE_MAX {
         let request = CopyRequest {
@@ -471,7 +483,16 @@ pub async fn copy_object(
         };
     }
     let info = from.head(&source.bucket, &source.key, None).await?;
-    let upload = store.create_upload(bucket, key, info.attributes).await?;
+    // Of no file: whoever finds it unended aborts it.
+    let line = noted
+        .map(|(journal, at)| (Line { journal: Arc::clone(journal), file: FileId(journal.fresh_id()) }, at));
+    let upload = match &line {
+        Some((line, at)) => {
+            let place = Place { bucket: bucket.to_owned(), key: key.to_owned() };
+            line.begin_upload(store, place, info.attributes, *at).await?
+        }
+        None => store.create_upload(bucket, key, info.attributes).await?,
+    };
     let result = async {
         let ranges = (0..size.div_ceil(COPY_PART_BYTES)).zip(1u16..).filter_map(|(i, number)| {
             let start = i * COPY_PART_BYTES;
@@ -494,8 +515,9 @@ pub async fn copy_object(
         store.complete_upload(&upload, parts, condition).await
     }
     .await;
-    if result.is_err() {
-        let _ = store.abort_upload(&upload).await;
+    let ended = result.is_ok() || matches!(store.abort_upload(&upload).await, Ok(()));
+    if let (true, Some((line, _))) = (ended, line) {
+        line.note(Record::UploadEnded { file: line.file, upload_id: upload.upload_id });
     }
     result
 }

@@ -19,3 +19,4 @@ mod races;
 mod reading;
 mod renames;
 mod streaming;
+mod uploads;
