@@ -17,4 +17,5 @@ mod listing;
 mod model;
 mod races;
 mod reading;
+mod renames;
 mod streaming;
