@@ -1,7 +1,8 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, CRCs.
 
 mod budget;
 mod clock;
+pub mod crc;
 mod gate;
 mod range;
 mod size;

@@ -17,7 +17,7 @@ use crate::s3::Condition;
 use crate::tree::keys::{Name, path_of};
 use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, Owed, OwedFile, OwedUpload, Place, Record};
-use crate::write::{Line, Staging, What};
+use crate::write::{Line, Staging, Sums, What};
 
 impl Fs {
     /// Writes a change down, under the lock of the file that it is of. Nothing is owed of a file without a name.
@@ -58,7 +58,9 @@ impl Fs {
     /// A new staging file for a file, with a name where one process hands it on to the next.
     pub(super) fn new_staging(&self, state: &mut State) -> Result<Staging> {
         match &self.options.journal {
-            Some(journal) => Staging::named(&journal.staging_dir(), &self.staging_name(state)),
+            Some(journal) => {
+                Staging::named(&journal.staging_dir(), &self.staging_name(state), Sums::default())
+            }
             None => Staging::new(self.disk.dir()),
         }
     }
@@ -189,7 +191,7 @@ impl Fs {
         }
         let unknown = || Error::new(Kind::NotFound, "no bucket of this mount has it");
         let (id, volume) = self.volume_of_bucket(&owed.place.bucket).ok_or_else(unknown)?;
-        let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
+        let staging = Staging::named(&journal.staging_dir(), &owed.staging, owed.sums.clone())?;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
         let ino = self.plant(id, &volume, &owed)?;
