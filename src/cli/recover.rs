@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -12,13 +11,10 @@ use super::exit::{Code, Failure};
 use super::mount::{absolute, choose, failure_of};
 use super::{logging, machine};
 use crate::base::format_bytes;
-use crate::config::{Durability, Exclusive, MountConfig, OnConflict, Passthrough, default_memory_limit};
+use crate::config::{Site, default_memory_limit};
 use crate::error::Kind;
 use crate::mount;
 use crate::write::journal::{Journal, Owed};
-
-/// Nothing is answered from memory for long, because nobody looks.
-const TTL: Duration = Duration::from_secs(1);
 
 pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
     logging::start(&args.log)?;
@@ -127,30 +123,15 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
         eprintln!("pailfs: warning: {warning}");
     }
     let (source, sessions) = choose(source, &args.session, &file)?;
-    let config = MountConfig {
-        mountpoint: "/nowhere".into(),
+    let site = Site {
         source,
         sessions,
-        read_only: false,
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        file_mode: 0o644,
-        dir_mode: 0o755,
-        allow_other: false,
-        metadata_ttl: TTL,
-        negative_ttl: TTL,
         timeout: args.timeout,
         memory_limit: default_memory_limit(machine::available_memory()),
-        cache: None,
-        passthrough: Passthrough::Never,
         state_dir,
-        durability: Durability::Close,
-        exclusive: Exclusive::Everywhere,
-        on_conflict: OnConflict::KeepBoth,
-        state_reserve: None,
-        control_socket: "/nowhere/socket".into(),
     };
-    let recovered = super::runtime()?.block_on(mount::recover(&config)).map_err(failure_of)?;
+    site.check()?;
+    let recovered = super::runtime()?.block_on(mount::recover(&site)).map_err(failure_of)?;
     println!("{} files saved", recovered.saved);
     if recovered.kept > 0 {
         let told = format!("{} files are not whole, and stay where they are", recovered.kept);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::copy::{Copied, lost_source};
 use super::{Fs, OnConflict, lock};
-use crate::base::{ByteRange, ETag};
+use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
@@ -99,6 +99,8 @@ pub(super) struct State {
     answered: bool,
     /// A background task is trying to save it.
     retrying: bool,
+    /// Its turn at the gate, until somebody waits for that.
+    behind: Option<Turn>,
     last_error: Option<String>,
 }
 
@@ -432,6 +434,7 @@ impl File {
                 described: true,
                 answered: false,
                 retrying: false,
+                behind: None,
                 last_error: None,
             }),
             commit: Arc::default(),
@@ -842,6 +845,15 @@ impl Fs {
     /// `Ok` means that every byte written before the call is an object. On failure every byte stays
     /// readable here; a lost race keeps them in a conflict copy and fails `Stale`.
     pub(super) async fn commit(&self, file: &Arc<File>) -> Result<()> {
+        let behind = lock(&file.state).behind.take();
+        if let Some(turn) = behind {
+            self.lanes.gate.promote(&turn);
+        }
+        self.commit_in_time(file).await
+    }
+
+    /// The same, whether anybody waits for it or not.
+    async fn commit_in_time(&self, file: &Arc<File>) -> Result<()> {
         let mut pause = CONFLICT_PAUSE;
         let mut result = self.commit_once(file).await;
         for _ in 0..CONFLICT_RETRIES {
@@ -1179,7 +1191,7 @@ impl Fs {
             copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
             parts: Arc::clone(&file.parts),
-            lanes: self.lanes.clone(),
+            lanes: state.behind.as_ref().map_or_else(|| self.lanes.clone(), |turn| self.lanes.behind(turn)),
         }
     }
 
@@ -1206,12 +1218,17 @@ impl Fs {
                 }
                 let Some(fs) = fs.upgrade() else { return };
                 let Ok(_turn) = fs.saving.acquire().await else { return };
-                if let Err(error) = fs.commit(&file).await {
+                lock(&file.state).behind = Some(Turn::default());
+                if let Err(error) = fs.commit_in_time(&file).await {
                     let path = fs.tree().path_of(file.ino);
                     tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
                 }
             }
-            lock(&file.state).retrying = false;
+            {
+                let mut state = lock(&file.state);
+                state.retrying = false;
+                state.behind = None;
+            }
             if let Some(fs) = fs.upgrade() {
                 fs.drop_if_unused(&file);
                 fs.tree().unpin(file.ino);

@@ -186,7 +186,7 @@ impl MemStore {
         self.hold("ListObjectsV2")
     }
 
-    /// Holds every answer to a LIST, Put, Copy or Delete back, as a slow network does, until the semaphore has a
+    /// Holds every answer to a LIST, Get, Put, Copy or Delete back, as a slow network does, until the semaphore has a
     /// permit for it. What an answer says was true when it was asked for, and what it did is done.
     pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
@@ -395,6 +395,7 @@ impl Store for MemStore {
             }
             Ok((info, offset, bytes))
         })?;
+        self.let_out("GetObject").await;
         self.stats.bytes_received.add(bytes.len() as u64);
         let length = bytes.len() as u64;
         let mut left = bytes;

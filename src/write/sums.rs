@@ -228,7 +228,7 @@ mod tests {
             let piece = ByteRange::new(FROM + at as u64, FROM + end as u64).unwrap();
             let was = Sum::of(piece, &run[at..end]);
             let expected = crc64(&run);
-            let mut now = run.clone();
+            let mut now = run;
             now[at..end].iter_mut().for_each(|byte| *byte = byte.wrapping_mul(7) ^ 3);
             let is = |now: &[u8]| as_it_was(Sum::of(range, now), [(was, crc64(&now[at..end]))]);
             prop_assert_eq!(is(&now), expected);

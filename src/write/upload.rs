@@ -11,7 +11,7 @@ use super::parts::Parts;
 use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
 use crate::base::crc::{crc64, joined, of_zeros};
-use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
+use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Attributes, Checksum, ChecksumAlgorithm, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest,
@@ -128,12 +128,24 @@ pub struct Lanes {
     pub budget: Budget,
     /// Bounds the requests under way.
     pub gate: Gate,
+    priority: Priority,
+    turn: Turn,
 }
 
 impl Lanes {
+    pub fn new(budget: Budget, gate: Gate) -> Self {
+        Self { budget, gate, priority: Priority::Write, turn: Turn::default() }
+    }
+
+    /// The same for an upload that nobody waits for, until its turn is promoted.
+    #[must_use]
+    pub fn behind(&self, turn: &Turn) -> Self {
+        Self { priority: Priority::Behind, turn: turn.clone(), ..self.clone() }
+    }
+
     /// Sends one request in its turn.
     async fn send<T>(&self, request: impl Future<Output = T>) -> T {
-        let pass = self.gate.enter(self.gate.ticket(), Priority::Write).await;
+        let pass = self.gate.enter(&self.turn, self.priority).await;
         let answer = request.await;
         pass.done();
         answer
