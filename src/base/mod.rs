@@ -1,7 +1,8 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs.
 
 mod budget;
 mod clock;
+pub mod crc;
 mod gate;
 mod policy;
 mod range;

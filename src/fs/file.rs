@@ -19,8 +19,8 @@ use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, What, full_parts,
-    upload,
+    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What,
+    full_parts, upload,
 };
 
 use super::volume::Volume;
@@ -211,6 +211,26 @@ impl State {
         let fresh = Arc::new(fs.new_staging(self)?);
         self.staging = Some(Arc::clone(&fresh));
         Ok(fresh)
+    }
+
+    /// Puts bytes into the staging file. Returns what it has to be there, for whoever writes down that they are.
+    pub(super) fn stage(&mut self, fs: &Fs, data: &[u8], offset: u64) -> Result<Vec<Sum>> {
+        let staging = self.staging_in(fs)?;
+        let Some(change) = staging.change(data, offset)? else { return Ok(Vec::new()) };
+        let line = self.owing.line.as_ref();
+        // If the process ends now, these may be the old bytes or the new ones, and either is right.
+        if let Some(line) = line.filter(|_| !change.was().is_empty()) {
+            line.append(|file| Record::Overwriting { file, was: change.was().to_vec() })?;
+        }
+        match staging.write(&change) {
+            Ok(()) => Ok(change.into_sums()),
+            Err((error, sums)) => {
+                if let Some(line) = line.filter(|_| !sums.is_empty()) {
+                    line.append(|file| Record::Sums { file, sums })?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Nothing points into the staging file any more.
@@ -521,9 +541,8 @@ impl File {
             }
             state.ahead.unchecked = 0;
         }
-        let staged = state.staging_in(fs).and_then(|staging| staging.write(data, offset));
-        let written = staged.and_then(|()| {
-            let wrote = |file, stamp, at| Record::Wrote { file, range, stamp, at };
+        let written = state.stage(fs, data, offset).and_then(|sums| {
+            let wrote = |file, stamp, at| Record::Wrote { file, range, stamp, at, sums };
             state.change(fs, self.ino, range.end(), wrote)
         });
         let stamp = match written {
@@ -1277,12 +1296,15 @@ impl Fs {
     /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&file.state);
-        let staging = state.staging_in(self)?;
         for segment in state.extents.segments(range) {
             if segment.what == What::Base {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
                 let len = usize::try_from(segment.range.len()).unwrap_or(0);
-                staging.write(&bytes[from..from + len], segment.range.start())?;
+                let sums = state.stage(self, &bytes[from..from + len], segment.range.start())?;
+                // The next process does not need them, but what they were written beside.
+                if let Some(line) = &state.owing.line {
+                    line.append(|file| Record::Sums { file, sums })?;
+                }
             }
         }
         Ok(())

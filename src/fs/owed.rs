@@ -20,7 +20,7 @@ use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
 use crate::write::journal::{
     BaseObject, Begun, FileId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record,
 };
-use crate::write::{Line, Staging, What};
+use crate::write::{Line, Staging, Sums, What};
 
 /// What became of what an earlier mount owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,9 @@ impl Fs {
     /// A new staging file for a file, with a name where one process hands it on to the next.
     pub(super) fn new_staging(&self, state: &mut State) -> Result<Staging> {
         match &self.options.journal {
-            Some(journal) => Staging::named(&journal.staging_dir(), &self.staging_name(state)),
+            Some(journal) => {
+                Staging::named(&journal.staging_dir(), &self.staging_name(state), Sums::default())
+            }
             None => Staging::new(self.disk.dir()),
         }
     }
@@ -281,7 +283,7 @@ impl Fs {
             return Err(Error::new(Kind::Corrupt, told));
         }
         let (id, volume) = self.known_volume(&owed.place.bucket, &owed.place.key).await?;
-        let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
+        let staging = Staging::named(&journal.staging_dir(), &owed.staging, owed.sums.clone())?;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
         let ino = self.plant(id, &volume, &owed)?;

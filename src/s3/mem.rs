@@ -36,6 +36,9 @@ struct State {
     ignores_conditions: bool,
     /// The key whose bytes are damaged on their way out.
     damaged: Option<String>,
+    /// Bodies to come that are damaged before they arrive, and answers that tell another checksum.
+    damaged_arrivals: u64,
+    misstated: u64,
     listing: Listing,
     /// Calls that all fail, by API name, and how.
     refused: BTreeMap<&'static str, (Kind, When)>,
@@ -85,6 +88,8 @@ impl MemStore {
             failing: None,
             ignores_conditions: false,
             damaged: None,
+            damaged_arrivals: 0,
+            misstated: 0,
             listing: Listing::default(),
             refused: BTreeMap::new(),
             protected: BTreeSet::new(),
@@ -140,6 +145,17 @@ impl MemStore {
     /// Damages the first byte of every answer with this object's bytes; what is stored of it stays right.
     pub fn damage(&self, key: &str) {
         self.lock().damaged = Some(key.to_owned());
+    }
+
+    /// Damages the next `n` bodies on their way in: held against a checksum, they are refused.
+    pub fn damage_arrivals(&self, n: u64) {
+        self.lock().damaged_arrivals = n;
+    }
+
+    /// Tells another checksum than it stores in the next `n` answers to a Put, UploadPart or Complete: what a client sees of
+    /// a server that stores other bytes than it was sent.
+    pub fn misstate_checksums(&self, n: u64) {
+        self.lock().misstated = n;
     }
 
     /// Lists in some way of its own from now on.
@@ -309,6 +325,25 @@ impl State {
         Ok(page)
     }
 
+    fn arrived(&mut self, body: Bytes) -> Bytes {
+        if body.is_empty() || self.damaged_arrivals == 0 {
+            return body;
+        }
+        self.damaged_arrivals -= 1;
+        let mut damaged = body.to_vec();
+        damaged[0] ^= 1;
+        damaged.into()
+    }
+
+    /// What is answered of a stored checksum.
+    fn told(&mut self, stored: Option<Checksum>) -> Option<Checksum> {
+        if stored.is_none() || self.misstated == 0 {
+            return stored;
+        }
+        self.misstated -= 1;
+        Some(crate::s3::checksum_of(b"other bytes"))
+    }
+
     fn heed(&self, condition: Condition) -> Condition {
         if self.ignores_conditions { Condition::Any } else { condition }
     }
@@ -377,8 +412,9 @@ impl Store for MemStore {
         self.stats.bytes_sent.add(request.body.len() as u64);
         let answer = self.call("PutObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
-            let body = std::mem::take(&mut request.body);
-            s.change(Change::Put(request), body, now)?.written()
+            let body = s.arrived(std::mem::take(&mut request.body));
+            let written = s.change(Change::Put(request), body, now)?.written()?;
+            Ok(Written { checksum: s.told(written.checksum), ..written })
         });
         self.let_out("PutObject").await;
         answer
@@ -468,7 +504,9 @@ impl Store for MemStore {
         self.stats.bytes_sent.add(body.len() as u64);
         let now = self.clock.wall();
         self.call("UploadPart", &upload.bucket, &upload.key, |s| {
-            s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()
+            let body = s.arrived(body);
+            let part = s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()?;
+            Ok(Part { checksum: s.told(part.checksum), ..part })
         })
     }
 
@@ -491,7 +529,9 @@ impl Store for MemStore {
         let now = self.clock.wall();
         self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
             let condition = s.heed(condition);
-            s.change(Change::CompleteUpload(upload.clone(), parts, condition), Bytes::new(), now)?.written()
+            let change = Change::CompleteUpload(upload.clone(), parts, condition);
+            let written = s.change(change, Bytes::new(), now)?.written()?;
+            Ok(Written { checksum: s.told(written.checksum), ..written })
         })
     }
 
