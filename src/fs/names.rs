@@ -13,10 +13,12 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, DeleteKey, ListRequest, ListedObject, ObjectInfo, limits};
+use crate::s3::{
+    Attributes, Condition, DeleteKey, ListRequest, ListedObject, ObjectInfo, is_archived, limits,
+};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
-use crate::write::{Base, Conditions, copy_object, delete_object, delete_objects};
+use crate::write::{Base, Conditions, Target, copy_object, delete_object, delete_objects};
 
 /// Copies under way at once while a directory is renamed.
 const COPIES_IN_FLIGHT: usize = 64;
@@ -35,6 +37,7 @@ struct Moved {
     /// As it was.
     info: ObjectInfo,
     etag: ETag,
+    archived: bool,
     from_key: String,
     to_key: String,
 }
@@ -249,7 +252,7 @@ impl Fs {
             size: moved.info.size,
             etag: Some(moved.etag.clone()),
             mtime: moved.info.last_modified,
-            archived: false,
+            archived: moved.archived,
         };
         self.tree().moved(ino, facts);
         {
@@ -315,14 +318,15 @@ impl Fs {
             (true, true) => Condition::Absent,
             _ => Condition::Any,
         };
+        let again = to.volume.new_objects.moved(&info.attributes, from.volume.bucket == to.volume.bucket);
+        let archived = is_archived(again.storage_class.as_deref(), false);
+        let target = Target { bucket: &to.volume.bucket, key: &to_key, condition, again };
         let written =
-            copy_object(store, &to.volume.store, &source, info.size, &to.volume.bucket, &to_key, condition)
-                .await
-                .inspect_err(|error| {
-                    if let Some(replaced) = &mut replaced {
-                        replaced.failed(error);
-                    }
-                })?;
+            copy_object(store, &to.volume.store, &source, info.size, target).await.inspect_err(|error| {
+                if let Some(replaced) = &mut replaced {
+                    replaced.failed(error);
+                }
+            })?;
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
         // Gone already: an earlier attempt's answer was lost, or another client was first.
         if let Err(error) = deleted
@@ -337,7 +341,7 @@ impl Fs {
             self.tree().forget_facts(to.parent, &to.name);
             return Err(error);
         }
-        Ok(Moved { info, etag: written.etag, from_key, to_key })
+        Ok(Moved { info, etag: written.etag, archived, from_key, to_key })
     }
 
     async fn rename_dir(&self, from: &At, to: &At, ino: Ino, target: Option<&Entry>) -> Result<()> {
@@ -458,11 +462,12 @@ async fn copy_all(
     new: &DirKey,
     objects: &[ListedObject],
 ) -> Result<Vec<Copied>> {
+    let asks = may_have_keys(from, to, objects).await?;
     let mut made = Vec::with_capacity(objects.len());
     let mut failed = None;
     {
         let mut copies = futures::stream::iter(objects.to_vec())
-            .map(|object: ListedObject| copy_one(from, to, old, new, object))
+            .map(|object: ListedObject| copy_one(from, to, old, new, object, asks))
             .buffer_unordered(COPIES_IN_FLIGHT);
         while let Some(copy) = copies.next().await {
             match copy {
@@ -482,16 +487,44 @@ async fn copy_all(
     Err(error)
 }
 
-async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: ListedObject) -> Result<Copied> {
+/// Whether objects of a directory may be encrypted with keys that their copies have to be told of, which no listing
+/// tells. Where a server encrypts anything it says so of every object, as Amazon's does, so one is asked about.
+async fn may_have_keys(from: &At, to: &At, objects: &[ListedObject]) -> Result<bool> {
+    if from.volume.bucket != to.volume.bucket {
+        return Ok(false);
+    }
+    if from.volume.new_objects.encryption.is_some() {
+        return Ok(true);
+    }
+    let Some(first) = objects.iter().find(|object| object.size > 0) else { return Ok(false) };
+    match from.volume.store.head(&from.volume.bucket, &first.key, None).await {
+        Ok(info) => Ok(info.attributes.encryption.is_some()),
+        Err(error) if error.is_not_found() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+async fn copy_one(
+    from: &At,
+    to: &At,
+    old: &DirKey,
+    new: &DirKey,
+    object: ListedObject,
+    asks: bool,
+) -> Result<Copied> {
     let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
     let key = format!("{}{rest}", new.prefix());
     if key.len() > limits::KEY_MAX {
         return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
     }
+    let had = match asks {
+        true => from.volume.store.head(&from.volume.bucket, &object.key, None).await?.attributes,
+        false => Attributes { storage_class: object.storage_class, ..Attributes::default() },
+    };
+    let again = to.volume.new_objects.moved(&had, from.volume.bucket == to.volume.bucket);
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let (store, target) = (&from.volume.store, &to.volume.store);
-    let bucket = &to.volume.bucket;
-    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
+    let target = Target { bucket: &to.volume.bucket, key: &key, condition: Condition::Any, again };
+    let written = copy_object(&from.volume.store, &to.volume.store, &source, object.size, target).await?;
     Ok(Copied { from: source.etag, key, etag: written.etag })
 }
 
