@@ -203,6 +203,16 @@ impl MemStore {
         }
     }
 
+    /// The canned ACL that an object was made with.
+    pub fn acl(&self, bucket: &str, key: &str) -> Result<Option<String>> {
+        self.lock().model.acl(bucket, key)
+    }
+
+    /// Brings an archived object back for reading.
+    pub fn restore(&self, bucket: &str, key: &str) -> Result<()> {
+        self.lock().model.restore(bucket, key)
+    }
+
     /// API names of the calls so far, in order.
     pub fn calls(&self) -> Vec<&'static str> {
         self.lock().calls.clone()
