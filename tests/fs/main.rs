@@ -13,6 +13,7 @@ mod copying;
 mod crash;
 mod deletes;
 mod faults;
+mod interleavings;
 mod listing;
 mod model;
 mod races;
