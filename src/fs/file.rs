@@ -760,6 +760,7 @@ impl Fs {
                 (Err(error), from) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
                     if let Some(from) = from {
                         self.renew(file, from).await?;
+                        self.hear_of_saves(file).await?;
                     }
                     failure = Some(error);
                 }
@@ -775,6 +776,20 @@ impl Fs {
             Some(error) if !error.is_not_found() => error,
             _ => Error::new(Kind::Stale, "the object was removed by another client"),
         })
+    }
+
+    /// Where a save of this mount has replaced the object and nobody has heard of it, because its answer is on its way or
+    /// was lost, the file goes on from there.
+    async fn hear_of_saves(&self, file: &Arc<File>) -> Result<()> {
+        if !file.parts.has_attempts() {
+            return Ok(());
+        }
+        let (id, _) = self.tree().saving_place(file.ino)?;
+        let volume = self.volume(id)?;
+        let _shared = volume.namespace.read().await;
+        let _turn = file.commit.lock().await;
+        let (id, key) = self.tree().saving_place(file.ino)?;
+        self.landed(file, id, &volume, &key).await.map(drop)
     }
 
     /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
@@ -928,10 +943,22 @@ impl Fs {
                 if !lost_race(volume, &key, &expects, &error).await {
                     return Err(error);
                 }
-                if self.landed(file, id, volume, &key, Some(stamp)).await? {
-                    return Err(
-                        Error::new(Kind::Conflict, "an earlier save had succeeded").with_source(error)
-                    );
+                match self.landed(file, id, volume, &key).await {
+                    Ok(true) => {
+                        let told = "an earlier save had succeeded";
+                        return Err(Error::new(Kind::Conflict, told).with_source(error));
+                    }
+                    Ok(false) => {}
+                    // Whose the object is shows at the next try.
+                    Err(unknown) => {
+                        tracing::warn!(key, error = %unknown.report(), "who was first cannot be told yet");
+                        let told = format!(
+                            "s3://{}/{key} is another version now; what was written here will be kept beside it, \
+                             unless it is an earlier save of this mount",
+                            volume.bucket
+                        );
+                        return Err(Error::new(Kind::Stale, told).with_source(error));
+                    }
                 }
                 if !job.has_gone() {
                     return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
@@ -947,16 +974,15 @@ impl Fs {
     }
 
     /// Whether what is in S3 is what this mount, or the one before it, made and was not told of. Then the file goes on
-    /// from there. The attempt of the stamp `besides` is known to have failed.
+    /// from there.
     pub(super) async fn landed(
         &self,
         file: &Arc<File>,
         id: VolumeId,
         volume: &Volume,
         key: &str,
-        besides: Option<u64>,
     ) -> Result<bool> {
-        if !file.parts.has_attempts_besides(besides) {
+        if !file.parts.has_attempts() {
             return Ok(false);
         }
         let info = match volume.store.head(&volume.bucket, key, None).await {

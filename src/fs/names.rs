@@ -329,9 +329,18 @@ impl Fs {
                 }
             })?;
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
-        // Gone already: an earlier attempt's answer was lost, or another client was first.
+        let is_gone = match &deleted {
+            // Gone already: an earlier attempt's answer was lost, or another client was first.
+            Err(error) if error.is_not_found() => true,
+            // Or the answer to all of them was.
+            Err(error) if error.may_have_happened() => {
+                let found = store.head(&from.volume.bucket, &from_key, None).await;
+                found.is_err_and(|error| error.is_not_found())
+            }
+            answer => answer.is_ok(),
+        };
         if let Err(error) = deleted
-            && !error.is_not_found()
+            && !is_gone
         {
             // The copy is there all the same. Handles on what it replaced read on, and what they wrote will be kept
             // beside it.

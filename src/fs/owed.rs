@@ -308,7 +308,7 @@ impl Fs {
         self.watch_copies(&file);
         lock(&self.files).put(Arc::clone(&file));
         // The process may have ended between S3's answer and its note of it. If S3 cannot be asked now, the next save is.
-        if let Err(error) = self.within(self.landed(&file, id, &volume, &key, None)).await {
+        if let Err(error) = self.within(self.landed(&file, id, &volume, &key)).await {
             tracing::debug!(key, error = %error.report(), "what an earlier attempt made is not known yet");
         }
         // The pin goes when it is saved.

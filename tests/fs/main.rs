@@ -15,6 +15,7 @@ mod crash;
 mod deletes;
 mod faults;
 mod integrity;
+mod interleavings;
 mod listing;
 mod model;
 mod races;
