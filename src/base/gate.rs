@@ -13,13 +13,15 @@ pub enum Priority {
     Demand,
     /// Bytes on their way out.
     Write,
+    /// The same, which nobody waits for yet.
+    Behind,
     /// A guess of what a reader reads next.
     Ahead,
     /// A guess of which file or directory comes next.
     Guess,
 }
 
-const PRIORITIES: usize = 4;
+const PRIORITIES: usize = 5;
 /// A server that throttles still gets this many requests at once.
 const LIMIT_MIN: usize = 4;
 

@@ -238,7 +238,7 @@ impl Fs {
         let budget = Budget::new(budget_bytes);
         let heard = Arc::clone(&stats);
         let gate = Gate::new(REQUESTS_MAX, move || heard.throttled.value());
-        let lanes = Lanes { budget: budget.clone(), gate: gate.clone() };
+        let lanes = Lanes::new(budget.clone(), gate.clone());
         let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
         let spare = reader.clone();
         let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));

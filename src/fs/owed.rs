@@ -19,10 +19,9 @@ use crate::s3::{Condition, Part, Unfinished};
 use crate::tree::keys::{Name, path_of};
 use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
 use crate::write::journal::{
-    BaseObject, Begun, FileId, IntentId, Journal, Owed, OwedFile, OwedRename, OwedUpload, Place, Record,
-    SentPart,
+    BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
 };
-use crate::write::{Line, Staging, What};
+use crate::write::{Line, Noted, Staging, Sums, What};
 
 /// An upload without a part after so long is nobody's any more: who begins one sends parts within minutes.
 const UPLOAD_QUIET: Duration = Duration::from_secs(3600);
@@ -99,7 +98,9 @@ impl Fs {
     /// A new staging file for a file, with a name where one process hands it on to the next.
     pub(super) fn new_staging(&self, state: &mut State) -> Result<Staging> {
         match &self.options.journal {
-            Some(journal) => Staging::named(&journal.staging_dir(), &self.staging_name(state)),
+            Some(journal) => {
+                Staging::named(&journal.staging_dir(), &self.staging_name(state), Sums::default())
+            }
             None => Staging::new(self.disk.dir()),
         }
     }
@@ -254,7 +255,7 @@ impl Fs {
     }
 
     /// Where an upload that is begun beside a file's own is written down.
-    pub(super) fn noted(&self) -> Option<(&Arc<Journal>, SystemTime)> {
+    pub(super) fn noted(&self) -> Noted<'_> {
         self.options.journal.as_ref().map(|journal| (journal, self.clock.wall()))
     }
 
@@ -383,7 +384,7 @@ impl Fs {
             return Err(Error::new(Kind::Corrupt, told));
         }
         let (id, volume) = self.known_volume(&owed.place.bucket, &owed.place.key).await?;
-        let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
+        let staging = Staging::named(&journal.staging_dir(), &owed.staging, owed.sums.clone())?;
         self.look_at_parts(&volume, &mut owed).await;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
@@ -409,7 +410,7 @@ impl Fs {
         self.watch_copies(&file);
         lock(&self.files).put(Arc::clone(&file));
         // The process may have ended between S3's answer and its note of it. If S3 cannot be asked now, the next save is.
-        if let Err(error) = self.within(self.landed(&file, id, &volume, &key, None)).await {
+        if let Err(error) = self.within(self.landed(&file, id, &volume, &key)).await {
             tracing::debug!(key, error = %error.report(), "what an earlier attempt made is not known yet");
         }
         // The pin goes when it is saved.

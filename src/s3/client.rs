@@ -1,8 +1,8 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,8 +13,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, ChecksumMode, CompletedMultipartUpload, CompletedPart,
     CreateBucketConfiguration, Delete, EncodingType, MetadataDirective, ObjectCannedAcl, ObjectIdentifier,
-    OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective,
-    VersioningConfiguration,
+    OptionalObjectAttributes, RequestPayer, ServerSideEncryption, StorageClass, Tag, Tagging,
+    TaggingDirective, VersioningConfiguration,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -25,8 +25,10 @@ use futures::StreamExt;
 use md5::{Digest, Md5};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::checksum::checksum_of;
+use super::beside::{Again, Encryption, asked_for};
+use super::checksum::{checksum_of, is_of_body, whole_checksum};
 use super::credentials::Refreshing;
+use super::customer_key::CustomerKey;
 use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
 use super::session::Trouble;
 use super::store::Store;
@@ -68,6 +70,8 @@ struct Inner {
     /// Whether DeleteObjects is sent with Content-MD5 in place of a checksum.
     deletes_with_md5: AtomicBool,
     failures_in_a_row: AtomicU32,
+    /// Buckets in which ETags of Puts were found to be MD5s, so that they all are, but for what is encrypted with keys.
+    md5_buckets: Mutex<HashSet<String>>,
     /// Whether an endpoint of one's own was asked which region it expects.
     region_asked: AtomicBool,
 }
@@ -78,6 +82,8 @@ pub(super) struct ClientSettings {
     /// Whether an endpoint was given. It has one region, whatever was guessed.
     pub(super) own_endpoint: bool,
     pub(super) requester_pays: bool,
+    /// Encrypts what is written, and what was.
+    pub(super) customer_key: Option<CustomerKey>,
     /// How long a request with all its retries may go without progress: the whole of a small one.
     pub(super) timeout: Duration,
     pub(super) trouble: Arc<Trouble>,
@@ -107,6 +113,7 @@ impl Client {
                 checksums: AtomicU8::new(CRC64),
                 deletes_with_md5: AtomicBool::new(false),
                 failures_in_a_row: AtomicU32::new(0),
+                md5_buckets: Mutex::default(),
                 region_asked: AtomicBool::new(false),
             }),
         }
@@ -155,6 +162,26 @@ impl Client {
 
     fn payer(&self) -> Option<RequestPayer> {
         self.inner.settings.requester_pays.then_some(RequestPayer::Requester)
+    }
+
+    fn customer_key(&self) -> Option<&CustomerKey> {
+        self.inner.settings.customer_key.as_ref()
+    }
+
+    /// Asks for an object with the session's key, and without where it turns out to be encrypted with none.
+    async fn with_key<'a, T, F>(&'a self, ask: impl Fn(Option<&'a CustomerKey>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let key = self.customer_key();
+        match ask(key).await {
+            Err(error) if key.is_some() && takes_no_key(&error) => match ask(None).await {
+                // It was not about the key.
+                Err(again) if again.status() == Some(400) => Err(error),
+                answer => answer,
+            },
+            answer => answer,
+        }
     }
 
     /// Sends a request whose body takes its time: it goes on for as long as the network takes bytes.
@@ -247,6 +274,26 @@ impl Client {
         }
     }
 
+    /// Whether a Put's ETag has to be the MD5 that was sent with it. A bucket shows by being right once.
+    fn etag_is_md5(
+        &self,
+        bucket: &str,
+        etag: &ETag,
+        sent: Checksum,
+        encryption: Option<&ServerSideEncryption>,
+    ) -> bool {
+        let of_bytes = encryption.is_none_or(|how| *how == ServerSideEncryption::Aes256);
+        if sent.algorithm != ChecksumAlgorithm::Md5 || !of_bytes {
+            return false;
+        }
+        let mut buckets = self.inner.md5_buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let is = BASE64.decode(sent.value).is_ok_and(|md5| hex(&md5) == etag.as_str());
+        if is && !buckets.contains(bucket) {
+            buckets.insert(bucket.to_owned());
+        }
+        buckets.contains(bucket)
+    }
+
     /// Sends a body with the best checksum the server takes, and learns which that is.
     async fn with_checksum<T, F>(
         &self,
@@ -257,13 +304,19 @@ impl Client {
     where
         F: Future<Output = Result<T>>,
     {
-        if given.is_some() {
+        // One of the best kind says what the bytes have to be, whatever the server takes; another is sent as it is.
+        let is_best = |sum: &Checksum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme;
+        if given.as_ref().is_some_and(|given| !is_best(given)) {
             return send(given).await;
         }
         loop {
             let level = self.inner.checksums.load(Ordering::Relaxed);
+            if level != CRC64 && given.as_ref().is_some_and(|given| *given != checksum_of(body)) {
+                let told = "the bytes to be sent are not what they were when their checksum was taken";
+                return Err(Error::new(Kind::Corrupt, told));
+            }
             let checksum = match level {
-                CRC64 => Some(checksum_of(body)),
+                CRC64 => Some(given.clone().unwrap_or_else(|| checksum_of(body))),
                 MD5 => Some(Checksum {
                     algorithm: ChecksumAlgorithm::Md5,
                     value: BASE64.encode(Md5::digest(body)),
@@ -328,6 +381,24 @@ macro_rules! add_checksum {
     };
 }
 
+/// S3's answer where an object is encrypted with no key of a customer. To HEAD it is a bare 400.
+fn takes_no_key(error: &Error) -> bool {
+    error.status() == Some(400) && matches!(error.code(), None | Some("InvalidRequest" | "InvalidArgument"))
+}
+
+/// A refusal that may be about what was asked for beside the bytes says what that was, and by which option.
+fn explained(error: Error, attributes: &Attributes) -> Error {
+    let may_be = matches!(error.kind(), Kind::InvalidArgument | Kind::Unsupported | Kind::AccessDenied);
+    match asked_for(attributes).filter(|_| may_be) {
+        Some(asked) => error.and(&format!("the request asked for {asked}")),
+        None => error,
+    }
+}
+
+fn http_date(text: &str) -> Option<aws_smithy_types::DateTime> {
+    aws_smithy_types::DateTime::from_str(text, aws_smithy_types::date_time::Format::HttpDate).ok()
+}
+
 /// Collects whatever checksums an answer carries.
 macro_rules! checksums_in {
     ($answer:expr) => {
@@ -354,10 +425,55 @@ macro_rules! add_attributes {
             .set_content_encoding(a.content_encoding.clone())
             .set_content_disposition(a.content_disposition.clone())
             .set_content_language(a.content_language.clone())
-            .set_storage_class(a.storage_class.as_deref().map(StorageClass::from))
-            .set_acl(a.acl.as_deref().map(ObjectCannedAcl::from))
+            .set_expires(a.expires.as_deref().and_then(http_date))
             .set_metadata((!a.metadata.is_empty()).then(|| a.metadata.clone().into_iter().collect()))
             .set_tagging((!a.tags.is_empty()).then(|| tag_header(&a.tags)))
+    }};
+}
+
+/// Says again what a copy would not take from its source; what is made anew has to say it too.
+macro_rules! add_again {
+    ($request:expr, $again:expr, $key:expr) => {{
+        let again: &Again = $again;
+        let request = $request
+            .set_storage_class(again.storage_class.as_deref().map(StorageClass::from))
+            .set_acl(again.acl.as_deref().map(ObjectCannedAcl::from))
+            .set_website_redirect_location(again.redirect.clone());
+        // What is encrypted with the session's key is encrypted with no other.
+        match ($key, &again.encryption) {
+            (Some(key), _) => add_key!(request, Some(key)),
+            (None, Some(Encryption::S3)) => request.server_side_encryption(ServerSideEncryption::Aes256),
+            (None, Some(Encryption::Kms { key_id, bucket_key, twice })) => request
+                .server_side_encryption(match twice {
+                    true => ServerSideEncryption::AwsKmsDsse,
+                    false => ServerSideEncryption::AwsKms,
+                })
+                .set_ssekms_key_id(key_id.clone())
+                .set_bucket_key_enabled(*bucket_key),
+            (None, Some(Encryption::Customer { .. }) | None) => request,
+        }
+    }};
+}
+
+/// Sends the session's key along.
+macro_rules! add_key {
+    ($request:expr, $key:expr) => {{
+        let key: Option<&CustomerKey> = $key;
+        $request
+            .set_sse_customer_algorithm(key.map(|_| CustomerKey::ALGORITHM.to_owned()))
+            .set_sse_customer_key(key.map(|key| key.reveal().to_owned()))
+            .set_sse_customer_key_md5(key.map(|key| key.md5().to_owned()))
+    }};
+}
+
+/// The same for the source of a copy.
+macro_rules! add_source_key {
+    ($request:expr, $key:expr) => {{
+        let key: Option<&CustomerKey> = $key;
+        $request
+            .set_copy_source_sse_customer_algorithm(key.map(|_| CustomerKey::ALGORITHM.to_owned()))
+            .set_copy_source_sse_customer_key(key.map(|key| key.reveal().to_owned()))
+            .set_copy_source_sse_customer_key_md5(key.map(|key| key.md5().to_owned()))
     }};
 }
 
@@ -383,9 +499,24 @@ macro_rules! info_from {
                     .metadata()
                     .map(|m| m.iter().map(|(k, v)| (k.to_ascii_lowercase(), v.clone())).collect())
                     .unwrap_or_default(),
+                expires: $answer.expires_string().map(str::to_owned),
+                redirect: $answer.website_redirect_location().map(str::to_owned),
                 tags: BTreeMap::new(),
                 acl: None,
+                encryption: match ($answer.server_side_encryption(), $answer.sse_customer_key_md5()) {
+                    (_, Some(md5)) => Some(Encryption::Customer { key_md5: md5.to_owned() }),
+                    (Some(ServerSideEncryption::Aes256), _) => Some(Encryption::S3),
+                    (Some(kms @ (ServerSideEncryption::AwsKms | ServerSideEncryption::AwsKmsDsse)), _) => {
+                        Some(Encryption::Kms {
+                            key_id: $answer.ssekms_key_id().map(str::to_owned),
+                            bucket_key: $answer.bucket_key_enabled(),
+                            twice: *kms == ServerSideEncryption::AwsKmsDsse,
+                        })
+                    }
+                    _ => None,
+                },
             },
+            tag_count: $answer.tag_count().and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
             restore: $answer.restore().map(str::to_owned),
             checksums: checksums_in!($answer),
         }
@@ -485,14 +616,17 @@ impl Store for Client {
 
     async fn head(&self, bucket: &str, key: &str, version_id: Option<&str>) -> Result<ObjectInfo> {
         let answer = self
-            .call("HeadObject", bucket, key, &Condition::Any, |s3| {
-                s3.head_object()
-                    .bucket(bucket)
-                    .key(key)
-                    .checksum_mode(ChecksumMode::Enabled)
-                    .set_version_id(version_id.map(str::to_owned))
-                    .set_request_payer(self.payer())
-                    .send()
+            .with_key(|sse| {
+                self.call("HeadObject", bucket, key, &Condition::Any, move |s3| {
+                    let head = s3
+                        .head_object()
+                        .bucket(bucket)
+                        .key(key)
+                        .checksum_mode(ChecksumMode::Enabled)
+                        .set_version_id(version_id.map(str::to_owned))
+                        .set_request_payer(self.payer());
+                    add_key!(head, sse).send()
+                })
             })
             .await?;
         let size = length_of(answer.content_length()).map_err(|e| e.on("HeadObject", bucket, key))?;
@@ -502,23 +636,28 @@ impl Store for Client {
     async fn get(&self, request: GetRequest) -> Result<GetOutput> {
         let condition = request.if_match.clone().map_or(Condition::Any, Condition::Matches);
         let (bucket, key, checksum) = (&request.bucket, &request.key, request.checksum);
+        let (asked, under) = (&request, &condition);
         let answer = self
-            .call("GetObject", bucket, key, &condition, |s3| {
-                s3.get_object()
-                    .bucket(bucket)
-                    .key(key)
-                    .set_range(request.range.map(ByteRange::header))
-                    .set_if_match(request.if_match.as_ref().map(ETag::quoted))
-                    .set_version_id(request.version_id.clone())
-                    .set_request_payer(self.payer())
-                    .customize()
-                    .mutate_request(move |http| {
-                        // As a header, because the SDK would check the body itself, once more.
-                        if checksum {
-                            http.headers_mut().insert("x-amz-checksum-mode", "ENABLED");
-                        }
-                    })
-                    .send()
+            .with_key(|sse| {
+                self.call("GetObject", bucket, key, under, move |s3| {
+                    let get = s3
+                        .get_object()
+                        .bucket(bucket)
+                        .key(key)
+                        .set_range(asked.range.map(ByteRange::header))
+                        .set_if_match(asked.if_match.as_ref().map(ETag::quoted))
+                        .set_version_id(asked.version_id.clone())
+                        .set_request_payer(self.payer());
+                    add_key!(get, sse)
+                        .customize()
+                        .mutate_request(move |http| {
+                            // As a header, because the SDK would check the body itself, once more.
+                            if checksum {
+                                http.headers_mut().insert("x-amz-checksum-mode", "ENABLED");
+                            }
+                        })
+                        .send()
+                })
             })
             .await?;
         let on = |error: Error| error.on("GetObject", bucket, key);
@@ -564,10 +703,10 @@ impl Store for Client {
         let request = &request;
         let (bucket, key) = (&request.bucket, &request.key);
         let size = request.body.len() as u64;
-        let answer = self
+        let (answer, sent) = self
             .with_checksum(&request.body, request.checksum.clone(), |checksum| async move {
-                let checksum = &checksum;
-                self.call("PutObject", bucket, key, &request.condition, |s3| {
+                let sent = &checksum;
+                let answer = self.call("PutObject", bucket, key, &request.condition, |s3| {
                     let put = s3
                         .put_object()
                         .bucket(bucket)
@@ -577,18 +716,26 @@ impl Store for Client {
                         .set_request_payer(self.payer())
                         .body(ByteStream::from(request.body.clone()));
                     let put = add_attributes!(put, &request.attributes);
-                    let put = add_checksum!(put, checksum.clone());
+                    let put = add_again!(put, &Again::of(&request.attributes), self.customer_key());
+                    let put = add_checksum!(put, sent.clone());
                     async move {
                         if size < WATCHED_FROM_BYTES {
                             return put.send().await;
                         }
                         self.patiently(put.customize().config_override(Self::no_deadlines()).send()).await
                     }
-                })
-                .await
+                });
+                Ok((answer.await?, checksum))
             })
-            .await?;
-        written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))
+            .await
+            .map_err(|error| explained(error, &request.attributes))?;
+        let mut written =
+            written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))?;
+        written.checksum = crc64_in(answer.checksum_crc64_nvme()).or_else(|| {
+            let is_md5 = self.etag_is_md5(bucket, &written.etag, sent?, answer.server_side_encryption());
+            is_md5.then(|| Checksum { algorithm: ChecksumAlgorithm::Md5, value: String::new() })
+        });
+        Ok(written)
     }
 
     async fn delete(&self, request: DeleteRequest) -> Result<Deleted> {
@@ -656,26 +803,34 @@ impl Store for Client {
             (Condition::Any, Some(etag)) => Condition::Matches(etag.clone()),
             (condition, _) => condition.clone(),
         };
+        let (asked, under, source) = (&request, &condition, &source);
+        let again = &asked.attributes.as_ref().map_or_else(|| asked.again.clone(), Again::of);
         let answer = self
-            .call("CopyObject", bucket, key, &condition, |s3| {
-                let copy = s3
-                    .copy_object()
-                    .bucket(bucket)
-                    .key(key)
-                    .copy_source(&source)
-                    .set_copy_source_if_match(request.source_if_match.as_ref().map(ETag::quoted))
-                    .set_if_none_match(if_none_match(&request.condition))
-                    .set_if_match(if_match(&request.condition))
-                    .set_request_payer(self.payer());
-                let copy = match &request.attributes {
-                    None => copy,
-                    Some(attributes) => add_attributes!(copy, attributes)
-                        .metadata_directive(MetadataDirective::Replace)
-                        .tagging_directive(TaggingDirective::Replace),
-                };
-                copy.customize().config_override(self.copy_deadlines(request.size)).send()
+            .with_key(|sse| {
+                self.call("CopyObject", bucket, key, under, move |s3| {
+                    let copy = s3
+                        .copy_object()
+                        .bucket(bucket)
+                        .key(key)
+                        .copy_source(source)
+                        .set_copy_source_if_match(asked.source_if_match.as_ref().map(ETag::quoted))
+                        .set_if_none_match(if_none_match(&asked.condition))
+                        .set_if_match(if_match(&asked.condition))
+                        .set_request_payer(self.payer());
+                    let copy = match &asked.attributes {
+                        None => copy,
+                        Some(attributes) => add_attributes!(copy, attributes)
+                            .metadata_directive(MetadataDirective::Replace)
+                            .tagging_directive(TaggingDirective::Replace),
+                    };
+                    let copy = add_source_key!(add_again!(copy, again, self.customer_key()), sse);
+                    copy.customize().config_override(self.copy_deadlines(asked.size)).send()
+                })
             })
-            .await?;
+            .await
+            .map_err(|error| {
+                explained(error, &again.clone().lay_over(asked.attributes.clone().unwrap_or_default()))
+            })?;
         let result = answer.copy_object_result();
         written(result.and_then(|r| r.e_tag()), answer.version_id())
             .map_err(|e| e.on("CopyObject", bucket, key))
@@ -816,6 +971,7 @@ impl Store for Client {
                 let create =
                     s3.create_multipart_upload().bucket(bucket).key(key).set_request_payer(self.payer());
                 let create = add_attributes!(create, &attributes);
+                let create = add_again!(create, &Again::of(&attributes), self.customer_key());
                 let create = match self.inner.checksums.load(Ordering::Relaxed) {
                     CRC64 => create
                         .checksum_algorithm(aws_sdk_s3::types::ChecksumAlgorithm::Crc64Nvme)
@@ -833,7 +989,7 @@ impl Store for Client {
                 tracing::warn!(error = %error.report(), "the endpoint refuses a checksum; sending Content-MD5 from now on");
                 return self.create_upload(bucket, key, attributes).await;
             }
-            answer => answer?,
+            answer => answer.map_err(|error| explained(error, &attributes))?,
         };
         let upload_id = answer.upload_id().ok_or_else(|| {
             Error::new(Kind::Corrupt, "the answer has no upload id").on("CreateMultipartUpload", bucket, key)
@@ -865,6 +1021,7 @@ impl Store for Client {
                                 .set_request_payer(self.payer())
                                 .body(ByteStream::from(body.clone()));
                             let part = add_checksum!(part, checksum.clone());
+                            let part = add_key!(part, self.customer_key());
                             self.patiently(part.customize().config_override(Self::no_deadlines()).send())
                         })
                         .await?;
@@ -875,27 +1032,33 @@ impl Store for Client {
         let etag = answer.e_tag().ok_or_else(|| {
             Error::new(Kind::Corrupt, "the answer has no ETag").on("UploadPart", &upload.bucket, &upload.key)
         })?;
-        let checksum = sent.filter(|c| c.algorithm != ChecksumAlgorithm::Md5);
+        let checksum = crc64_in(answer.checksum_crc64_nvme())
+            .or_else(|| sent.filter(|c| c.algorithm != ChecksumAlgorithm::Md5));
         Ok(Part { number, etag: ETag::new(etag), size, checksum })
     }
 
     async fn upload_part_copy(&self, upload: &Upload, number: u16, source: PartSource) -> Result<Part> {
         let from = copy_source(&source.bucket, &source.key, None);
         let condition = source.if_match.clone().map_or(Condition::Any, Condition::Matches);
+        let (source, from, under) = (&source, &from, &condition);
         let answer = self
-            .call("UploadPartCopy", &upload.bucket, &upload.key, &condition, |s3| {
-                s3.upload_part_copy()
-                    .bucket(&upload.bucket)
-                    .key(&upload.key)
-                    .upload_id(&upload.upload_id)
-                    .part_number(i32::from(number))
-                    .copy_source(&from)
-                    .copy_source_range(source.range.header())
-                    .set_copy_source_if_match(source.if_match.as_ref().map(ETag::quoted))
-                    .set_request_payer(self.payer())
-                    .customize()
-                    .config_override(self.copy_deadlines(source.range.len()))
-                    .send()
+            .with_key(|sse| {
+                self.call("UploadPartCopy", &upload.bucket, &upload.key, under, move |s3| {
+                    let part = s3
+                        .upload_part_copy()
+                        .bucket(&upload.bucket)
+                        .key(&upload.key)
+                        .upload_id(&upload.upload_id)
+                        .part_number(i32::from(number))
+                        .copy_source(from)
+                        .copy_source_range(source.range.header())
+                        .set_copy_source_if_match(source.if_match.as_ref().map(ETag::quoted))
+                        .set_request_payer(self.payer());
+                    add_source_key!(add_key!(part, self.customer_key()), sse)
+                        .customize()
+                        .config_override(self.copy_deadlines(source.range.len()))
+                        .send()
+                })
             })
             .await?;
         let on = |error: Error| error.on("UploadPartCopy", &upload.bucket, &upload.key);
@@ -927,31 +1090,51 @@ impl Store for Client {
                 _ => done.build(),
             }
         });
-        let whole = parts.iter().map(|part| part.size).sum();
+        let size = parts.iter().map(|part| part.size).sum();
+        // S3 holds what it put together to this, and makes no object of anything else.
+        let takes_it = self.inner.checksums.load(Ordering::Relaxed) == CRC64;
+        let whole = whole_checksum(&parts).filter(|_| takes_it);
         let list = CompletedMultipartUpload::builder().set_parts(Some(listed.collect())).build();
-        let answer = self
-            .call("CompleteMultipartUpload", &upload.bucket, &upload.key, &condition, |s3| {
-                s3.complete_multipart_upload()
+        let complete = |whole: Option<Checksum>| {
+            let (list, condition) = (&list, &condition);
+            self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, condition, move |s3| {
+                let complete = s3
+                    .complete_multipart_upload()
                     .bucket(&upload.bucket)
                     .key(&upload.key)
                     .upload_id(&upload.upload_id)
                     .multipart_upload(list.clone())
-                    .set_if_none_match(if_none_match(&condition))
-                    .set_if_match(if_match(&condition))
-                    .set_request_payer(self.payer())
+                    .set_if_none_match(if_none_match(condition))
+                    .set_if_match(if_match(condition))
+                    .set_request_payer(self.payer());
+                let complete = match &whole {
+                    Some(sum) => complete
+                        .checksum_crc64_nvme(&sum.value)
+                        .checksum_type(aws_sdk_s3::types::ChecksumType::FullObject),
+                    None => complete,
+                };
+                add_key!(complete, self.customer_key())
                     .customize()
-                    .config_override(self.copy_deadlines(whole))
+                    .config_override(self.copy_deadlines(size))
                     .send()
             })
-            .await;
+        };
+        let answer = match complete(whole.clone()).await {
+            // A server that knows checksums of parts alone.
+            Err(error) if whole.is_some() && refuses_checksum(&error) => complete(None).await,
+            answer => answer,
+        };
         match answer {
-            Ok(answer) => written(answer.e_tag(), answer.version_id())
-                .map_err(|e| e.on("CompleteMultipartUpload", &upload.bucket, &upload.key)),
+            Ok(answer) => {
+                let written = written(answer.e_tag(), answer.version_id())
+                    .map_err(|e| e.on("CompleteMultipartUpload", &upload.bucket, &upload.key))?;
+                Ok(Written { checksum: crc64_in(answer.checksum_crc64_nvme()), ..written })
+            }
             // Some servers answer 200 in a form that the SDK cannot read: the object tells what happened.
             Err(error) if error.kind() == Kind::Corrupt && error.status() == Some(200) => {
                 match self.head(&upload.bucket, &upload.key, None).await {
                     Ok(info) if info.etag == multipart_etag(&parts) => {
-                        Ok(Written { etag: info.etag, version_id: info.version_id })
+                        Ok(Written { etag: info.etag, version_id: info.version_id, checksum: None })
                     }
                     _ => Err(error),
                 }
@@ -979,13 +1162,14 @@ impl Store for Client {
         loop {
             let answer = self
                 .call("ListParts", &upload.bucket, &upload.key, &Condition::Any, |s3| {
-                    s3.list_parts()
+                    let list = s3
+                        .list_parts()
                         .bucket(&upload.bucket)
                         .key(&upload.key)
                         .upload_id(&upload.upload_id)
                         .set_part_number_marker(marker.clone())
-                        .set_request_payer(self.payer())
-                        .send()
+                        .set_request_payer(self.payer());
+                    add_key!(list, self.customer_key()).send()
                 })
                 .await?;
             for part in answer.parts() {
@@ -1166,7 +1350,14 @@ fn written(etag: Option<&str>, version_id: Option<&str>) -> Result<Written> {
     Ok(Written {
         etag: ETag::new(etag),
         version_id: version_id.filter(|id| *id != "null").map(str::to_owned),
+        checksum: None,
     })
+}
+
+/// What a server answers of the whole body; a checksum of checksums tells nothing of it.
+fn crc64_in(answered: Option<&str>) -> Option<Checksum> {
+    let sum = Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value: answered?.to_owned() };
+    is_of_body(&sum).then_some(sum)
 }
 
 fn length_of(length: Option<i64>) -> Result<u64> {

@@ -16,8 +16,8 @@ use crate::s3::ListPage;
 const REMEMBERED_MAX: usize = 100_000;
 /// Memory of each, with a name of 20 characters.
 const REMEMBERED_BYTES: usize = 300;
-/// Memory of an inode: its node, and its name in two places.
-const NODE_BYTES: usize = size_of::<Node>() + 200;
+/// Memory of an inode: its node, its places in the table and in its directory, a name of 20 characters and an ETag of 32.
+const NODE_BYTES: usize = size_of::<Node>() + 220;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
@@ -31,7 +31,8 @@ const DATING_DELAY: Duration = Duration::from_secs(2);
 /// The inode table and what is believed of each name.
 #[derive(Debug)]
 pub struct Tree {
-    nodes: HashMap<Ino, Node>,
+    /// In boxes: half of a table that has just grown is empty.
+    nodes: HashMap<Ino, Box<Node>>,
     next_ino: u64,
     remembered: LruCache<(Ino, Name), (Memory, Instant)>,
     /// Serial number of the latest local change.
@@ -184,7 +185,7 @@ impl Tree {
         node.lookups = 1;
         let capacity = NonZeroUsize::new(REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
         Self {
-            nodes: HashMap::from([(ROOT, node)]),
+            nodes: HashMap::from([(ROOT, Box::new(node))]),
             next_ino: ROOT.0 + 1,
             remembered: LruCache::new(capacity),
             changes_made: 0,
@@ -867,7 +868,7 @@ impl Tree {
 
     /// The directory has a marker now.
     pub fn mark(&mut self, dir: Ino, at: SystemTime) {
-        if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir) {
+        if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir).map(Box::as_mut) {
             *marker = Some(at);
         }
     }
@@ -1066,7 +1067,7 @@ impl Tree {
     // ---- within
 
     fn node(&self, ino: Ino) -> Result<&Node> {
-        self.nodes.get(&ino).ok_or_else(unknown_inode)
+        self.nodes.get(&ino).map(Box::as_ref).ok_or_else(unknown_inode)
     }
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
@@ -1162,7 +1163,7 @@ impl Tree {
         self.next_ino += 1;
         let mut node = Node::new(Some((parent, name.clone())), found);
         node.fresh_until = until;
-        self.nodes.insert(ino, node);
+        self.nodes.insert(ino, Box::new(node));
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children.insert(name, ino);
         }

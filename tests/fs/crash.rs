@@ -9,7 +9,7 @@ use pailfs::s3::{Store, When};
 use pailfs::write::journal::Owed;
 use proptest::prelude::*;
 
-use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, until};
+use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, let_others_run, until};
 use crate::harness::block_on;
 
 const MIB: usize = 1 << 20;
@@ -388,6 +388,48 @@ fn a_journaled_close_returns_before_s3_has_it_and_fsync_does_not() {
         assert!(puts <= 5, "{puts} puts");
         let copies = client.store.calls().iter().filter(|call| **call == "CopyObject").count();
         assert!(copies <= 1, "{copies} copies");
+    });
+}
+
+/// Files that are saved behind go in their order, and the one that somebody waits for before them.
+#[test]
+fn what_is_saved_behind_goes_first_once_somebody_waits_for_it() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let first = Client::new();
+        const READERS: usize = 64;
+        for i in 0..READERS {
+            first.put_object(&format!("z{i:02}"), &[7; 256 << 10]).await;
+        }
+        let (client, _) = first.again_with_journal(disk.path(), Durability::Journal);
+        let (gets, puts) = (client.store.hold("GetObject"), client.store.hold("PutObject"));
+        let readers = futures::future::join_all((0..READERS).map(|i| {
+            let client = &client;
+            async move { client.read(&format!("z{i:02}")).await.unwrap().len() }
+        }));
+        let writer = async {
+            until("every request carries bytes", || first.stats.requests_of("GetObject") == 64).await;
+            for name in ["a", "b", "c"] {
+                client.write(name, b"bytes").await.unwrap();
+            }
+            let file = client.open("c", WRITE).await.unwrap();
+            let fsync = client.fs.fsync(file.1);
+            let one_goes = async {
+                let_others_run().await;
+                assert_eq!(first.stats.requests_of("PutObject"), READERS as u64, "all wait");
+                gets.add_permits(1);
+                until("one goes", || first.stats.requests_of("PutObject") > READERS as u64).await;
+                assert_eq!(client.keys().await[0], "c");
+                puts.add_permits(1_000);
+                gets.add_permits(1_000);
+            };
+            let (saved, ()) = futures::join!(fsync, one_goes);
+            saved.unwrap();
+            client.close(file).await.unwrap();
+            client.fs.flush_all().await.unwrap();
+            assert_eq!(client.object("a").await.unwrap(), b"bytes");
+        };
+        futures::join!(readers, writer);
     });
 }
 

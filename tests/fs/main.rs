@@ -8,11 +8,14 @@
 mod harness;
 
 mod behaviour;
+mod beside;
 mod client;
 mod copying;
 mod crash;
 mod deletes;
 mod faults;
+mod integrity;
+mod interleavings;
 mod listing;
 mod model;
 mod races;

@@ -37,6 +37,7 @@ async fn parts_left(client: &Client) -> Vec<u8> {
     body
 }
 
+/// D9: "Unfinished uploads in parts do not stay"
 #[test]
 fn an_upload_that_is_there_still_is_gone_on_with_and_one_that_is_not_is_begun_anew() {
     for (lost, sent_again) in [("nothing", 1), ("a part", 2), ("all", 5)] {
@@ -81,7 +82,8 @@ fn an_upload_of_a_file_that_is_gone_is_aborted() {
     });
 }
 
-/// The process is gone between S3's answer to CreateMultipartUpload and its note of the id.
+/// The process is gone between S3's answer to CreateMultipartUpload and its note of the id. D9: "aborted if it is of the very
+/// key and time, has no part, and is the only such one"
 #[test]
 fn an_upload_that_nobody_heard_of_is_aborted_in_its_time_and_no_other_ever() {
     for others in ["none", "with a part", "without a part", "long before"] {

@@ -66,10 +66,10 @@ fn what_was_written_before_a_kill_is_there_after_the_next_mount() {
     assert_eq!(object(&m, "gone"), None);
 }
 
-/// D6: "`close()` returns once the bytes are synced to the local disk, and S3 gets them behind". DEMANDS T25: written,
+/// D6: "`close()` returns once the bytes are synced to the local disk, and S3 gets them behind". T25: written,
 /// closed, and killed or told to end at once.
 #[test]
-fn a_journaled_close_survives_a_kill_and_a_signal() {
+fn t25_a_journaled_close_survives_a_kill_and_a_signal() {
     for signal in [false, true] {
         let Some((mut m, state)) = mounted("kill-journal", &["--durability", "journal"]) else { return };
         let body = stamped(3 * MIB);

@@ -9,7 +9,7 @@ use super::record::{
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
-use crate::write::{Extents, What};
+use crate::write::{Extents, Sum, Sums, What};
 
 /// Runs in one record of a checkpoint: some 100 KiB.
 const RUNS_PER_RECORD: usize = 4096;
@@ -17,6 +17,8 @@ const RUNS_PER_RECORD: usize = 4096;
 const MOVING_PER_RECORD: usize = 1_000;
 /// Uploads whose beginning was not heard of, of which the oldest are forgotten: they have no parts, and cost nothing.
 const STARTING_MAX: usize = 1_000;
+/// Sums in one record of a checkpoint.
+const SUMS_PER_RECORD: usize = 4096;
 /// Attempts to save that may have succeeded unheard; older ones have long ended.
 const SAVING_MAX: usize = 4;
 
@@ -53,6 +55,10 @@ pub struct OwedFile {
     pub extents: Extents,
     /// Where runs are copied from, by number. Not all of them need be in use.
     pub copies: Vec<CopiedFrom>,
+    /// What the staging file has to be.
+    pub sums: Sums,
+    /// Pieces of it that were being written over: what they were until then.
+    pub overwriting: Vec<Sum>,
     /// Number of the latest change, and of the latest that S3 has.
     pub stamp: u64,
     pub saved: u64,
@@ -140,6 +146,10 @@ struct Entry {
     /// What was about to be made, the latest last.
     saving: Vec<(u64, BaseObject)>,
     suspect: bool,
+    /// What the staging file has to be, wherever it was written.
+    sums: Sums,
+    /// Pieces of those runs that are being written over, and what they were until then.
+    overwriting: Vec<Sum>,
     /// Start of a run whose bytes are in the journal -> its end and the frame. All of it is staged.
     inlined: BTreeMap<u64, (u64, FrameAt)>,
 }
@@ -176,13 +186,16 @@ impl Ledger {
                 require(same, "a copy under the number of another")?;
                 self.newer(*file, *stamp)
             }
-            Record::Fetched { file, range, number } => {
+            Record::Fetched { file, range, number, .. } => {
                 require(is_range(*range), "an empty range")?;
                 let known = index(*number) < self.entry(*file)?.copies.len();
                 require(known, "bytes of a copy that was not made")
             }
             Record::Described { file, stamp, .. } => self.newer(*file, *stamp),
-            Record::Moved { file, .. } => self.entry(*file).map(drop),
+            Record::Moved { file, .. }
+            | Record::Overwriting { file, .. }
+            | Record::Sums { file, .. }
+            | Record::MadeWrong { file, .. } => self.entry(*file).map(drop),
             Record::Starting { .. }
             | Record::Started { .. }
             | Record::Uploading { .. }
@@ -253,21 +266,50 @@ impl Ledger {
                 let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
                 self.files.insert(begun.file, Entry::new((**begun).clone(), extents));
             }
-            Record::Wrote { file, range, stamp, at } => {
+            Record::Wrote { file, range, stamp, at, sums } => {
                 self.change(*file, *stamp, *at, *range, |entry| {
                     entry.extents.write(*range, *stamp);
+                    if sums.is_empty() {
+                        entry.sums.forget(*range);
+                    }
+                    entry.summed(sums);
                 });
+            }
+            Record::Overwriting { file, was } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.overwriting(was);
+                }
+            }
+            Record::Sums { file, sums } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.summed(sums);
+                }
+            }
+            Record::MadeWrong { file, etag } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.saving.retain(|(_, object)| object.etag != *etag);
+                    entry.begun.expects = Condition::Matches(etag.clone());
+                }
             }
             Record::Inlined { file, range, stamp, at, .. } => {
                 self.change(*file, *stamp, *at, *range, |entry| {
                     entry.extents.write(*range, *stamp);
+                    // They are put there when the journal is opened.
+                    entry.sums.forget(*range);
                     entry.inlined.insert(range.start(), (range.end(), frame));
                 });
             }
             Record::Cut { file, len, stamp, at } => {
                 // Beyond the length of a file that grows there is nothing.
                 let Some(beyond) = ByteRange::new(*len, u64::MAX) else { return };
-                self.change(*file, *stamp, *at, beyond, |entry| entry.extents.truncate(*len, *stamp));
+                self.change(*file, *stamp, *at, beyond, |entry| {
+                    entry.extents.truncate(*len, *stamp);
+                    if *len == 0 {
+                        // The staging file may have been emptied.
+                        entry.sums.clear();
+                        entry.overwriting.clear();
+                    }
+                });
             }
             Record::Copied { file, range, stamp, at, number, from } => {
                 self.change(*file, *stamp, *at, *range, |entry| {
@@ -278,9 +320,10 @@ impl Ledger {
                 });
             }
             // No change: whatever is known of these bytes is true still.
-            Record::Fetched { file, range, number } => {
+            Record::Fetched { file, range, number, sums } => {
                 if let Some(entry) = self.files.get_mut(file) {
                     entry.extents.fetched(*range, *number);
+                    entry.summed(sums);
                 }
             }
             Record::Zeroed { file, range, stamp, at } => {
@@ -450,6 +493,13 @@ impl Ledger {
                 let runs = runs.iter().map(|segment| Run::from(*segment)).collect();
                 steps.push(Step::Record(Record::Runs { file: *file, runs }));
             }
+            for sums in entry.sums.all().chunks(SUMS_PER_RECORD) {
+                steps.push(Step::Record(Record::Sums { file: *file, sums: sums.to_vec() }));
+            }
+            if !entry.overwriting.is_empty() {
+                let was = entry.overwriting.clone();
+                steps.push(Step::Record(Record::Overwriting { file: *file, was }));
+            }
             steps.extend(entry.inlined().map(|(range, from)| Step::Bytes { file: *file, range, from }));
         }
         for upload in self.uploads.values().flatten() {
@@ -558,12 +608,36 @@ impl Entry {
             acknowledged: None,
             saving: Vec::new(),
             suspect: false,
+            sums: Sums::default(),
+            overwriting: Vec::new(),
             inlined: BTreeMap::new(),
         }
     }
 
     fn is_saved(&self) -> bool {
         self.begun.saved == self.begun.stamp
+    }
+
+    /// What the runs are is known.
+    fn summed(&mut self, sums: &[Sum]) {
+        self.sums.put(sums);
+        self.overwriting.retain(|piece| sums.iter().all(|sum| sum.range.intersect(piece.range).is_none()));
+    }
+
+    /// What these pieces are is not.
+    fn overwriting(&mut self, was: &[Sum]) {
+        for piece in was {
+            let runs = self.sums.overlapping(piece.range);
+            let is_within = runs.iter().all(|run| run.range.intersect(piece.range) == Some(piece.range));
+            let is_alone = self.overwriting.iter().all(|open| open.range.intersect(piece.range).is_none());
+            if is_within && is_alone {
+                self.overwriting.push(*piece);
+            } else {
+                // Of the rest of the run nothing can be told either.
+                self.sums.forget(piece.range);
+                self.overwriting.retain(|open| open.range.intersect(piece.range).is_none());
+            }
+        }
     }
 
     fn inlined(&self) -> impl Iterator<Item = (ByteRange, FrameAt)> {
@@ -643,6 +717,8 @@ impl Entry {
             staged_len: self.staged_len(),
             extents: self.extents.clone(),
             copies: self.copies.clone(),
+            sums: self.sums.clone(),
+            overwriting: self.overwriting.clone(),
             stamp: begun.stamp,
             saved: begun.saved,
             acknowledged: self.acknowledged,

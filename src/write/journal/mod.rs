@@ -13,8 +13,9 @@
 //!
 //! What its user does, in this order
 //! 1. [`Record::Begun`], before the first change of a file; ids from [`Journal::fresh_id`].
-//! 2. Of a change: the bytes into the staging file, then the record, then the answer to the program. All under the lock
-//!    that orders the file's changes, so that stamps reach the journal in their order.
+//! 2. Of a change: the bytes into the staging file, then the record with their sums, then the answer to the program. All
+//!    under the lock that orders the file's changes, so that stamps reach the journal in their order. Before bytes are
+//!    written over that the file has already: [`Record::Overwriting`].
 //! 3. Of an acknowledgement: `fdatasync` of the staging file (unless everything in it was inlined), then
 //!    [`Record::Acknowledged`], then [`Journal::sync`], then the answer.
 //! 4. Before an object goes that a file has copied runs of: their bytes into the staging file and `fdatasync`, then
@@ -30,7 +31,8 @@
 //! 3. Damage is an error that names the file; it never makes the list of what is owed shorter. Only a torn tail is
 //!    dropped, which nobody was promised.
 //! 4. A file whose bytes are not all there is owed as damaged, and stays until [`Record::Gone`].
-//!    One whose bytes may not be what was written, because the machine went down before they were acknowledged, says so.
+//!    One whose bytes may not be what was written, because the machine went down before they were acknowledged and their
+//!    sums cannot tell, says so.
 //! 5. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
 //!    400 bytes for a file, 200 for a copy, 30 for a run, and what is inlined); and that again while a new segment is
 //!    begun.
@@ -38,6 +40,7 @@
 //! An append is one write(2) into the page cache. Once in 16 MiB of them (160,000 writes; a hundredth of a second) it also
 //! begins a new segment and waits for the disk.
 
+mod check;
 mod ledger;
 mod log;
 #[cfg(test)]
@@ -52,6 +55,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::check::{Look, check};
 use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
@@ -114,10 +118,11 @@ impl Journal {
             turn: Arc::default(),
             _lock: lock,
         };
-        Ok((journal, inspected(&staging, owed)))
+        Ok((journal, inspected(&staging, owed, Look::AtDoubtful)))
     }
 
-    /// What is owed in a directory that no mount holds, without taking it over. Blocks.
+    /// What is owed in a directory that no mount holds, without taking it over, and whether the bytes are what was written.
+    /// Reads all of them. Blocks.
     pub fn look(dir: &Path) -> Result<Vec<Owed>> {
         let lock = match File::open(dir.join(LOCK_NAME)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -125,7 +130,7 @@ impl Journal {
         };
         lock.try_lock_shared().map_err(|error| refused(dir, error))?;
         let replayed = replay(&DiskDir(dir.to_owned()), boot()).map_err(|error| in_dir(dir, error))?;
-        Ok(inspected(&dir.join(STAGING_NAME), replayed.ledger.owed()))
+        Ok(inspected(&dir.join(STAGING_NAME), replayed.ledger.owed(), Look::AtAll))
     }
 
     /// Writes a record down. It survives this process from now on, and a power loss from the next [`sync`](Self::sync) on.
@@ -295,27 +300,13 @@ fn remove_orphans(staging: &Path, named: &HashSet<&str>) {
 }
 
 /// What is owed, with what is wrong about the bytes.
-fn inspected(staging: &Path, mut owed: Vec<Owed>) -> Vec<Owed> {
+fn inspected(staging: &Path, mut owed: Vec<Owed>, look: Look) -> Vec<Owed> {
     for owed in &mut owed {
         if let Owed::File(file) = owed {
-            file.damage = damage(staging, file);
+            check(staging, file, look);
         }
     }
     owed
-}
-
-fn damage(staging: &Path, file: &OwedFile) -> Option<String> {
-    if file.staged_len == 0 {
-        return None;
-    }
-    let path = staging.join(&file.staging);
-    match fs::metadata(&path) {
-        Ok(found) if found.len() >= file.staged_len => None,
-        Ok(found) => {
-            Some(format!("{} has {} of at least {} bytes", path.display(), found.len(), file.staged_len))
-        }
-        Err(error) => Some(format!("{}: {error}", path.display())),
-    }
 }
 
 /// Names this run of the machine; 0 where it does not tell.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
-use crate::write::{Segment, What};
+use crate::write::{Segment, Sum, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
 /// Number of the format. It grows with every record that an older pailfs would not know or not understand; older ones are
@@ -125,13 +125,27 @@ pub struct Begun {
 pub enum Record {
     /// Before a file's first change, and again before the first one after S3 had everything.
     Begun(Box<Begun>),
-    /// These bytes are in the staging file.
+    /// These bytes are in the staging file, and what it has to be there.
     Wrote {
         file: FileId,
         range: ByteRange,
         stamp: u64,
         #[serde(with = "nanoseconds")]
         at: SystemTime,
+        /// Of the runs that they became part of; none was kept by older versions.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sums: Vec<Sum>,
+    },
+    /// Bytes of runs that were written before are about to be written over, and were this until then: whether they are the
+    /// old ones or the new ones, nobody knows until the next record has the sums of these runs.
+    Overwriting {
+        file: FileId,
+        was: Vec<Sum>,
+    },
+    /// What the staging file has to be in these runs, for another reason than a change.
+    Sums {
+        file: FileId,
+        sums: Vec<Sum>,
     },
     /// The same, and here they are as well: the staging file needs no sync of its own for them.
     Inlined {
@@ -168,6 +182,8 @@ pub enum Record {
         file: FileId,
         range: ByteRange,
         number: u32,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sums: Vec<Sum>,
     },
     /// A hole was punched; the length stays. Zeros that make the file longer are a `Cut` to their end and then this,
     /// each with its stamp.
@@ -230,6 +246,12 @@ pub enum Record {
         file: FileId,
         stamp: u64,
         object: BaseObject,
+    },
+    /// S3 made this object when the file was saved, of other bytes than were sent. It is not ours, and the next save
+    /// replaces it.
+    MadeWrong {
+        file: FileId,
+        etag: ETag,
     },
     /// S3 has everything up to `stamp`, as this object.
     Saved {
