@@ -15,7 +15,7 @@ use super::{Fs, OnConflict, lock};
 use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
-use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
+use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, is_archived, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
@@ -361,8 +361,8 @@ impl Source {
 
 impl File {
     /// A file made here: nothing of it is in S3.
-    pub(super) fn new(ino: Ino, expects: Condition, now: SystemTime) -> Self {
-        Self::with(ino, None, expects, Attributes::default(), 1, now)
+    pub(super) fn new(ino: Ino, expects: Condition, attributes: Attributes, now: SystemTime) -> Self {
+        Self::with(ino, None, expects, attributes, 1, now)
     }
 
     /// A file as S3 has it.
@@ -379,10 +379,12 @@ impl File {
     }
 
     /// S3 was asked about the version that the file is of: it is there, and this is stored beside its bytes.
-    pub(super) fn described(&self, info: &ObjectInfo) {
+    pub(super) fn described(&self, volume: &Volume, info: &ObjectInfo) {
         let mut state = lock(&self.state);
-        if !std::mem::replace(&mut state.described, true) {
-            state.attributes = info.attributes.clone();
+        // Only who is about to write asks for tags.
+        let tells_more = info.attributes.tags.len() > state.attributes.tags.len() && state.is_saved();
+        if !std::mem::replace(&mut state.described, true) || tells_more {
+            state.attributes = volume.new_objects.rewritten(info.attributes.clone());
         }
     }
 
@@ -799,6 +801,7 @@ impl Fs {
                 (Err(error), from) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
                     if let Some(from) = from {
                         self.renew(file, from).await?;
+                        self.hear_of_saves(file).await?;
                     }
                     failure = Some(error);
                 }
@@ -816,6 +819,20 @@ impl Fs {
         })
     }
 
+    /// Where a save of this mount has replaced the object and nobody has heard of it, because its answer is on its way or
+    /// was lost, the file goes on from there.
+    async fn hear_of_saves(&self, file: &Arc<File>) -> Result<()> {
+        if !file.parts.has_attempts() {
+            return Ok(());
+        }
+        let (id, _) = self.tree().saving_place(file.ino)?;
+        let volume = self.volume(id)?;
+        let _shared = volume.namespace.read().await;
+        let _turn = file.commit.lock().await;
+        let (id, key) = self.tree().saving_place(file.ino)?;
+        self.landed(file, id, &volume, &key).await.map(drop)
+    }
+
     /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
     pub(super) async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
         let Some(size) = file.renewable(from) else { return Ok(()) };
@@ -825,7 +842,7 @@ impl Fs {
             answer => answer?,
         };
         let object = volume.object(from.volume, &from.key, info.etag.clone(), info.size);
-        if file.renew(from, object, info.attributes.clone()) {
+        if file.renew(from, object, volume.new_objects.rewritten(info.attributes.clone())) {
             self.renewed(file.ino, &info);
             // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
             // only if its attributes are left alone until then.
@@ -967,10 +984,22 @@ impl Fs {
                 if !lost_race(volume, &key, &expects, &error).await {
                     return Err(error);
                 }
-                if self.landed(file, id, volume, &key, Some(stamp)).await? {
-                    return Err(
-                        Error::new(Kind::Conflict, "an earlier save had succeeded").with_source(error)
-                    );
+                match self.landed(file, id, volume, &key).await {
+                    Ok(true) => {
+                        let told = "an earlier save had succeeded";
+                        return Err(Error::new(Kind::Conflict, told).with_source(error));
+                    }
+                    Ok(false) => {}
+                    // Whose the object is shows at the next try.
+                    Err(unknown) => {
+                        tracing::warn!(key, error = %unknown.report(), "who was first cannot be told yet");
+                        let told = format!(
+                            "s3://{}/{key} is another version now; what was written here will be kept beside it, \
+                             unless it is an earlier save of this mount",
+                            volume.bucket
+                        );
+                        return Err(Error::new(Kind::Stale, told).with_source(error));
+                    }
                 }
                 if !job.has_gone() {
                     return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
@@ -986,16 +1015,15 @@ impl Fs {
     }
 
     /// Whether what is in S3 is what this mount, or the one before it, made and was not told of. Then the file goes on
-    /// from there. The attempt of the stamp `besides` is known to have failed.
+    /// from there.
     pub(super) async fn landed(
         &self,
         file: &Arc<File>,
         id: VolumeId,
         volume: &Volume,
         key: &str,
-        besides: Option<u64>,
     ) -> Result<bool> {
-        if !file.parts.has_attempts_besides(besides) {
+        if !file.parts.has_attempts() {
             return Ok(false);
         }
         let info = match volume.store.head(&volume.bucket, key, None).await {
@@ -1051,6 +1079,7 @@ impl Fs {
                 staging.forget_gone();
             }
             state.expects = Condition::Matches(etag.clone());
+            let archived = is_archived(state.attributes.storage_class.as_deref(), false);
             let clean = state.is_saved();
             if clean {
                 // Nothing points into them any more.
@@ -1059,8 +1088,7 @@ impl Fs {
                 state.owing.line = None;
             }
             // Before anybody sees the file saved: who opens it asks S3 then, and compares with what the tree says.
-            let facts =
-                Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false };
+            let facts = Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived };
             self.tree().committed(file.ino, facts, self.clock.now());
             (before, clean)
         };

@@ -33,6 +33,8 @@ struct State {
     calls: Vec<&'static str>,
     /// Calls to come until one fails, and how.
     failing: Option<(u64, Kind, When)>,
+    /// Whether all that follow it fail too.
+    keeps_failing: bool,
     ignores_conditions: bool,
     /// The key whose bytes are damaged on their way out.
     damaged: Option<String>,
@@ -88,6 +90,7 @@ impl MemStore {
             log: None,
             calls: Vec::new(),
             failing: None,
+            keeps_failing: false,
             ignores_conditions: false,
             damaged: None,
             damaged_arrivals: 0,
@@ -137,7 +140,14 @@ impl MemStore {
 
     /// Makes the `n`-th call from now fail, counting from 1, whatever it is.
     pub fn fail_nth(&self, n: u64, kind: Kind, when: When) {
-        self.lock().failing = Some((n, kind, when));
+        let mut state = self.lock();
+        (state.failing, state.keeps_failing) = (Some((n, kind, when)), false);
+    }
+
+    /// Makes the `n`-th call from now fail and all after it, as a network that is gone does.
+    pub fn fail_from_nth(&self, n: u64, kind: Kind, when: When) {
+        let mut state = self.lock();
+        (state.failing, state.keeps_failing) = (Some((n, kind, when)), true);
     }
 
     /// Accepts conditions and does not look at them, as some servers do.
@@ -194,8 +204,8 @@ impl MemStore {
         self.hold("ListObjectsV2")
     }
 
-    /// Holds every answer to a LIST, Get, Put, Copy or Delete back, as a slow network does, until the semaphore has a
-    /// permit for it. What an answer says was true when it was asked for, and what it did is done.
+    /// Holds every answer to a LIST, a Get, or to a request that changes an object, back, as a slow network does, until the
+    /// semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
     pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
         self.lock().held.insert(operation, Arc::clone(&held));
@@ -209,6 +219,16 @@ impl MemStore {
         {
             permit.forget();
         }
+    }
+
+    /// The canned ACL that an object was made with.
+    pub fn acl(&self, bucket: &str, key: &str) -> Result<Option<String>> {
+        self.lock().model.acl(bucket, key)
+    }
+
+    /// Brings an archived object back for reading.
+    pub fn restore(&self, bucket: &str, key: &str) -> Result<()> {
+        self.lock().model.restore(bucket, key)
     }
 
     /// API names of the calls so far, in order.
@@ -241,7 +261,7 @@ impl MemStore {
             }
             None => None,
         };
-        if failure.is_some() {
+        if failure.is_some() && !state.keeps_failing {
             state.failing = None;
         }
         let answer = match failure.or_else(|| state.refused.get(operation).copied()) {
@@ -523,21 +543,25 @@ impl Store for MemStore {
     ) -> Result<Part> {
         self.stats.bytes_sent.add(body.len() as u64);
         let now = self.clock.wall();
-        self.call("UploadPart", &upload.bucket, &upload.key, |s| {
+        let answer = self.call("UploadPart", &upload.bucket, &upload.key, |s| {
             let body = s.arrived(body);
             let part = s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()?;
             Ok(Part { checksum: s.told(part.checksum), ..part })
-        })
+        });
+        self.let_out("UploadPart").await;
+        answer
     }
 
     async fn upload_part_copy(&self, upload: &Upload, number: u16, mut source: PartSource) -> Result<Part> {
         let now = self.clock.wall();
-        self.call("UploadPartCopy", &upload.bucket, &upload.key, |s| {
+        let answer = self.call("UploadPartCopy", &upload.bucket, &upload.key, |s| {
             if s.ignores_conditions {
                 source.if_match = None;
             }
             s.change(Change::UploadPartCopy(upload.clone(), number, source), Bytes::new(), now)?.part()
-        })
+        });
+        self.let_out("UploadPartCopy").await;
+        answer
     }
 
     async fn complete_upload(
@@ -547,7 +571,7 @@ impl Store for MemStore {
         condition: Condition,
     ) -> Result<Written> {
         let now = self.clock.wall();
-        self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
+        let answer = self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
             let condition = s.heed(condition);
             if s.equal_parts {
                 require_equal(&parts)?;
@@ -555,7 +579,9 @@ impl Store for MemStore {
             let change = Change::CompleteUpload(upload.clone(), parts, condition);
             let written = s.change(change, Bytes::new(), now)?.written()?;
             Ok(Written { checksum: s.told(written.checksum), ..written })
-        })
+        });
+        self.let_out("CompleteMultipartUpload").await;
+        answer
     }
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {

@@ -150,9 +150,9 @@ impl Parts {
         self.attempts().iter().rev().find(|(_, object)| is_there(object)).cloned()
     }
 
-    /// Whether there was an attempt besides the one of this stamp.
-    pub fn has_attempts_besides(&self, stamp: Option<u64>) -> bool {
-        self.attempts().iter().any(|(at, _)| Some(*at) != stamp)
+    /// Whether there was an attempt of which nobody heard that it succeeded.
+    pub fn has_attempts(&self) -> bool {
+        !self.attempts().is_empty()
     }
 
     fn attempts(&self) -> MutexGuard<'_, Vec<(u64, BaseObject)>> {

@@ -115,7 +115,8 @@ fn a_bit_that_is_flipped_while_no_mount_is_there_is_found_when_the_next_one_save
             flip(&staging_file(after.path()), 4000);
             client.store.refuse_nothing();
             let (next, owed) = client.again_with_journal(after.path(), Durability::Journal);
-            assert_eq!(next.fs.take_up(owed).await, (1, 0));
+            let taken = next.fs.take_up(owed).await;
+            assert_eq!((taken.files, taken.kept), (1, 0));
             let error = next.fs.flush_all().await.unwrap_err();
             assert!(error.message().contains("the local disk damaged what was written"), "{error}");
             assert_eq!(next.object("f").await.unwrap(), b"as it was");

@@ -8,14 +8,17 @@
 mod harness;
 
 mod behaviour;
+mod beside;
 mod client;
 mod copying;
 mod crash;
 mod deletes;
 mod faults;
 mod integrity;
+mod interleavings;
 mod listing;
 mod model;
 mod races;
 mod reading;
+mod renames;
 mod streaming;

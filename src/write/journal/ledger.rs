@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+use super::record::{
+    BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run,
+};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
@@ -11,6 +13,8 @@ use crate::write::{Extents, Sum, Sums, What};
 
 /// Runs in one record of a checkpoint: some 100 KiB.
 const RUNS_PER_RECORD: usize = 4096;
+/// Objects of a rename in one record; it holds so many of the longest keys.
+const MOVING_PER_RECORD: usize = 1_000;
 /// Sums in one record of a checkpoint.
 const SUMS_PER_RECORD: usize = 4096;
 /// Attempts to save that may have succeeded unheard; older ones have long ended.
@@ -24,9 +28,9 @@ pub enum Owed {
     /// An upload that nothing is to become of: to be aborted. That S3 does not know it any more is as good.
     Upload(OwedUpload),
     /// Keys below a prefix that were on their way.
-    Rename { id: IntentId, from: Place, to: Place },
-    /// Keys that were being deleted.
-    Delete { id: IntentId, bucket: String, keys: Vec<Doomed> },
+    Rename(Box<OwedRename>),
+    /// A key that was being deleted.
+    Delete { id: IntentId, bucket: String, doomed: Doomed },
 }
 
 /// A file that S3 does not have as it was here.
@@ -65,6 +69,19 @@ pub struct OwedFile {
     pub suspect: bool,
     /// Why the bytes are not all there: never to be uploaded.
     pub damage: Option<String>,
+}
+
+/// The rename of a directory that was begun, or about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwedRename {
+    pub id: IntentId,
+    /// Prefixes.
+    pub from: Place,
+    pub to: Place,
+    /// What there was to move, by what is below the prefix.
+    pub objects: BTreeMap<String, Moving>,
+    /// Otherwise nothing has moved.
+    pub begun: bool,
 }
 
 /// An upload in parts that was not ended.
@@ -109,8 +126,8 @@ pub(super) struct Ledger {
     files: BTreeMap<FileId, Entry>,
     /// By their files, in the order they were begun.
     uploads: BTreeMap<FileId, Vec<OwedUpload>>,
-    renames: BTreeMap<IntentId, (Place, Place)>,
-    deletes: BTreeMap<IntentId, (String, Vec<Doomed>)>,
+    renames: BTreeMap<IntentId, OwedRename>,
+    deletes: BTreeMap<IntentId, (String, Doomed)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -367,14 +384,22 @@ impl Ledger {
             Record::Gone { file } => {
                 self.files.remove(file);
             }
-            Record::Renaming { id, from, to } => {
-                self.renames.insert(*id, (from.clone(), to.clone()));
+            Record::Renaming { id, from, to, objects, begun } => {
+                let rename = self.renames.entry(*id).or_insert_with(|| OwedRename {
+                    id: *id,
+                    from: from.clone(),
+                    to: to.clone(),
+                    objects: BTreeMap::new(),
+                    begun: false,
+                });
+                rename.objects.extend(objects.iter().map(|moving| (moving.rest.clone(), moving.clone())));
+                rename.begun |= begun;
             }
             Record::Renamed { id } => {
                 self.renames.remove(id);
             }
-            Record::Deleting { id, bucket, keys } => {
-                self.deletes.insert(*id, (bucket.clone(), keys.clone()));
+            Record::Deleting { id, bucket, doomed } => {
+                self.deletes.insert(*id, (bucket.clone(), doomed.clone()));
             }
             Record::Deleted { id } => {
                 self.deletes.remove(id);
@@ -420,17 +445,12 @@ impl Ledger {
             owed.push(Owed::File(Box::new(entry.owed(mine))));
         }
         owed.extend(uploads.into_values().flatten().map(Owed::Upload));
-        let renames = self.renames.iter();
-        owed.extend(renames.map(|(id, (from, to))| Owed::Rename {
-            id: *id,
-            from: from.clone(),
-            to: to.clone(),
-        }));
+        owed.extend(self.renames.values().map(|rename| Owed::Rename(Box::new(rename.clone()))));
         let deletes = self.deletes.iter();
-        owed.extend(deletes.map(|(id, (bucket, keys))| Owed::Delete {
+        owed.extend(deletes.map(|(id, (bucket, doomed))| Owed::Delete {
             id: *id,
             bucket: bucket.clone(),
-            keys: keys.clone(),
+            doomed: doomed.clone(),
         }));
         owed
     }
@@ -469,13 +489,14 @@ impl Ledger {
                 Step::Record(Record::Sent { file, part, range, stamp })
             }));
         }
-        let renames = self.renames.iter();
-        steps.extend(renames.map(|(id, (from, to))| {
-            Step::Record(Record::Renaming { id: *id, from: from.clone(), to: to.clone() })
-        }));
+        for rename in self.renames.values() {
+            let objects: Vec<Moving> = rename.objects.values().cloned().collect();
+            let records = renaming(rename.id, &rename.from, &rename.to, objects, rename.begun);
+            steps.extend(records.into_iter().map(Step::Record));
+        }
         let deletes = self.deletes.iter();
-        steps.extend(deletes.map(|(id, (bucket, keys))| {
-            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), keys: keys.clone() })
+        steps.extend(deletes.map(|(id, (bucket, doomed))| {
+            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), doomed: doomed.clone() })
         }));
         steps
     }
@@ -681,6 +702,26 @@ impl Entry {
             suspect: self.suspect,
             damage: None,
         }
+    }
+}
+
+/// The records of a rename; the last of them says whether it has begun.
+pub(in crate::write) fn renaming(
+    id: IntentId,
+    from: &Place,
+    to: &Place,
+    mut objects: Vec<Moving>,
+    begun: bool,
+) -> Vec<Record> {
+    let mut records = Vec::new();
+    loop {
+        let rest = objects.split_off(objects.len().min(MOVING_PER_RECORD));
+        let begun = begun && rest.is_empty();
+        records.push(Record::Renaming { id, from: from.clone(), to: to.clone(), objects, begun });
+        if rest.is_empty() {
+            return records;
+        }
+        objects = rest;
     }
 }
 

@@ -52,16 +52,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use self::check::{Look, check};
 use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use ledger::remember;
-pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
-pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+pub use ledger::{Owed, OwedFile, OwedRename, OwedUpload, SentPart};
+pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run};
 
 /// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
 /// two of them that is nothing, while reading so much at the next start takes a fraction of a second.
@@ -73,6 +73,8 @@ const STAGING_NAME: &str = "staging";
 pub struct Journal {
     dir: PathBuf,
     log: Arc<Log>,
+    /// Ends that the disk has not taken yet. They go before the next record.
+    ends: Mutex<Vec<Record>>,
     next_id: AtomicU64,
     /// Held by the one sync under way.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -111,6 +113,7 @@ impl Journal {
         let journal = Self {
             dir: dir.to_owned(),
             log: Arc::new(log),
+            ends: Mutex::default(),
             next_id: AtomicU64::new(last_id + 1),
             turn: Arc::default(),
             _lock: lock,
@@ -135,7 +138,41 @@ impl Journal {
     /// On failure the record was not appended, and the journal is as it was: `Internal` where it makes no sense,
     /// `NoSpace` and `Local` where the disk did not take it.
     pub fn append(&self, record: &Record) -> Result<()> {
+        self.append_ends(&mut self.ends.lock().unwrap_or_else(PoisonError::into_inner))?;
         self.log.append(record)
+    }
+
+    /// Writes down that these objects are about to move, and returns once that is on the disk.
+    pub async fn begin_rename(&self, from: &Place, to: &Place, objects: Vec<Moving>) -> Result<IntentId> {
+        let id = IntentId(self.fresh_id());
+        let appended =
+            ledger::renaming(id, from, to, objects, true).iter().try_for_each(|record| self.append(record));
+        let begun = match appended {
+            Ok(()) => self.sync().await,
+            failed => failed,
+        };
+        begun.map(|()| id).inspect_err(|_| self.end(Record::Renamed { id }))
+    }
+
+    /// Writes down that something has come to its end. Where the disk does not take that now it goes before the next
+    /// record, so that nothing is begun in the place of what seems to be under way still.
+    pub fn end(&self, record: Record) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.push(record);
+        if let Err(error) = self.append_ends(&mut ends) {
+            tracing::warn!(error = %error.report(), "the journal could not be written");
+        }
+    }
+
+    fn append_ends(&self, ends: &mut Vec<Record>) -> Result<()> {
+        while let Some(record) = ends.first() {
+            match self.log.append(record) {
+                // What makes no sense never will.
+                Err(error) if error.kind() != Kind::Internal => return Err(error),
+                _ => drop(ends.remove(0)),
+            }
+        }
+        Ok(())
     }
 
     /// Returns once everything appended before the call is on the disk. All who wait together are served by one sync.

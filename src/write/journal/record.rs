@@ -25,20 +25,21 @@ use crate::s3::{Attributes, Condition, Part, Upload};
 use crate::write::{Segment, Sum, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
-/// Number of the format.
-pub(super) const FORMAT: u32 = 1;
+/// Number of the format. It grows with every record that an older pailfs would not know or not understand; older ones are
+/// read. 2: renames by object, and deletes one by one.
+pub(super) const FORMAT: u32 = 2;
 /// Bytes of a segment before its first frame.
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 4;
 const FRAME_MARK: [u8; 4] = *b"\xf1jrn";
 pub(super) const FRAME_HEAD_BYTES: usize = 4 + 4 + 4 + 4 + 8;
-/// The longest body: a DeleteObjects of 1,000 of the longest keys takes 8 MiB where every byte is escaped.
+/// The longest body: 1,000 of the longest keys take 8 MiB where every byte is escaped.
 const BODY_MAX_BYTES: usize = 16 << 20;
 
 /// A file in the journal, for as long as S3 lacks something of it. Unlike an inode it outlives the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId(pub u64);
 
-/// A rename or delete of many keys that was begun.
+/// A rename of many keys or a delete that was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IntentId(pub u64);
 
@@ -75,11 +76,27 @@ impl CopiedFrom {
     }
 }
 
-/// A key to delete, only as the version that is named.
+/// An object that a rename of its directory moves, by the version that was there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// Below the prefix.
+    pub rest: String,
+    pub etag: ETag,
+    /// In bytes.
+    pub size: u64,
+    /// The version of the copy, where that is another: of an object that was uploaded in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<ETag>,
+}
+
+/// A key to delete, only as the version that is named; without one nothing is deleted that was not told to go just now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doomed {
     pub key: String,
     pub etag: Option<ETag>,
+    /// The file whose name goes with it, where the journal has one: nothing of it is owed any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileId>,
 }
 
 /// A file as it is when the first change to it is about to be written down.
@@ -239,20 +256,24 @@ pub enum Record {
     Gone {
         file: FileId,
     },
-    /// Keys below a prefix are about to move.
+    /// Keys below a prefix are about to move: these, and those of further records of the same number, which may also say
+    /// more of one. Nothing moves before one of them says that it has begun.
     Renaming {
         id: IntentId,
         from: Place,
         to: Place,
+        objects: Vec<Moving>,
+        begun: bool,
     },
+    /// All of them are where they were to go, or nothing is to become of it.
     Renamed {
         id: IntentId,
     },
-    /// Keys are about to be deleted.
+    /// A key is about to be deleted. `Deleted`: it is, or it is to stay.
     Deleting {
         id: IntentId,
         bucket: String,
-        keys: Vec<Doomed>,
+        doomed: Doomed,
     },
     Deleted {
         id: IntentId,
@@ -343,8 +364,12 @@ impl Record {
 
 /// The beginning of a segment. `boot` names the run of the machine that it was written in.
 pub(super) fn header(number: u64, boot: u64) -> Vec<u8> {
+    header_of(FORMAT, number, boot)
+}
+
+fn header_of(format: u32, number: u64, boot: u64) -> Vec<u8> {
     let mut header = MAGIC.to_vec();
-    header.extend(FORMAT.to_le_bytes());
+    header.extend(format.to_le_bytes());
     header.extend(number.to_le_bytes());
     header.extend(boot.to_le_bytes());
     let sum = crc32c(&[&header]);
@@ -366,7 +391,7 @@ pub(super) fn read_header(data: &[u8], number: u64) -> Result<Option<u64>> {
         return Ok(None);
     }
     let boot = u64_at(data, 20).unwrap_or(0);
-    if data.get(..HEADER_BYTES) != Some(&header(number, boot)) {
+    if data.get(..HEADER_BYTES) != Some(&header_of(format, number, boot)) {
         return Err(Error::new(Kind::Corrupt, "its header is damaged"));
     }
     Ok(Some(boot))
@@ -563,6 +588,7 @@ mod tests {
         assert_eq!(read_header(&data, 9).unwrap(), Some(77));
         assert_eq!(read_header(&data[..HEADER_BYTES - 1], 9).unwrap(), None);
         assert_eq!(read_header(&data, 8).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(read_header(&header_of(1, 9, 77), 9).unwrap(), Some(77), "an older one is read");
         data[8] += 1;
         let error = read_header(&data, 9).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);
