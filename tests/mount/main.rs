@@ -2,7 +2,7 @@
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
 //! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
-//! passthrough; `reading` counts what reading costs; `writing` is large files and small disks; `removals` is `rm -r`;
+//! passthrough; `beside` is what S3 is told beside the bytes; `reading` counts what reading costs; `writing` is large files and small disks; `removals` is `rm -r`;
 //! `copying` is copies and holes, by the tools that ask for them; `stuck` is what happens when nobody answers.
 
 // Numbers in tests are small and made for the purpose.
@@ -11,6 +11,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod beside;
 mod cache;
 mod cli;
 mod copying;
