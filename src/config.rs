@@ -75,7 +75,7 @@ pub struct Site {
     pub sessions: BTreeMap<String, SessionConfig>,
     /// How long any operation may take before it fails.
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
+    /// Memory for blocks, read-ahead, uploads, names and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes wait for their upload.
     pub state_dir: PathBuf,

@@ -1,7 +1,8 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs.
 
 mod budget;
 mod clock;
+pub mod crc;
 mod gate;
 mod policy;
 mod range;
@@ -9,7 +10,7 @@ mod size;
 
 pub use budget::{Budget, Grant};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use gate::{Gate, Pass, Priority, Ticket};
+pub use gate::{Gate, Pass, Priority, Turn};
 pub use policy::{Durability, Exclusive, OnConflict, Passthrough, Sse};
 pub use range::ByteRange;
 pub use size::{format_bytes, parse_bytes, parse_duration};

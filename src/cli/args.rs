@@ -62,7 +62,7 @@ pub struct MountArgs {
     /// the network
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead, uploads and listings [default: a quarter of what this machine or its
+    /// Memory for blocks, read-ahead, uploads, names and listings [default: a quarter of what this machine or its
     /// control group has, 64M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_limit: Option<u64>,

@@ -171,8 +171,10 @@ impl Fs {
             let Found::File(believed) = tree.entry(ino)?.found else {
                 return Err(Error::new(Kind::IsADirectory, "is a directory"));
             };
+            // The kernel has not heard yet that its name is another's, as after a lost race: it looks again, and opens that.
+            let named = || Error::new(Kind::Stale, "the name stands for something else now");
+            let link = tree.link_of(ino).ok_or_else(named)?;
             let (id, key) = tree.object_place(ino)?;
-            let link = tree.link_of(ino).ok_or_else(no_such_name)?;
             (id, key, link, believed)
         };
         let volume = self.volume(id)?;

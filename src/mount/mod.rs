@@ -9,7 +9,7 @@
 
 mod slots;
 
-pub use slots::{Recovered, recover};
+pub use slots::recover;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -15,25 +15,16 @@ use super::{Failure, Findings, Stage, connect, save, site_options, stall};
 use crate::base::SystemClock;
 use crate::config::Site;
 use crate::error::{Error, Kind, Result};
-use crate::fs::Fs;
+use crate::fs::{Fs, TakenUp};
 use crate::stats::Stats;
 use crate::write::journal::{Journal, Owed};
 
 /// Mounts of one source on one host, each with a directory of its own for what it owes.
 const SLOTS_MAX: u32 = 32;
 
-/// What is left to do of mounts that have ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Files that are in S3 now.
-    pub saved: usize,
-    /// Files whose bytes are not all there; they stay where they are.
-    pub kept: usize,
-}
-
-/// Saves what mounts of this source owed when they ended, without mounting it.
-pub async fn recover(site: &Site) -> Result<Recovered, Failure> {
-    let mut recovered = Recovered::default();
+/// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it.
+pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
+    let mut recovered = TakenUp::default();
     let findings = Arc::new(Findings::new(&site.state_dir));
     for slot in 0..SLOTS_MAX {
         let dir = slot_dir(site, slot);
@@ -50,10 +41,8 @@ pub async fn recover(site: &Site) -> Result<Recovered, Failure> {
         let root = connect(site, false, &stats, &findings).await?;
         let options = site_options(site, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
         let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
-        let (taken, kept) = fs.take_up(owed).await;
+        recovered += fs.take_up(owed).await;
         let saved = save(&fs, stall(site)).await;
-        recovered.saved += taken;
-        recovered.kept += kept;
         saved.map_err(|refusal| Failure {
             error: Error::new(Kind::Local, refusal.message),
             stage: Stage::Unsaved(refusal.unsaved),
@@ -108,11 +97,11 @@ fn slot_dir(site: &Site, slot: u32) -> PathBuf {
 
 /// Takes up what an earlier mount owed, so that it is saved in the background.
 pub(super) async fn take_up(fs: &Arc<Fs>, owed: Vec<Owed>) {
-    let (taken, kept) = fs.take_up(owed).await;
-    if taken + kept > 0 {
+    let taken = fs.take_up(owed).await;
+    if taken.files + taken.kept > 0 {
         tracing::warn!(
-            files = taken,
-            kept,
+            files = taken.files,
+            kept = taken.kept,
             "an earlier mount ended before all was in S3: its files are here, and are being saved"
         );
     }

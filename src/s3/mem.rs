@@ -33,9 +33,14 @@ struct State {
     calls: Vec<&'static str>,
     /// Calls to come until one fails, and how.
     failing: Option<(u64, Kind, When)>,
+    /// Whether all that follow it fail too.
+    keeps_failing: bool,
     ignores_conditions: bool,
     /// The key whose bytes are damaged on their way out.
     damaged: Option<String>,
+    /// Bodies to come that are damaged before they arrive, and answers that tell another checksum.
+    damaged_arrivals: u64,
+    misstated: u64,
     listing: Listing,
     /// Calls that all fail, by API name, and how.
     refused: BTreeMap<&'static str, (Kind, When)>,
@@ -83,8 +88,11 @@ impl MemStore {
             log: None,
             calls: Vec::new(),
             failing: None,
+            keeps_failing: false,
             ignores_conditions: false,
             damaged: None,
+            damaged_arrivals: 0,
+            misstated: 0,
             listing: Listing::default(),
             refused: BTreeMap::new(),
             protected: BTreeSet::new(),
@@ -129,7 +137,14 @@ impl MemStore {
 
     /// Makes the `n`-th call from now fail, counting from 1, whatever it is.
     pub fn fail_nth(&self, n: u64, kind: Kind, when: When) {
-        self.lock().failing = Some((n, kind, when));
+        let mut state = self.lock();
+        (state.failing, state.keeps_failing) = (Some((n, kind, when)), false);
+    }
+
+    /// Makes the `n`-th call from now fail and all after it, as a network that is gone does.
+    pub fn fail_from_nth(&self, n: u64, kind: Kind, when: When) {
+        let mut state = self.lock();
+        (state.failing, state.keeps_failing) = (Some((n, kind, when)), true);
     }
 
     /// Accepts conditions and does not look at them, as some servers do.
@@ -140,6 +155,17 @@ impl MemStore {
     /// Damages the first byte of every answer with this object's bytes; what is stored of it stays right.
     pub fn damage(&self, key: &str) {
         self.lock().damaged = Some(key.to_owned());
+    }
+
+    /// Damages the next `n` bodies on their way in: held against a checksum, they are refused.
+    pub fn damage_arrivals(&self, n: u64) {
+        self.lock().damaged_arrivals = n;
+    }
+
+    /// Tells another checksum than it stores in the next `n` answers to a Put, UploadPart or Complete: what a client sees of
+    /// a server that stores other bytes than it was sent.
+    pub fn misstate_checksums(&self, n: u64) {
+        self.lock().misstated = n;
     }
 
     /// Lists in some way of its own from now on.
@@ -170,8 +196,8 @@ impl MemStore {
         self.hold("ListObjectsV2")
     }
 
-    /// Holds every answer to a LIST, Put, Copy or Delete back, as a slow network does, until the semaphore has a
-    /// permit for it. What an answer says was true when it was asked for, and what it did is done.
+    /// Holds every answer to a LIST, a Get, or to a request that changes an object, back, as a slow network does, until the
+    /// semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
     pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
         self.lock().held.insert(operation, Arc::clone(&held));
@@ -227,7 +253,7 @@ impl MemStore {
             }
             None => None,
         };
-        if failure.is_some() {
+        if failure.is_some() && !state.keeps_failing {
             state.failing = None;
         }
         let answer = match failure.or_else(|| state.refused.get(operation).copied()) {
@@ -319,6 +345,25 @@ impl State {
         Ok(page)
     }
 
+    fn arrived(&mut self, body: Bytes) -> Bytes {
+        if body.is_empty() || self.damaged_arrivals == 0 {
+            return body;
+        }
+        self.damaged_arrivals -= 1;
+        let mut damaged = body.to_vec();
+        damaged[0] ^= 1;
+        damaged.into()
+    }
+
+    /// What is answered of a stored checksum.
+    fn told(&mut self, stored: Option<Checksum>) -> Option<Checksum> {
+        if stored.is_none() || self.misstated == 0 {
+            return stored;
+        }
+        self.misstated -= 1;
+        Some(crate::s3::checksum_of(b"other bytes"))
+    }
+
     fn heed(&self, condition: Condition) -> Condition {
         if self.ignores_conditions { Condition::Any } else { condition }
     }
@@ -370,6 +415,7 @@ impl Store for MemStore {
             }
             Ok((info, offset, bytes))
         })?;
+        self.let_out("GetObject").await;
         self.stats.bytes_received.add(bytes.len() as u64);
         let length = bytes.len() as u64;
         let mut left = bytes;
@@ -386,8 +432,9 @@ impl Store for MemStore {
         self.stats.bytes_sent.add(request.body.len() as u64);
         let answer = self.call("PutObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
-            let body = std::mem::take(&mut request.body);
-            s.change(Change::Put(request), body, now)?.written()
+            let body = s.arrived(std::mem::take(&mut request.body));
+            let written = s.change(Change::Put(request), body, now)?.written()?;
+            Ok(Written { checksum: s.told(written.checksum), ..written })
         });
         self.let_out("PutObject").await;
         answer
@@ -476,19 +523,25 @@ impl Store for MemStore {
     ) -> Result<Part> {
         self.stats.bytes_sent.add(body.len() as u64);
         let now = self.clock.wall();
-        self.call("UploadPart", &upload.bucket, &upload.key, |s| {
-            s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()
-        })
+        let answer = self.call("UploadPart", &upload.bucket, &upload.key, |s| {
+            let body = s.arrived(body);
+            let part = s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()?;
+            Ok(Part { checksum: s.told(part.checksum), ..part })
+        });
+        self.let_out("UploadPart").await;
+        answer
     }
 
     async fn upload_part_copy(&self, upload: &Upload, number: u16, mut source: PartSource) -> Result<Part> {
         let now = self.clock.wall();
-        self.call("UploadPartCopy", &upload.bucket, &upload.key, |s| {
+        let answer = self.call("UploadPartCopy", &upload.bucket, &upload.key, |s| {
             if s.ignores_conditions {
                 source.if_match = None;
             }
             s.change(Change::UploadPartCopy(upload.clone(), number, source), Bytes::new(), now)?.part()
-        })
+        });
+        self.let_out("UploadPartCopy").await;
+        answer
     }
 
     async fn complete_upload(
@@ -498,10 +551,14 @@ impl Store for MemStore {
         condition: Condition,
     ) -> Result<Written> {
         let now = self.clock.wall();
-        self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
+        let answer = self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
             let condition = s.heed(condition);
-            s.change(Change::CompleteUpload(upload.clone(), parts, condition), Bytes::new(), now)?.written()
-        })
+            let change = Change::CompleteUpload(upload.clone(), parts, condition);
+            let written = s.change(change, Bytes::new(), now)?.written()?;
+            Ok(Written { checksum: s.told(written.checksum), ..written })
+        });
+        self.let_out("CompleteMultipartUpload").await;
+        answer
     }
 
     async fn abort_upload(&self, upload: &Upload) -> Result<()> {

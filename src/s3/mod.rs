@@ -30,7 +30,7 @@ mod types;
 
 pub use beside::{Again, Encryption, NewObjects};
 pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verdict, probe};
-pub use checksum::{checksum_of, is_of_body, verify};
+pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksum};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use customer_key::KeyPlace;
 pub use mem::{Listing, MemStore, When};

@@ -395,3 +395,26 @@ fn the_bytes_of_a_directory_s_own_marker_go_where_they_are_moved_and_leave_a_mar
         assert!(client.list("d").await.unwrap().is_empty());
     });
 }
+
+/// The next open of a name on the mount that had lost a race for it failed `ENOENT` for a second, though the object was
+/// there: the kernel goes by its inode until it is told, and looks a name up again after `ESTALE` alone.
+#[test]
+fn an_open_by_the_inode_that_lost_its_name_is_stale() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"before").await;
+        let known = client.walk("f").await.unwrap();
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"mine").await.unwrap();
+        client.put_object("f", b"theirs").await;
+        assert_eq!(kind_of(client.close(file).await), Kind::Stale);
+        for flags in [READ, WRITE] {
+            assert_eq!(
+                client.fs.open(known.ino, flags).await.map_err(|error| error.kind()).err(),
+                Some(Kind::Stale)
+            );
+        }
+        client.fs.forget(known.ino, 1);
+        assert_eq!(client.read("f").await.unwrap(), b"theirs");
+    });
+}

@@ -163,6 +163,139 @@ fn every_call_ends_in_time_where_the_server_says_nothing() {
     assert_eq!((len("2/new"), len("3/new")), (3_000_000, 30_000_000));
     assert_eq!(block_on(alone.place.get("4/held")).unwrap()[15 << 20], b'!');
     assert_eq!(block_on(alone.place.get("5/held")).unwrap(), "!efore");
+    // What nobody waits for any more may be done or not; the bytes are under one of the names.
+    let there =
+        |key: &str| block_on(async { alone.place.get(key).await.is_ok_and(|bytes| bytes == "before") });
+    assert!(there("8/f") || there("8/g"));
+    assert!(there("9/sub/f") || there("9/other/f"));
+    assert!(alone.run("umount"));
+}
+
+/// What a program does before the server stops, and what it does then and is not answered.
+const BLOCKED: [(&str, &str, &str); 5] = [
+    (
+        "close",
+        "f = os.open(d + '/close', os.O_WRONLY | os.O_CREAT)",
+        "os.write(f, b'x' * 100_000); now(); os.close(f)",
+    ),
+    ("fsync", "f = os.open(d + '/fsync', os.O_WRONLY)", "os.pwrite(f, b'after!', 0); now(); os.fsync(f)"),
+    ("rename", "pass", "now(); os.rename(d + '/from', d + '/to')"),
+    ("unlink", "pass", "now(); os.unlink(d + '/gone')"),
+    (
+        "exit",
+        "f = os.open(d + '/exit', os.O_WRONLY | os.O_CREAT)",
+        "os.write(f, b'y' * 100); now(); os._exit(0)",
+    ),
+];
+
+/// `kill -9` of a program that waits for a server which does not answer ends it when its call ends, which `--timeout`
+/// bounds; and what it had written is saved when the server goes on.
+#[test]
+fn a_program_that_waits_for_a_silent_server_can_be_killed() {
+    if fresh_place(Server::Demo, "a_program_that_waits_can_be_killed").is_none() {
+        return;
+    }
+    let alone = Alone::mount(&["--timeout", "4s", "--metadata-ttl", "60s", "--negative-ttl", "60s"]);
+    // A directory each: the kernel lets one change of a directory wait for the other.
+    let programs = BLOCKED.map(|(what, before, then)| {
+        let dir = alone.path().join(what);
+        fs::create_dir(&dir).unwrap();
+        for name in ["fsync", "from", "gone"] {
+            fs::write(dir.join(name), b"before").unwrap();
+        }
+        assert!(fs::metadata(dir.join("to")).is_err());
+        let lines = format!(
+            "import os, sys\nd = sys.argv[1]\nnow = lambda: print('now', flush=True)\n\
+             {before}\nnow()\nsys.stdin.readline()\n{then}\n"
+        );
+        let mut python = Command::new("python3");
+        python.args(["-c", &lines]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = python.stderr(Stdio::null()).spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        wait_for_now(&mut said);
+        (what, child, said)
+    });
+    let stopped = Stopped::stop(alone.server.id());
+    let mut programs = programs.map(|(what, mut child, mut said)| {
+        child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        wait_for_now(&mut said);
+        (what, child)
+    });
+    #[allow(clippy::disallowed_methods)] // the time is what is tested
+    let begun = Instant::now();
+    for (_, child) in &mut programs {
+        child.kill().unwrap();
+    }
+    let ended = programs.map(|(what, mut child)| {
+        std::thread::spawn(move || {
+            child.wait().unwrap();
+            (what, begun.elapsed())
+        })
+    });
+    let ended = ended.map(|ended| ended.join().unwrap());
+    for (what, took) in ended {
+        // What it had open for writing is closed after the call that it waited in, and waits too.
+        let calls = 1 + u32::from(what == "fsync");
+        assert!(took < (TIMEOUT + GRACE) * calls, "{what} outlived its kill: {ended:?}");
+    }
+    drop(stopped);
+    assert!(wait_for(Duration::from_secs(60), || alone.run("flush")));
+    let object = |key: &str| block_on(async { alone.place.get(key).await.ok() });
+    assert_eq!(object("close/close").unwrap(), vec![b'x'; 100_000]);
+    assert_eq!(object("fsync/fsync").unwrap(), "after!");
+    assert_eq!(object("exit/exit").unwrap(), vec![b'y'; 100]);
+    // What the server is told and nobody waits for may be done or not; the bytes are under one of the names.
+    let moved = [object("rename/from"), object("rename/to")];
+    assert!(moved.iter().flatten().all(|bytes| *bytes == "before"), "{moved:?}");
+    assert!(moved.iter().any(Option::is_some));
+    assert!(object("unlink/gone").is_none_or(|bytes| bytes == "before"));
+    assert!(alone.run("umount"));
+}
+
+fn wait_for_now(said: &mut impl BufRead) {
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "now\n");
+}
+
+/// What the server was told and did not answer may still be done, long after: a later save is not undone by it.
+#[test]
+fn a_save_that_is_late_does_not_undo_a_later_one() {
+    if fresh_place(Server::Demo, "a_save_that_is_late").is_none() {
+        return;
+    }
+    let alone = Alone::mount(&["--timeout", "4s"]);
+    fs::write(alone.path().join("old"), b"before").unwrap();
+    let file = |name: &str| {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(alone.path().join(name))
+    };
+    let (old, new) = (file("old").unwrap(), file("new").unwrap());
+    let stopped = Stopped::stop(alone.server.id());
+    for file in [&old, &new] {
+        file.write_all_at(b"first!", 0).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for file in [&old, &new] {
+            scope.spawn(|| file.sync_all().unwrap_err());
+        }
+    });
+    for file in [&old, &new] {
+        file.write_all_at(b"second", 0).unwrap();
+        let mut read = [0; 6];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(&read, b"second");
+    }
+    drop(stopped);
+    for (name, file) in [("old", &old), ("new", &new)] {
+        assert!(wait_for(Duration::from_secs(60), || file.sync_all().is_ok()), "{name}");
+        assert_eq!(block_on(alone.place.get(name)).unwrap(), "second", "{name}");
+    }
+    drop((old, new));
+    assert!(alone.run("flush"));
+    let mut keys = block_on(alone.place.keys()).unwrap();
+    keys.sort();
+    assert_eq!(keys, ["new", "old"], "no conflict with ourselves");
+    assert_eq!(block_on(alone.place.get("new")).unwrap(), "second");
     assert!(alone.run("umount"));
 }
 

@@ -13,7 +13,7 @@ use crate::harness::mount::Mounted;
 const MIB: usize = 1 << 20;
 
 /// A file system in memory of its own size, unmounted when it goes.
-struct SmallDisk(tempfile::TempDir);
+pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn new(size: &str) -> Self {
@@ -24,7 +24,7 @@ impl SmallDisk {
         Self(dir)
     }
 
-    fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.0.path().to_str().unwrap()
     }
 }
@@ -36,7 +36,7 @@ impl Drop for SmallDisk {
 }
 
 /// Mounts with its state on a small disk; tests that need one are for root.
-fn on_small_disk(test: &str) -> Option<(Mounted, SmallDisk)> {
+pub(crate) fn on_small_disk(test: &str) -> Option<(Mounted, SmallDisk)> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }
@@ -49,9 +49,9 @@ fn same(path: impl AsRef<Path>, body: &[u8]) {
     assert!(fs::read(path).unwrap() == body);
 }
 
-/// DEMANDS T24: a file larger than the disk that it is staged on streams, and is whole.
+/// T24: a file larger than the disk that it is staged on streams, and is whole.
 #[test]
-fn a_copy_larger_than_the_local_disk_streams() {
+fn t24_a_copy_larger_than_the_local_disk_streams() {
     let Some((m, disk)) = on_small_disk("large-copy") else { return };
     let body = stamped(200 * MIB);
     let sent = figure(&m, "s3_bytes_sent");
