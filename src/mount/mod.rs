@@ -279,7 +279,9 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     store.list(first).await?;
     let read_only = read_only || dir.read_only;
     let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
-    Ok(volume.new_objects(dir.new_objects.clone()))
+    let volume = volume.new_objects(dir.new_objects.clone());
+    volume.prove().await?;
+    Ok(volume)
 }
 
 fn volume(
@@ -297,7 +299,7 @@ fn volume(
         .origin(endpoint.as_deref().unwrap_or("aws"));
     // Amazon's own S3 keeps what it documents; any other server has to show it.
     let Some(endpoint) = endpoint.filter(|_| !session.is_aws()) else { return volume };
-    let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
+    let volume = volume.unproven().order(order_of(findings.capabilities.kept(&endpoint, bucket)));
     let volume = volume.part_rule(part_rule(&endpoint, bucket, findings));
     let (bucket_name, noting) = (bucket.to_owned(), Arc::clone(findings));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
