@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, format_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::s3::SessionConfig;
 
@@ -38,9 +39,7 @@ const NAME_MAX_BYTES: usize = 255;
 pub struct MountConfig {
     /// Absolute, without symbolic links.
     pub mountpoint: PathBuf,
-    pub source: Source,
-    /// The settings of every session that `source` names.
-    pub sessions: BTreeMap<String, SessionConfig>,
+    pub site: Site,
     /// Makes every bucket read-only, whatever its own setting.
     pub read_only: bool,
     pub uid: u32,
@@ -54,63 +53,31 @@ pub struct MountConfig {
     pub metadata_ttl: Duration,
     /// How long an absent name may be answered from memory.
     pub negative_ttl: Duration,
-    /// How long any operation may take before it fails.
-    pub timeout: Duration,
-    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
-    pub memory_limit: u64,
     /// Where blocks that were read are kept on disk, if anywhere.
     pub cache: Option<Cache>,
     pub passthrough: Passthrough,
-    /// Where written bytes wait for their upload.
-    pub state_dir: PathBuf,
     pub durability: Durability,
     pub exclusive: Exclusive,
     pub on_conflict: OnConflict,
-    /// Of its file system, what is left to others, in bytes; otherwise a twentieth.
+    /// Of the state directory's file system, what is left to others, in bytes; otherwise a twentieth.
     pub state_reserve: Option<u64>,
     /// Path of the control socket.
     pub control_socket: PathBuf,
 }
 
-/// What `close()` waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// S3 has the file.
-    #[default]
-    Close,
-    /// The local disk has it.
-    Journal,
-}
-
-/// What becomes of a save when another client was first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
-    /// It fails, and a conflict copy has the bytes.
-    #[default]
-    KeepBoth,
-    /// It fails, and the bytes are dropped.
-    Fail,
-    /// It replaces the other client's version.
-    Overwrite,
-}
-
-/// Among whom `O_EXCL` decides who makes a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Exclusive {
-    /// All clients of the bucket.
-    #[default]
-    Everywhere,
-    /// The programs of this mount.
-    Mount,
-}
-
-/// Which files the kernel may read by itself, where they are whole in the cache directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passthrough {
-    Never,
-    /// Those of read-only buckets: nothing on this mount can write them while they are read.
-    ReadOnly,
-    Always,
+/// Which buckets, how they are reached, and where on this machine is written down what they are owed: all it takes to
+/// save what a mount left behind.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub source: Source,
+    /// The settings of every session that `source` names.
+    pub sessions: BTreeMap<String, SessionConfig>,
+    /// How long any operation may take before it fails.
+    pub timeout: Duration,
+    /// Memory for blocks, read-ahead, uploads, names and pages of listings that wait, in bytes.
+    pub memory_limit: u64,
+    /// Where written bytes wait for their upload.
+    pub state_dir: PathBuf,
 }
 
 /// A directory for blocks that outlive the mount.
@@ -125,43 +92,50 @@ pub struct Cache {
 impl MountConfig {
     /// Checks what no single field can tell.
     pub fn check(&self) -> Result<()> {
-        let invalid = |message: String| Err(Error::new(Kind::InvalidArgument, message));
-        if self.memory_limit < MEMORY_MIN_BYTES {
-            return invalid(format!(
-                "the memory limit is {}, and less than {} cannot hold one part of an upload",
-                crate::base::format_bytes(self.memory_limit),
-                crate::base::format_bytes(MEMORY_MIN_BYTES)
-            ));
-        }
-        if self.timeout.is_zero() {
-            return invalid("a timeout of 0 would fail every request".to_owned());
-        }
+        self.site.check()?;
         for (what, mode) in [("file", self.file_mode), ("directory", self.dir_mode)] {
             if mode & !0o777 != 0 {
-                return invalid(format!("{mode:o} is not a {what} mode; write it like 644"));
+                return Err(invalid(format!("{mode:o} is not a {what} mode; write it like 644")));
             }
         }
         let cache_dir = self.cache.as_ref().map(|cache| ("cache directory", &cache.dir));
-        for (what, dir) in cache_dir.into_iter().chain([("state directory", &self.state_dir)]) {
+        for (what, dir) in cache_dir.into_iter().chain([("state directory", &self.site.state_dir)]) {
             if dir.starts_with(&self.mountpoint) {
-                return invalid(format!(
+                return Err(invalid(format!(
                     "the {what} {} lies inside of the mount, which would wait for itself",
                     dir.display()
-                ));
+                )));
             }
         }
         if let Some(cache) = &self.cache
             && cache.limit_bytes < CACHE_MIN_BYTES
         {
-            return invalid(format!(
+            return Err(invalid(format!(
                 "the cache size is {}, and less than {} keeps next to nothing",
-                crate::base::format_bytes(cache.limit_bytes),
-                crate::base::format_bytes(CACHE_MIN_BYTES)
-            ));
+                format_bytes(cache.limit_bytes),
+                format_bytes(CACHE_MIN_BYTES)
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Site {
+    /// Checks what no single field can tell.
+    pub fn check(&self) -> Result<()> {
+        if self.memory_limit < MEMORY_MIN_BYTES {
+            return Err(invalid(format!(
+                "the memory limit is {}, and less than {} cannot hold one part of an upload",
+                format_bytes(self.memory_limit),
+                format_bytes(MEMORY_MIN_BYTES)
+            )));
+        }
+        if self.timeout.is_zero() {
+            return Err(invalid("a timeout of 0 would fail every request".to_owned()));
         }
         for session in self.source.sessions() {
             if !self.sessions.contains_key(session) {
-                return invalid(no_such_session(session, self.sessions.keys()));
+                return Err(invalid(no_such_session(session, self.sessions.keys())));
             }
         }
         Ok(())
@@ -538,10 +512,16 @@ mod tests {
 
     #[test]
     fn a_mount_that_could_not_work_is_refused() {
-        let good = MountConfig {
-            mountpoint: "/mnt".into(),
+        let site = Site {
             source: Source::Buckets { session: DEFAULT_SESSION.into() },
             sessions: BTreeMap::from([(DEFAULT_SESSION.into(), SessionConfig::default())]),
+            timeout: Duration::from_secs(60),
+            memory_limit: 64 << 20,
+            state_dir: "/var/lib/pailfs".into(),
+        };
+        let good = MountConfig {
+            mountpoint: "/mnt".into(),
+            site: site.clone(),
             read_only: false,
             uid: 0,
             gid: 0,
@@ -550,11 +530,8 @@ mod tests {
             allow_other: false,
             metadata_ttl: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(1),
-            timeout: Duration::from_secs(60),
-            memory_limit: 64 << 20,
             cache: Some(Cache { dir: "/var/cache/pailfs".into(), limit_bytes: 1 << 30 }),
             passthrough: Passthrough::ReadOnly,
-            state_dir: "/var/lib/pailfs".into(),
             state_reserve: None,
             durability: Durability::Close,
             exclusive: Exclusive::Everywhere,
@@ -562,15 +539,16 @@ mod tests {
             control_socket: "/run/pailfs/x".into(),
         };
         good.check().unwrap();
+        let with = |site| MountConfig { site, ..good.clone() };
         let cache = |dir: &str, limit_bytes| Some(Cache { dir: dir.into(), limit_bytes });
         for (bad, word) in [
-            (MountConfig { memory_limit: 1 << 20, ..good.clone() }, "memory"),
-            (MountConfig { timeout: Duration::ZERO, ..good.clone() }, "timeout"),
+            (with(Site { memory_limit: 1 << 20, ..site.clone() }), "memory"),
+            (with(Site { timeout: Duration::ZERO, ..site.clone() }), "timeout"),
             (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
-            (MountConfig { state_dir: "/mnt/state".into(), ..good.clone() }, "state directory"),
+            (with(Site { state_dir: "/mnt/state".into(), ..site.clone() }), "state directory"),
             (MountConfig { cache: cache("/mnt/cache", 1 << 30), ..good.clone() }, "cache directory"),
             (MountConfig { cache: cache("/c", 1 << 20), ..good.clone() }, "cache size"),
-            (MountConfig { sessions: BTreeMap::new(), ..good }, "session"),
+            (with(Site { sessions: BTreeMap::new(), ..site }), "session"),
         ] {
             let error = bad.check().unwrap_err().report();
             assert!(error.contains(word), "{error:?} does not say {word:?}");

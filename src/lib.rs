@@ -22,7 +22,8 @@
 //! ```
 //!
 //! What is absent, on purpose: nothing outside [`s3`] names the AWS SDK; nothing outside [`fuse`] names fuser;
-//! nothing below [`cli`] reads the environment but `s3::session`, which is what a session is; no plain lock
+//! nothing below [`cli`] reads the environment but `s3::session`, which is what a session is; of clap nothing below it
+//! knows more than that the choices in [`base`] have words on a command line; no plain lock
 //! lives across an await; a pure file does no I/O, reads no clock and logs nothing.
 //!
 //! # Lock order

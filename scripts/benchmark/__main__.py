@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import machine
@@ -23,7 +23,8 @@ from rows import BYTES_PER_SECOND, DELAY_S, ROWS, Sizes, objects_of
 BUCKET = "bench"
 # A measurement that takes longer has failed.
 PATIENCE_S = 180
-# A peer that has taken this long in one row, over all rounds so far, is not asked again.
+# A peer whose measured work has taken this long in one row, over all rounds so far, is not asked again; the tables say how
+# often it was.
 PEER_BUDGET_S = 40
 ROUNDS, QUICK_ROUNDS, QUICK_FACTOR = 5, 1, 1 / 64
 TITLES = {"garage": "Garage", "seaweedfs": "SeaweedFS", "demo": "the demo server"}
@@ -34,6 +35,8 @@ def arguments():
     parser.add_argument("--server", choices=TITLES, default="garage")
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS} without it")
     parser.add_argument("--only", type=words(row.name for row in ROWS), help="rows, with commas")
+    parser.add_argument("--lane", choices=("far", "near", "both"), default="far",
+                        help="near: the same rows without delay and limits, each named ROW-near; far without it")
     parser.add_argument("--program", type=words([program.name for program in PROGRAMS] + [RAW, LOCAL]),
                         help="programs, with commas; raw is the S3 client without a file system")
     parser.add_argument("--size-factor", type=float, help="makes all objects smaller or fewer")
@@ -74,7 +77,7 @@ def main():
     install_missing()
     subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "pailfs", "--example", "ceiling",
                     "--example", "proxy"], cwd=ROOT, check=True)
-    rows = [row for row in ROWS if not args.only or row.name in args.only]
+    rows = [row for row in ROWS if row.name in (args.only or names_of(args.lane))]
     wanted = args.program or [program.name for program in PROGRAMS] + [RAW, LOCAL]
     results = described(args, rows, wanted)
     try:
@@ -88,10 +91,14 @@ def main():
     say(f"took {(time.monotonic() - began) / 60:.1f} min")
 
 
+def names_of(lane):
+    return {row.name for row in ROWS if lane == "both" or (not row.is_twin if lane == "far" else row.lane == "near")}
+
+
 def beside_the_others(results, args):
-    """With --only, the rows that an earlier run of the same size measured stay."""
+    """The rows that an earlier run of the same size measured stay, where this one was not of them."""
     earlier = figures_of(args.out, args.server)
-    if args.only and earlier.exists():
+    if (args.only or args.lane == "near") and earlier.exists():
         old = json.loads(earlier.read_text())
         if old["meta"]["factor"] == args.size_factor:
             results["rows"] = {**old["rows"], **results["rows"]}
@@ -128,6 +135,7 @@ class Bench:
     def __init__(self, args, rows):
         self.args, self.rows, self.sizes = args, rows, Sizes(args.size_factor)
         self.answers = {}
+        self.buckets = 0
         self.stack = ExitStack()
 
     def __enter__(self):
@@ -150,21 +158,35 @@ class Bench:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return self.stack.__exit__(*why)
 
-    def data(self):
-        return {row.data for row in self.rows}
+    def data(self, writing):
+        """The sets that rows read, or those that rows write from."""
+        return sorted({row.data for row in self.rows if row.writes == writing})
 
     def bytes_needed(self):
-        return sum(size for name in self.data() for _, size in objects_of(name, self.sizes))
+        size = lambda name: sum(size for _, size in objects_of(name, self.sizes))
+        written = [size(name) for name in self.data(writing=True)]
+        # What is written from as files, and a bucket with at most two of the largest.
+        return sum(map(size, {row.data for row in self.rows})) + sum(written) + 2 * max(written, default=0)
 
-    def place(self, url, home):
+    @property
+    def sources(self):
+        """Beside the server's data, so that reading them costs everybody as little as it can."""
+        return self.scratch / "sources"
+
+    def place(self, url, home, bucket=BUCKET):
         _, access, secret, region = self.server
-        return Place(url, region, access, secret, BUCKET, home / "mnt", home)
+        return Place(url, region, access, secret, bucket, home / "mnt", home)
+
+    def start_ceiling(self, url, *command, **more):
+        """The raw client; it ends when we do."""
+        env = {**self.place(url, self.home).aws(), "AWS_ENDPOINT_URL": url, "HOME": str(self.home)}
+        command = [word.replace("{sources}", str(self.sources)) for word in command]
+        return machine.start([RELEASE / "examples/ceiling", *command], env=env, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, **more)
 
     def ceiling(self, url, *command):
         """Runs the raw client: what it printed."""
-        env = {**self.place(url, self.home).aws(), "AWS_ENDPOINT_URL": url, "HOME": str(self.home)}
-        process = machine.start([RELEASE / "examples/ceiling", *command], env=env, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = self.start_ceiling(url, *command, stdin=subprocess.DEVNULL)
         try:
             out, err = process.communicate(timeout=600)
         finally:
@@ -174,14 +196,53 @@ class Bench:
         return json.loads(out) if out else None
 
     def fill(self):
-        """Puts the rows' objects straight into the server, and copies of some into a local directory."""
-        for name in sorted(self.data()):
+        """Puts the rows' objects straight into the server, and copies of some into local directories."""
+        reading, writing = self.data(writing=False), self.data(writing=True)
+        # What rows write from too: a server that keeps equal bytes once (Garage) would serve whoever comes first worse.
+        for name in sorted({*reading, *writing}):
             objects = self.home / "objects.json"
             objects.write_text(json.dumps(objects_of(name, self.sizes)))
             did = self.ceiling(self.server[0], "fill", "--objects", str(objects))
             say(f"{name}: {did['objects']} objects, {did['bytes'] / 1e6:.0f} MB in {did['seconds']:.1f} s")
-            if any(row.local and row.data == name for row in self.rows):
-                self.ceiling(self.server[0], "fill", "--objects", str(objects), "--local", str(self.home / "local"))
+            copies = [self.home / "local"] if any(row.local and row.data == name for row in self.rows) else []
+            copies += [self.sources] if name in writing else []
+            for directory in copies:
+                self.ceiling(self.server[0], "fill", "--objects", str(objects), "--local", str(directory))
+
+    @contextmanager
+    def bucket(self, row):
+        """The bucket of one run of a row: the one that all read, or a new one with what the row wants there."""
+        if not row.writes:
+            yield BUCKET
+            return
+        self.buckets += 1
+        name = f"{BUCKET}-{self.buckets}"
+        direct = lambda *command: self.ceiling(self.server[0], *command, "--bucket", name)
+        direct("make-bucket")
+        try:
+            for command in row.there(self.sizes):
+                direct(*command)
+            yield name
+        finally:
+            direct("drop-bucket")
+
+    def keep_in_memory(self, row):
+        """The kernel's caches were dropped, and the files that a row writes from are not what is measured."""
+        for key, _ in objects_of(row.data, self.sizes):
+            with open(self.sources / key, "rb") as file:
+                while file.read(1 << 20):
+                    pass
+
+    def expectation(self, row):
+        """What has to be in a row's bucket at the end, as the raw client reads it."""
+        path = self.home / "expected.json"
+        path.write_text(json.dumps([(key, str(self.sources / path), changed)
+                                    for key, path, changed in row.lands(self.sizes)]))
+        return "--expect", str(path)
+
+    def check(self, row, bucket):
+        """Fails where a row's bucket has other bytes than it should."""
+        self.ceiling(self.server[0], "check", *self.expectation(row), "--bucket", bucket)
 
 
 def measure_row(bench, row, wanted, rounds, results):
@@ -202,17 +263,21 @@ def measure_row(bench, row, wanted, rounds, results):
                 run = {"error": f"> {PATIENCE_S} s"}
             except (Failed, OSError, subprocess.SubprocessError) as why:
                 run = {"error": f"failed: {why}"}
-            spent[name] += time.monotonic() - began
+            # What preparing and checking took is not the peer's.
+            spent[name] += run.get("in_s3", run.get("seconds", time.monotonic() - began))
             runs[name].append(run)
             say(row.name, f"round {turn + 1}", name, run.get("error") or figures(run))
 
 
 def figures(run):
     parts = [f"{run['seconds']:.3f} s"]
+    parts += [f"{says} {run[end]:.3f} s" for end, says in (("returned", "returned after"), ("in_s3", "in S3 after"))
+              if run.get(end, run["seconds"]) != run["seconds"]]
     parts += [f"{run['rate']:.0f}/s"] if "rate" in run else []
     parts += [f"CPU {run['cpu_seconds']:.2f} s"] if run.get("cpu_seconds") is not None else []
     parts += [f"RSS {run['rss'] >> 20} MiB"] if run.get("rss") else []
-    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB"] if "bytes_down" in run else []
+    parts += [f"{run['requests']} requests, {run['bytes_down'] / 1e6:.1f} MB down, {run['bytes_up'] / 1e6:.1f} MB up"] \
+        if "bytes_down" in run else []
     return ", ".join(parts)
 
 
@@ -221,12 +286,11 @@ def contestants_of(bench, row, wanted):
     found = [(program.name, lambda bench, row, program=program: measure_mount(bench, row, program))
              for program in PROGRAMS
              if program.name in wanted and program.path() and program.can(row)
-             and (row.streams or not program.streams_only)]
+             and (row.streams or not program.streams_only) and program.family in (row.programs or [program.family])]
     if RAW in wanted:
         for command in row.raw(bench.sizes):
-            name = f"raw/{command[command.index('--in-flight') + 1]}" if "--in-flight" in command else "raw/serial"
-            found.append((name, lambda bench, row, command=command: measure_raw(bench, row, command)))
-        if row.lane == "near" and row.raw(bench.sizes):
+            found.append((raw_name(command), lambda bench, row, command=command: measure_raw(bench, row, command)))
+        if row.lane == "near" and not row.writes and row.raw(bench.sizes):
             # What the proxy costs.
             found.append(("no proxy", lambda bench, row: measure_direct(bench, row.raw(bench.sizes)[-1])))
     if LOCAL in wanted and row.local:
@@ -234,12 +298,24 @@ def contestants_of(bench, row, wanted):
     return found
 
 
+def raw_name(command):
+    """`raw/16 x 8M`: so many in flight, of parts that large."""
+    said = dict(zip(command, command[1:]))
+    part = f" x {said['--part']}" if "--part" in said and command[0] == "put" else ""
+    return f"raw/{said['--in-flight']}{part}" if "--in-flight" in said else "raw/serial"
+
+
 def measure_raw(bench, row, command):
     lane = bench.lanes[row.lane]
-    lane.reset()
-    run = measure_direct(bench, command, lane.url)
-    # Finding the objects has passed as well.
-    return {**passed(lane), **run}
+    with bench.bucket(row) as bucket:
+        lane.reset()
+        run = measure_direct(bench, [*command, "--bucket", bucket], lane.url)
+        # Finding the objects has passed as well.
+        run = {**passed(lane), **run}
+        if row.writes:
+            run["in_s3"] = run["seconds"]
+            bench.check(row, bucket)
+    return run
 
 
 def measure_direct(bench, command, url=None):
@@ -275,7 +351,8 @@ def measure_local(bench, row):
 def measure_mount(bench, row, program):
     home = Path(tempfile.mkdtemp(prefix=f"{program.name}-", dir=bench.home))
     try:
-        return measure_in(bench, row, program, bench.place(bench.lanes[row.lane].url, home))
+        with bench.bucket(row) as bucket:
+            return measure_in(bench, row, program, bench.place(bench.lanes[row.lane].url, home, bucket))
     finally:
         machine.remove(home)
 
@@ -296,29 +373,72 @@ def measure_in(bench, row, program, place):
             unmeasured(row.prepare)
         if row.before == "remount" and not remount:
             machine.drop_caches()
-        run = measured(bench, row, place.mountpoint, process.pid)
+        if row.writes:
+            run = measured_until_in_s3(bench, row, place, process.pid)
+            bench.check(row, place.bucket)
+        else:
+            run = measured(bench, row, process.pid, lambda: work(bench, row, place.mountpoint))
         unmeasured(row.after)
         return run
 
 
-def measured(bench, row, root, pid):
-    """The work on a mount, and what it cost its daemon."""
+def measured(bench, row, pid, do):
+    """Work on a mount, and what it cost its daemon."""
     lane = bench.lanes[row.lane]
     lane.settle()
     lane.reset()
     machine.forget_peak(pid)
     cpu = machine.cpu_seconds(pid)
-    run = work(bench, row, root)
+    run = do()
     run["cpu_seconds"] = machine.cpu_seconds(pid) - cpu
     run["rss"] = machine.peak_rss(pid)
     run.update(passed(lane))
     return run
 
 
+def measured_until_in_s3(bench, row, place, pid):
+    """The same for work that writes. It is done when the server has what it should, as the raw client sees that, and what
+    a program does after that is counted too, but for the time."""
+    bench.keep_in_memory(row)
+    with witness(bench, row, place.bucket) as late:
+        def do():
+            run = work(bench, row, place.mountpoint)
+            run["returned"] = run["seconds"]
+            run["in_s3"] = run["seconds"] + late(time.monotonic())
+            run["seconds"] = run["returned" if row.until_returned else "in_s3"]
+            bench.lanes[row.lane].settle()
+            return run
+        return measured(bench, row, pid, do)
+
+
+@contextmanager
+def witness(bench, row, bucket):
+    """The raw client at the server itself, which has noted what the bucket holds and begins to look when it is asked:
+    how long after a moment that has passed it found everything there. 0 where it did so at its first look."""
+    process = bench.start_ceiling(bench.server[0], "wait", *bench.expectation(row), "--bucket", bucket, "--at-most",
+                                  f"{PATIENCE_S}s", stdin=subprocess.PIPE)
+
+    def late(since):
+        out, err = process.communicate("now\n")
+        if process.returncode != 0:
+            raise Failed(f"not in S3: {err.strip()[-300:]}")
+        found = json.loads(out)
+        return 0 if found["looks"] == 1 else max(0, found["at"] - since)
+
+    try:
+        if process.stdout.readline() != "ready\n":
+            raise Failed(f"no witness: {process.stderr.read()[-300:]}")
+        yield late
+    finally:
+        process.kill()
+        process.wait()
+
+
 def work(bench, row, root):
     scratch = Path(tempfile.mkdtemp(prefix="work-", dir=bench.scratch))
     try:
-        command = [word.replace("{scratch}", str(scratch)) for word in row.work(root, bench.sizes)]
+        command = [word.replace("{scratch}", str(scratch)).replace("{sources}", str(bench.sources))
+                   for word in row.work(root, bench.sizes)]
         output, seconds = machine.run(command, PATIENCE_S)
         wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes) or differs(bench, row, output)
     finally:

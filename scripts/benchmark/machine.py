@@ -245,7 +245,7 @@ def drop_caches():
         Path("/proc/sys/vm/drop_caches").write_text("3")
     except OSError:
         return False
-    for tool in ("dd", "cp", "find", "ls", "sha256sum", "fusermount3", "stat"):
+    for tool in ("dd", "cp", "find", "ls", "mv", "rm", "sha256sum", "fusermount3", "stat"):
         subprocess.run([tool, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     subprocess.run([sys.executable, ROOT / "scripts/benchmark/work.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return True
@@ -254,7 +254,7 @@ def drop_caches():
 def room_for_server(bytes_needed):
     """Where a server keeps its data: in memory, so that dropping the kernel's caches does not slow it; else on disk."""
     shm = Path("/dev/shm")
-    if shm.is_dir() and shutil.disk_usage(shm).free > 2 * bytes_needed and available_memory() > 3 * bytes_needed:
+    if shm.is_dir() and shutil.disk_usage(shm).free > 1.25 * bytes_needed and available_memory() > 2 * bytes_needed:
         return shm
     return None
 

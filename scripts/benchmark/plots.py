@@ -6,7 +6,8 @@ from report import View, cell, family_of, names_in
 
 COLOURS = {"pailfs": "#1b6ca8", "raw": "#9aa5b1", "local": "#c5ccd3", "s3fs": "#d98e04", "rclone": "#7a9e3d",
            "mount-s3": "#b5495b"}
-PLOTS = {"throughput": "Reading", "random": "Random reads per second", "names": "Names and small files, seconds"}
+PLOTS = {"throughput": "Reading", "random": "Random reads per second", "names": "Names and small files, seconds",
+         "writing": "Writing and changing, seconds"}
 # Pixels: of a bar with its gap, of a panel's title, of the labels left of the bars, of the longest bar, of the whole.
 BAR, TITLE, LABELS, LONGEST, WIDTH = 16, 26, 90, 430, 640
 

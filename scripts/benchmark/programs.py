@@ -65,7 +65,7 @@ class Program:
 
     def can(self, row):
         """Whether the program has the flags that the row needs."""
-        wanted = [flag for flag in row.flags.get(self.family, ()) if flag.startswith("--")]
+        wanted = [flag.partition("=")[0] for flag in row.flags.get(self.family, ()) if flag.startswith("--")]
         return all(flag in help_of(self.binary) for flag in wanted + list(self.needs_flags))
 
     def said_version(self):
@@ -75,9 +75,10 @@ class Program:
 
 @cache
 def help_of(binary):
-    """The help on mounting; s3fs and mount-s3 have one page, the others one per command."""
-    words = [binary, "--help"] if Path(binary).name in ("s3fs", "mount-s3") else [binary, "mount", "--help"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout
+    """The help on mounting; s3fs and mount-s3 have one page, the others one per command, and rclone another on S3."""
+    pages = {"s3fs": [["--help"]], "mount-s3": [["--help"]], "rclone": [["mount", "--help"], ["help", "flags"]]}
+    return "".join(subprocess.run([binary, *words], capture_output=True, text=True, timeout=20).stdout
+                   for words in pages.get(Path(binary).name, [["mount", "--help"]]))
 
 
 def pailfs(place):

@@ -113,6 +113,15 @@ def introduction(results):
     yield "\n| program | version | options |\n|---|---|---|"
     for name, (version, options) in meta["programs"].items():
         yield f"| {name} | {version} | {f'`{options}`' if options else ''} |"
+    more = {}
+    for row in (row for row in ROWS if row.name in results["rows"]):
+        for family, flags in row.flags.items():
+            if family in map(family_of, meta["programs"]):
+                more.setdefault((family, " ".join(flags)), []).append(row.name)
+    if more:
+        yield "\n| and in | program | options |\n|---|---|---|"
+    for (family, flags), names in more.items():
+        yield f"| {', '.join(names)} | {family} | `{flags}` |"
 
 
 def bars(results, rows):
@@ -158,9 +167,18 @@ def cell(view, family):
         name = view.best(family)
     except Missing:
         return failure(view, family)
+    # A slow peer has fewer rounds.
+    rounds = len(view.good(name))
+    fewer = f" ({rounds})" if rounds < view.results["meta"]["rounds"] else ""
     if any("rate" in run for run in view.good(name)):
-        return f"{view.median(name, 'rate'):.0f}/s"
-    return seconds_of(view.seconds(name))
+        return f"{view.median(name, 'rate'):.0f}/s{fewer}"
+    return seconds_of(view.seconds(name)) + in_s3_after(view, name) + fewer
+
+
+def in_s3_after(view, name):
+    """Where that is not what the row's seconds are."""
+    later = [run["in_s3"] for run in view.good(name) if run.get("in_s3", 0) > run["seconds"]]
+    return f", in S3 after {seconds_of(statistics.median(later))}" if later else ""
 
 
 def seconds_of(seconds):
@@ -173,8 +191,8 @@ def failure(view, family):
 
 
 def details(results, rows):
-    yield ("| row | program | n | seconds | per second | speed / raw | pailfs is faster by | CPU s | CPU s/GiB | RSS MiB | "
-           "requests | MB down | MB up |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    yield ("| row | program | n | seconds | returned | in S3 | per second | speed / raw | pailfs is faster by | CPU s | "
+           "CPU s/GiB | RSS MiB | requests | MB down | MB up |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         view = View(results, row.name)
         for name in sorted(view.runs, key=lambda name: (names_in(results, [row]).index(family_of(name)), name)):
@@ -186,10 +204,12 @@ def detail(view, name):
     yield str(len(good))
     if not good:
         yield failure(view, family_of(name))
-        yield from [""] * 10
+        yield from [""] * 12
         return
     seconds = view.values(name, "seconds")
     yield f"{statistics.median(seconds):.3g} ({min(seconds):.3g}-{max(seconds):.3g})"
+    yield figure(lambda: f"{view.median(name, 'returned'):.3g}")
+    yield figure(lambda: f"{view.median(name, 'in_s3'):.3g}")
     large = any(run.get("asked", 0) >= 16 * MIB for run in good)
     yield figure(lambda: f"{view.median(name, 'rate'):.0f}") or \
         figure(lambda: f"{view.bytes_per_second(name) / 1e6:.0f} MB" if large else "")

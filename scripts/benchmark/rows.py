@@ -1,12 +1,12 @@
 """What is measured: the objects, the rows and their bars, as data.
 
-A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`. A row that writes says with
-`moves` how many bytes, cleans up with `after`, and has `raw_put` for its ceiling.
+A new row is one more `Row` in ROWS; a new set of objects is one more entry in `objects_of`. A row that writes has a bucket
+of its own for each run, made by `there`, and says with `lands` what has to be in it at the end.
 """
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
@@ -64,6 +64,10 @@ class Sizes:
     def known_names(self):
         return self.count(10_000)
 
+    @property
+    def incoming_files(self):
+        return self.count(500, least=32)
+
 
 def objects_of(name, sizes):
     """The keys and sizes of one set of objects; its directory is the set's name."""
@@ -74,6 +78,7 @@ def objects_of(name, sizes):
         "small": lambda: [(f"small/{a:02}/{b:02}", 16 * KIB) for a in range(sizes.small_dirs) for b in range(20)],
         "tree": lambda: [(f"tree/{a:02}/{b}/{c}", 100) for a in range(sizes.tree_branches)
                          for b in range(10) for c in range(8)],
+        "incoming": lambda: [(f"incoming/{i:03}", 16 * KIB) for i in range(sizes.incoming_files)],
         "names-20k": lambda: [(f"names-20k/name-{i:06}", 8) for i in range(sizes.count(20_000))],
         "names-100k": lambda: [(f"names-100k/name-{i:06}", 8) for i in range(sizes.count(100_000))],
     }[name]()
@@ -122,7 +127,7 @@ class Row:
 
     name: str
     title: str
-    # The set of objects that has to be there.
+    # The set of objects that has to be there; a row that writes has the same as local files, to write from.
     data: str
     work: Callable
     bars: tuple = ()
@@ -148,8 +153,31 @@ class Row:
     wrong: Callable = lambda output, sizes: None
     # Whether the output's first word has to be what the local copy gives.
     same_answer: bool = False
-    # The plot it belongs to.
+    # The plot it belongs to; without one it is in the tables alone.
     plot: str = "throughput"
+    # The programs that take part, where not all do.
+    programs: tuple = ()
+
+    # A row that writes: what its bucket holds at the end, as the key, the file with its bytes, and the offset of a byte
+    # whose complement the object has instead (or None). That has to be so before the clock stops.
+    lands: Callable = None
+    # How the raw client puts into the bucket what has to be there at the start.
+    there: Callable = lambda sizes: ()
+    # The clock stops when the program returns, whatever is in S3 by then.
+    until_returned: bool = False
+
+    # Whether the row is worth a twin in the near lane, and whether it is one.
+    has_twin: bool = True
+    is_twin: bool = False
+
+    @property
+    def writes(self):
+        return self.lands is not None
+
+    def twin(self):
+        """The row in the near lane. The bars on time are for the far one."""
+        return replace(self, name=f"{self.name}-near", title=f"{self.title}; at 0 ms", lane="near", is_twin=True,
+                       bars=tuple(bar for bar in self.bars if bar is MEMORY), plot="")
 
     def bytes_moved(self, sizes):
         return self.moves(sizes) if self.moves else sum(size for _, size in objects_of(self.data, sizes))
@@ -176,14 +204,28 @@ def raw_random(reads, threads):
                            "--in-flight", str(threads)]]
 
 
-def raw_put(count, size, in_flight=(16, 32)):
-    """New objects below a prefix of their own; more than one part each goes up in parts."""
-    return lambda sizes: [["put", "--prefix", f"raw-{n}/", "--count", str(count(sizes)), "--size", str(size(sizes)),
-                           "--in-flight", str(n)] for n in in_flight]
+def raw_put(path, prefix="", in_flight=(16, 32), parts=()):
+    """A file, or those of a directory; with every number in flight, and every size of parts."""
+    return lambda sizes: [["put", "--from", f"{{sources}}/{path}", "--prefix", prefix, "--in-flight", str(n),
+                           *(["--part", part] if part else [])] for part in parts or [""] for n in in_flight]
 
 
 def raw_list(prefix, *more):
     return lambda sizes: [["list", "--prefix", prefix, *more]]
+
+
+def big_file(key="file", changed=None):
+    """The large file as an object of the row's bucket."""
+    return lambda sizes: [(key, "big/file", changed(sizes) if changed else None)]
+
+
+def incoming(directory):
+    """The small files as objects."""
+    return lambda sizes: [(f"{directory}/{i:03}", f"incoming/{i:03}", None) for i in range(sizes.incoming_files)]
+
+
+def middle(sizes):
+    return sizes.big // 2 + 12_345
 
 
 def few_reads(sizes):
@@ -221,10 +263,20 @@ DISK_CACHE = {
     "rclone": ["--vfs-cache-mode", "full", "--cache-dir", "{home}/cache"],
     "mount-s3": ["--cache", "{home}/cache"],
 }
+# Every program's own way to save at once: s3fs and mount-s3 do by themselves.
+WRITES = {
+    "s3fs": ["-o", "tmpdir={home}"],
+    "rclone": ["--vfs-cache-mode", "writes", "--vfs-write-back", "0s", "--cache-dir", "{home}/cache", "--transfers", "16",
+               "--s3-upload-concurrency", "16", "--s3-chunk-size", "16M"],
+    "mount-s3": ["--allow-delete", "--allow-overwrite"],
+}
+# Without asking for the size of what it copied, rclone takes it for 0 and the copy for broken.
+MOVES = {**WRITES, "rclone": [*WRITES["rclone"], "--s3-no-head-object=false"]}
+WRITES_BACK = {**WRITES, "pailfs": ["--durability", "journal"]}
 stat_names = work("stat", "names-20k", lambda sizes: sizes.known_names)
 stat_names_at_once = work("stat", "names-20k", lambda sizes: sizes.known_names, 32)
 
-ROWS = [
+READING = [
     Row("dd", "`dd` of 1 GiB, bs=1M, cold", "big", dd, raw=raw_get("big"), streams=True,
         bars=(speed("raw", 0.85), speed("mount-s3", 1), speed("s3fs", 3), MEMORY)),
     Row("dd-near", "the same at 0 ms, unlimited", "big", dd, lane="near", raw=raw_get("big"), streams=True,
@@ -233,10 +285,10 @@ ROWS = [
         bars=(speed("raw", 0.85), MEMORY)),
     Row("many", "32 files of 64 MiB at once", "many", work("each", "many"), raw=raw_get("many"), streams=True,
         bars=(speed("raw", 0.85), MEMORY)),
-    Row("again", "`dd` of 1 GiB again: the kernel's cache", "big", dd, local=True, before="warm",
+    Row("again", "`dd` of 1 GiB again: the kernel's cache", "big", dd, local=True, before="warm", has_twin=False,
         prepare=lambda root, sizes: [dd(root, sizes)], bars=(speed("local", 0.9),)),
     Row("disk-cache", "`dd` of 1 GiB again: the disk cache, after a remount and drop_caches", "big", dd, local=True,
-        before="remount", prepare=lambda root, sizes: [dd(root, sizes)], flags=DISK_CACHE, bars=(speed("local", 0.7),)),
+        before="remount", prepare=lambda root, sizes: [dd(root, sizes)], flags=DISK_CACHE, has_twin=False, bars=(speed("local", 0.7),)),
     Row("random-1", "random 4 KiB of 1 GiB, 1 thread, cold", "big",
         work("random", "big/file", 1, few_reads, lambda sizes: sizes.random_seconds), raw=raw_random(few_reads, 1),
         bars=random_bars(1), plot="random"),
@@ -271,4 +323,62 @@ ROWS = [
         prepare=lambda root, sizes: [["ls", "-l", f"{root}/names-20k"], stat_names_at_once(root, sizes)],
         flags=LISTS_LONG, wrong=all_found, plot="names",
         bars=(within("requests", lambda view: view.median("pailfs", "requests"), 0),)),
+
 ]
+
+
+def requests(limit):
+    return within("requests", lambda view: view.median("pailfs", "requests"), limit)
+
+
+def on_the_wire(mebibytes):
+    """In both directions, heads included."""
+    return within("MiB on the wire", lambda view: (view.median("pailfs", "bytes_up")
+                                                   + view.median("pailfs", "bytes_down")) / MIB, mebibytes)
+
+
+def serial_puts(view):
+    """One PUT per file, one after the other, as the raw client does it."""
+    serial = view.other("cp-in")
+    return serial.seconds(serial.best("raw"))
+
+
+WRITING = [
+    Row("dd-in", "`dd` of 1 GiB in, bs=1M, conv=fsync", "big",
+        lambda root, sizes: ["dd", "if={sources}/big/file", f"of={root}/file", "bs=1M", "conv=fsync", "status=none"],
+        lands=big_file(), raw=raw_put("big/file", parts=("8M", "16M")), flags=WRITES, streams=True, plot="writing",
+        bars=(speed("raw", 0.8), speed("s3fs", 1), speed("rclone", 1), speed("mount-s3", 1), MEMORY)),
+    Row("cp-in", "`cp -r` in of 500 x 16 KiB", "incoming",
+        lambda root, sizes: ["cp", "-r", "{sources}/incoming", f"{root}/incoming"],
+        lands=incoming("incoming"), raw=raw_put("incoming", "incoming/", in_flight=(1,)), flags=WRITES, plot="writing",
+        bars=(speed("raw", 0.9, "speed / one PUT after the other"), MEMORY)),
+    Row("cp-in-16", "the same by 16 `cp` at once", "incoming",
+        work("copies", "incoming", lambda sizes: "{sources}/incoming", 16),
+        lands=incoming("incoming"), raw=raw_put("incoming", "incoming/", in_flight=(16,)), flags=WRITES, plot="writing",
+        bars=(Bar("speed / one PUT after the other", lambda view: serial_puts(view) / view.seconds(), ">=", 10), MEMORY)),
+    Row("write-back", "`cp -r` in of 500 x 16 KiB, write-back: until `cp` returns", "incoming",
+        lambda root, sizes: ["cp", "-r", "{sources}/incoming", f"{root}/incoming"],
+        lands=incoming("incoming"), until_returned=True, flags=WRITES_BACK, programs=("pailfs", "rclone"), plot="writing",
+        bars=(Bar("speed / cp-in's", lambda view: view.other("cp-in").seconds() / view.seconds(), ">=", 20), MEMORY)),
+    Row("edit", "one byte of 1 GiB changed, with fsync", "big",
+        work("edit", "file", lambda sizes: "{sources}/big/file", middle),
+        there=raw_put("big/file", in_flight=(16,)), lands=big_file(changed=middle), moves=lambda sizes: 1, flags=WRITES,
+        streams=True, plot="writing",
+        bars=(on_the_wire(64), speed("s3fs", 5), speed("rclone", 5), MEMORY)),
+    Row("rm", "`rm -rf` of a directory of 500 files", "incoming", lambda root, sizes: ["rm", "-rf", f"{root}/dir"],
+        there=raw_put("incoming", "dir/", in_flight=(16,)), lands=lambda sizes: [], moves=lambda sizes: 0, flags=WRITES,
+        plot="writing", bars=(requests(15), MEMORY)),
+    Row("mv", "`mv` of a directory of 500 files", "incoming", lambda root, sizes: ["mv", f"{root}/from", f"{root}/to"],
+        there=raw_put("incoming", "from/", in_flight=(16,)), lands=incoming("to"), moves=lambda sizes: 0, flags=MOVES,
+        plot="writing",
+        bars=(Bar("a copy and a delete per file, one after the other / time",
+                  lambda view: 2 * view.sizes.incoming_files * DELAY_S / view.seconds(), ">=", 20), MEMORY)),
+    Row("cp-inside", "`cp` of 1 GiB to another name on the mount", "big",
+        lambda root, sizes: ["cp", f"{root}/file", f"{root}/copy"], there=raw_put("big/file", in_flight=(16,)),
+        lands=lambda sizes: [*big_file()(sizes), *big_file("copy")(sizes)], flags=WRITES, streams=True, plot="writing",
+        bars=(on_the_wire(1), MEMORY)),
+]
+
+FAR = READING + WRITING
+ROWS = FAR + [row.twin() for row in FAR if row.has_twin and row.lane == "far"
+              and f"{row.name}-near" not in {other.name for other in FAR}]

@@ -89,7 +89,32 @@ def stat(directory, count, threads=1):
     return {"seconds": time.monotonic() - start, "known": known, "absent": len(names) - known}
 
 
-WORKS = {"each": each, "random": at_random, "skip": skip, "mmap": scan_mapped, "stat": stat}
+def copies(target, source, at_once):
+    """The files of a directory into a new one, by many cp at once."""
+    names = sorted(os.listdir(source))
+    start = time.monotonic()
+    os.mkdir(target)
+    shares = [[f"{source}/{name}" for name in names[i::int(at_once)]] for i in range(int(at_once))]
+    codes = [process.wait() for process in [subprocess.Popen(["cp", *share, target]) for share in shares if share]]
+    if any(codes):
+        sys.exit(f"cp ended with {codes}")
+    return {"seconds": time.monotonic() - start}
+
+
+def edit(path, original, offset):
+    """One byte of a file, which becomes the complement of what it was."""
+    offset = int(offset)
+    with open(original, "rb") as file:
+        byte = os.pread(file.fileno(), 1, offset)[0] ^ 0xff
+    start = time.monotonic()
+    file = os.open(path, os.O_WRONLY)
+    os.pwrite(file, bytes([byte]), offset)
+    os.fsync(file)
+    os.close(file)
+    return {"seconds": time.monotonic() - start}
+
+
+WORKS = {"each": each, "random": at_random, "skip": skip, "mmap": scan_mapped, "stat": stat, "copies": copies, "edit": edit}
 
 if __name__ == "__main__":
     print(json.dumps(WORKS[sys.argv[1]](*sys.argv[2:])))

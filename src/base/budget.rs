@@ -41,6 +41,11 @@ impl Grant {
         let permit = self.permit.split(units).expect("a grant holds what it was asked to split");
         Self { permit }
     }
+
+    /// Takes another grant of the same budget in.
+    pub fn merge(&mut self, other: Self) {
+        self.permit.merge(other.permit);
+    }
 }
 
 /// What one waiter asks for, for as long as it waits.
@@ -136,6 +141,18 @@ mod tests {
         assert_eq!(budget.free_bytes(), 48 << 10);
         let mut part = part;
         drop(part.split(1 << 30));
+        assert_eq!(budget.free_bytes(), 64 << 10);
+    }
+
+    #[test]
+    fn what_was_merged_is_given_back_together() {
+        let budget = Budget::new(64 << 10);
+        let mut one = budget.try_take(16 << 10).unwrap();
+        one.merge(budget.try_take(32 << 10).unwrap());
+        assert_eq!(budget.free_bytes(), 16 << 10);
+        drop(one.split(40 << 10));
+        assert_eq!(budget.free_bytes(), 56 << 10);
+        drop(one);
         assert_eq!(budget.free_bytes(), 64 << 10);
     }
 

@@ -1,6 +1,7 @@
 //! How many requests may be under way at once, who goes first, and how a server that says "slow down" is heeded.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -12,17 +13,19 @@ pub enum Priority {
     Demand,
     /// Bytes on their way out.
     Write,
+    /// The same, which nobody waits for yet.
+    Behind,
     /// A guess of what a reader reads next.
     Ahead,
-    /// A guess of which file comes next.
+    /// A guess of which file or directory comes next.
     Guess,
 }
 
-const PRIORITIES: usize = 4;
+const PRIORITIES: usize = 5;
 /// A server that throttles still gets this many requests at once.
 const LIMIT_MIN: usize = 4;
 
-/// A bound on requests under way. Cheap to clone.
+/// A bound on requests that carry bytes or are guesses. Cheap to clone.
 ///
 /// The bound is halved when the server throttles, at most once for all requests that were under way then, and grows
 /// by one for each whole bound of requests that went well.
@@ -44,16 +47,27 @@ struct State {
     limit: usize,
     limit_max: usize,
     under_way: usize,
-    waiting: [VecDeque<(u64, oneshot::Sender<Pass>)>; PRIORITIES],
+    waiting: [VecDeque<Waiter>; PRIORITIES],
+    /// Of the request that was let through last.
     last_number: u64,
     went_well: usize,
     /// Requests up to this number began before the latest halving.
     halved_at: u64,
 }
 
-/// A place in the queue of a [`Gate`], to be moved ahead when it becomes urgent.
-#[derive(Clone, Copy, Debug)]
-pub struct Ticket(u64);
+/// Who asks, for one request or for one after the other: to be moved ahead once it becomes urgent, whether it waits at
+/// the gate by then or not.
+#[derive(Clone, Debug, Default)]
+pub struct Turn {
+    urgency: Arc<AtomicU8>,
+}
+
+/// A program waits for it.
+const URGENT: u8 = 1;
+/// It is small, and a program waits for it: it waits for no bytes of others.
+const AT_ONCE: u8 = 2;
+
+type Waiter = (Turn, oneshot::Sender<Pass>);
 
 /// Leave to send one request; dropping it lets the next one go.
 #[derive(Debug)]
@@ -82,46 +96,47 @@ impl Gate {
         }
     }
 
-    /// Draws a ticket for one request.
-    pub fn ticket(&self) -> Ticket {
-        let mut state = self.lock();
-        state.last_number += 1;
-        Ticket(state.last_number)
-    }
-
-    /// Waits for leave to send the request of a ticket.
-    pub async fn enter(&self, ticket: Ticket, priority: Priority) -> Pass {
+    /// Waits for leave to send a request; whose turn was promoted goes with [`Priority::Demand`].
+    pub async fn enter(&self, turn: &Turn, priority: Priority) -> Pass {
         let waiting = {
             let mut state = self.lock();
-            if state.under_way < state.limit {
-                state.under_way += 1;
-                return self.pass(ticket.0);
+            let urgency = turn.urgency.load(Ordering::Relaxed);
+            if state.under_way < state.limit || urgency == AT_ONCE {
+                let number = state.begin();
+                return self.pass(number);
             }
+            let priority = if urgency == URGENT { Priority::Demand } else { priority };
             let (sender, waiting) = oneshot::channel();
-            state.waiting[priority as usize].push_back((ticket.0, sender));
+            state.waiting[priority as usize].push_back((turn.clone(), sender));
             waiting
         };
         match waiting.await {
             Ok(pass) => pass,
             // The gate outlives its queue, so this is never seen; one request more does no harm.
             Err(_) => {
-                self.lock().under_way += 1;
-                self.pass(ticket.0)
+                let number = self.lock().begin();
+                self.pass(number)
             }
         }
     }
 
-    /// Somebody waits for this request now.
-    pub fn promote(&self, ticket: Ticket) {
+    /// Somebody waits for what is asked for at this turn.
+    pub fn promote(&self, turn: &Turn) {
         let mut state = self.lock();
-        for priority in 1..PRIORITIES {
-            if let Some(at) = state.waiting[priority].iter().position(|(number, _)| *number == ticket.0)
-                && let Some(waiter) = state.waiting[priority].remove(at)
-            {
-                state.waiting[Priority::Demand as usize].push_back(waiter);
-                return;
-            }
+        if let Some(waiter) = state.hurry(turn, URGENT) {
+            state.waiting[Priority::Demand as usize].push_back(waiter);
         }
+    }
+
+    /// Somebody waits for what is asked for at this turn, and it is so small that it goes at once, beyond the bound if need
+    /// be: a name does not wait until the bytes of others are here.
+    pub fn wave_through(&self, turn: &Turn) {
+        let (number, sender) = {
+            let mut state = self.lock();
+            let Some((_, sender)) = state.hurry(turn, AT_ONCE) else { return };
+            (state.begin(), sender)
+        };
+        let _ = sender.send(self.pass(number));
     }
 
     /// The most requests under way now.
@@ -145,13 +160,31 @@ impl Gate {
                 if state.under_way >= state.limit {
                     return;
                 }
-                let Some(next) = state.waiting.iter_mut().find_map(VecDeque::pop_front) else { return };
-                state.under_way += 1;
-                next
+                let Some((_, sender)) = state.waiting.iter_mut().find_map(VecDeque::pop_front) else {
+                    return;
+                };
+                (state.begin(), sender)
             };
             // Who does not listen any more gives its pass back at once, by dropping it here.
             let _ = sender.send(self.pass(number));
         }
+    }
+}
+
+impl State {
+    /// Makes a turn urgent; takes it out of the queue, if it waits. Under the lock, so that whoever is about to enter either
+    /// is found in the queue or sees it.
+    fn hurry(&mut self, turn: &Turn, urgency: u8) -> Option<Waiter> {
+        turn.urgency.fetch_max(urgency, Ordering::Relaxed);
+        let is_it = |(other, _): &Waiter| Arc::ptr_eq(&other.urgency, &turn.urgency);
+        self.waiting.iter_mut().find_map(|queue| queue.remove(queue.iter().position(is_it)?))
+    }
+
+    /// One request more is under way; its number.
+    fn begin(&mut self) -> u64 {
+        self.under_way += 1;
+        self.last_number += 1;
+        self.last_number
     }
 }
 
@@ -194,37 +227,73 @@ mod tests {
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_may_become_so_later() {
         let gate = Gate::new(1, || 0);
-        let first = gate.enter(gate.ticket(), Priority::Guess).await;
+        let first = gate.enter(&Turn::default(), Priority::Guess).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let ask = async |name: &'static str, priority| {
             let (gate, order) = (gate.clone(), Arc::clone(&order));
-            let ticket = gate.ticket();
+            let turn = Turn::default();
+            let asked = turn.clone();
             let mut waiting = Box::pin(async move {
-                let _pass = gate.enter(ticket, priority).await;
+                let _pass = gate.enter(&asked, priority).await;
                 order.lock().unwrap().push(name);
             });
             assert!(futures::poll!(waiting.as_mut()).is_pending());
-            (ticket, waiting)
+            (turn, waiting)
         };
         let (_, ahead) = ask("ahead", Priority::Ahead).await;
         let (guess, promoted) = ask("guess", Priority::Guess).await;
         let (_, demand) = ask("demand", Priority::Demand).await;
-        gate.promote(guess);
+        gate.promote(&guess);
         drop(first);
         futures::join!(ahead, promoted, demand);
         assert_eq!(*order.lock().unwrap(), ["demand", "guess", "ahead"]);
     }
 
     #[tokio::test]
+    async fn what_became_urgent_before_it_came_to_the_gate_goes_first() {
+        let gate = Gate::new(1, || 0);
+        let first = gate.enter(&Turn::default(), Priority::Demand).await;
+        let (ahead, urgent) = (Turn::default(), Turn::default());
+        gate.promote(&urgent);
+        let mut ahead = Box::pin(gate.enter(&ahead, Priority::Ahead));
+        assert!(futures::poll!(ahead.as_mut()).is_pending());
+        let mut guess = Box::pin(gate.enter(&urgent, Priority::Guess));
+        assert!(futures::poll!(guess.as_mut()).is_pending());
+        drop(first);
+        assert!(futures::poll!(ahead.as_mut()).is_pending());
+        assert!(futures::poll!(guess.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn what_is_waved_through_goes_beyond_the_bound() {
+        let gate = Gate::new(1, || 0);
+        let bytes = gate.enter(&Turn::default(), Priority::Demand).await;
+        let turn = Turn::default();
+        let mut name = Box::pin(gate.enter(&turn, Priority::Guess));
+        assert!(futures::poll!(name.as_mut()).is_pending());
+        gate.wave_through(&turn);
+        drop(name.await);
+        drop(gate.enter(&turn, Priority::Guess).await);
+        let other = Turn::default();
+        let mut other = Box::pin(gate.enter(&other, Priority::Demand));
+        assert!(futures::poll!(other.as_mut()).is_pending(), "nobody else profits");
+        drop(bytes);
+        assert!(futures::poll!(other.as_mut()).is_ready());
+        drop(other);
+        assert_eq!(gate.lock().under_way, 0);
+    }
+
+    #[tokio::test]
     async fn a_waiter_that_goes_away_takes_no_place() {
         let gate = Gate::new(1, || 0);
-        let first = gate.enter(gate.ticket(), Priority::Demand).await;
+        let first = gate.enter(&Turn::default(), Priority::Demand).await;
         {
-            let mut gone = Box::pin(gate.enter(gate.ticket(), Priority::Demand));
+            let turn = Turn::default();
+            let mut gone = Box::pin(gate.enter(&turn, Priority::Demand));
             assert!(futures::poll!(gone.as_mut()).is_pending());
         }
         drop(first);
-        drop(gate.enter(gate.ticket(), Priority::Guess).await);
+        drop(gate.enter(&Turn::default(), Priority::Guess).await);
         assert_eq!(gate.lock().under_way, 0);
     }
 
@@ -233,20 +302,20 @@ mod tests {
         let gate = Gate::new(64, || 0);
         let mut passes = Vec::new();
         for _ in 0..20 {
-            passes.push(gate.enter(gate.ticket(), Priority::Demand).await);
+            passes.push(gate.enter(&Turn::default(), Priority::Demand).await);
         }
         for pass in passes {
             pass.settle(true);
         }
         assert_eq!(gate.limit(), 32, "one burst counts once");
-        gate.enter(gate.ticket(), Priority::Demand).await.settle(true);
+        gate.enter(&Turn::default(), Priority::Demand).await.settle(true);
         assert_eq!(gate.limit(), 16);
         for _ in 0..1_000 {
-            gate.enter(gate.ticket(), Priority::Demand).await.settle(false);
+            gate.enter(&Turn::default(), Priority::Demand).await.settle(false);
         }
         assert!(gate.limit() > 32, "{}", gate.limit());
         for _ in 0..20 {
-            gate.enter(gate.ticket(), Priority::Demand).await.settle(true);
+            gate.enter(&Turn::default(), Priority::Demand).await.settle(true);
         }
         assert_eq!(gate.limit(), LIMIT_MIN);
     }

@@ -1,14 +1,17 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs.
 
 mod budget;
 mod clock;
+pub mod crc;
 mod gate;
+mod policy;
 mod range;
 mod size;
 
 pub use budget::{Budget, Grant};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use gate::{Gate, Pass, Priority, Ticket};
+pub use gate::{Gate, Pass, Priority, Turn};
+pub use policy::{Durability, Exclusive, OnConflict, Passthrough};
 pub use range::ByteRange;
 pub use size::{format_bytes, parse_bytes, parse_duration};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::base::{parse_bytes, parse_duration};
-use crate::config::{DEFAULT_SESSION, Durability, Exclusive, OnConflict, Passthrough};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, parse_bytes, parse_duration};
+use crate::config::DEFAULT_SESSION;
 use crate::s3::{PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
@@ -62,7 +62,7 @@ pub struct MountArgs {
     /// the network
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// Memory for blocks, read-ahead, uploads and listings [default: a quarter of what this machine or its
+    /// Memory for blocks, read-ahead, uploads, names and listings [default: a quarter of what this machine or its
     /// control group has, 64M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_limit: Option<u64>,
@@ -71,13 +71,13 @@ pub struct MountArgs {
     pub state_dir: Option<PathBuf>,
     /// What close() waits for
     #[arg(long, value_enum, value_name = "WHERE", default_value = "close")]
-    pub durability: DurabilityArg,
+    pub durability: Durability,
     /// Among whom O_EXCL decides who makes a file
     #[arg(long, value_enum, value_name = "WHOM", default_value = "everywhere")]
-    pub exclusive: ExclusiveArg,
+    pub exclusive: Exclusive,
     /// What becomes of a save when another client changed the object first
     #[arg(long, value_enum, value_name = "WHAT", default_value = "keep-both")]
-    pub on_conflict: OnConflictArg,
+    pub on_conflict: OnConflict,
     /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub state_reserve: Option<u64>,
@@ -88,63 +88,6 @@ pub struct MountArgs {
     pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,
-}
-
-/// What `close()` waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DurabilityArg {
-    /// S3 has the file
-    Close,
-    /// The local disk has it; S3 gets it behind
-    Journal,
-}
-
-impl From<DurabilityArg> for Durability {
-    fn from(arg: DurabilityArg) -> Self {
-        match arg {
-            DurabilityArg::Close => Self::Close,
-            DurabilityArg::Journal => Self::Journal,
-        }
-    }
-}
-
-/// What becomes of a save when another client was first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnConflictArg {
-    /// It fails, and the bytes are kept in a conflict copy
-    KeepBoth,
-    /// It fails, and the bytes are dropped
-    Fail,
-    /// It replaces the other client's version
-    Overwrite,
-}
-
-impl From<OnConflictArg> for OnConflict {
-    fn from(arg: OnConflictArg) -> Self {
-        match arg {
-            OnConflictArg::KeepBoth => Self::KeepBoth,
-            OnConflictArg::Fail => Self::Fail,
-            OnConflictArg::Overwrite => Self::Overwrite,
-        }
-    }
-}
-
-/// Among whom `O_EXCL` decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExclusiveArg {
-    /// All clients of the bucket: one more request for each such file
-    Everywhere,
-    /// The programs of this mount
-    Mount,
-}
-
-impl From<ExclusiveArg> for Exclusive {
-    fn from(arg: ExclusiveArg) -> Self {
-        match arg {
-            ExclusiveArg::Everywhere => Self::Everywhere,
-            ExclusiveArg::Mount => Self::Mount,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -180,27 +123,7 @@ pub struct CacheArgs {
     pub cache_size: Option<u64>,
     /// Whether the kernel may read files that are whole in the cache directory by itself
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
-    pub passthrough: PassthroughArg,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PassthroughArg {
-    /// In what is mounted read-only
-    Auto,
-    /// Everywhere; who reads a file that is opened for writing later reads on in the version from before
-    On,
-    /// Nowhere
-    Off,
-}
-
-impl From<PassthroughArg> for Passthrough {
-    fn from(arg: PassthroughArg) -> Self {
-        match arg {
-            PassthroughArg::Auto => Self::ReadOnly,
-            PassthroughArg::On => Self::Always,
-            PassthroughArg::Off => Self::Never,
-        }
-    }
+    pub passthrough: Passthrough,
 }
 
 /// What files and directories look like.
@@ -460,10 +383,10 @@ mod tests {
         assert_eq!(mount.cache.cache_dir.as_deref(), Some(std::path::Path::new("/c")));
         assert_eq!(mount.cache.cache_size, Some(1 << 30));
         assert_eq!(mount.state_reserve, Some(2 << 30));
-        assert_eq!(Durability::from(mount.durability), Durability::Journal);
-        assert_eq!(Exclusive::from(mount.exclusive), Exclusive::Mount);
-        assert_eq!(OnConflict::from(mount.on_conflict), OnConflict::Overwrite);
-        assert_eq!(Passthrough::from(mount.cache.passthrough), Passthrough::ReadOnly);
+        assert_eq!(mount.durability, Durability::Journal);
+        assert_eq!(mount.exclusive, Exclusive::Mount);
+        assert_eq!(mount.on_conflict, OnConflict::Overwrite);
+        assert_eq!(mount.cache.passthrough, Passthrough::ReadOnly);
         let settings = mount.session.settings();
         assert_eq!(settings.path_style, Some(PathStyle::On));
         assert_eq!((settings.no_sign_request, settings.requester_pays), (Some(true), None));

@@ -11,11 +11,8 @@ use tokio::sync::oneshot;
 use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
-use crate::base::SystemClock;
-use crate::config::{
-    BucketDir, DEFAULT_SESSION, Durability, Exclusive, MountConfig, OnConflict, Passthrough, Source,
-    default_memory_limit,
-};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, SystemClock};
+use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::Signals;
@@ -151,13 +148,18 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
     let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
     let config = MountConfig {
         mountpoint,
-        source: Source::Bucket(BucketDir {
-            bucket: bucket.to_owned(),
-            prefix: String::new(),
-            session: DEFAULT_SESSION.to_owned(),
-            read_only: false,
-        }),
-        sessions: BTreeMap::from([(DEFAULT_SESSION.to_owned(), settings)]),
+        site: Site {
+            source: Source::Bucket(BucketDir {
+                bucket: bucket.to_owned(),
+                prefix: String::new(),
+                session: DEFAULT_SESSION.to_owned(),
+                read_only: false,
+            }),
+            sessions: BTreeMap::from([(DEFAULT_SESSION.to_owned(), settings)]),
+            timeout: TIMEOUT,
+            memory_limit: default_memory_limit(machine::available_memory()),
+            state_dir: home.join("state"),
+        },
         read_only: false,
         uid: me,
         gid: rustix::process::getegid().as_raw(),
@@ -166,15 +168,12 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         allow_other: false,
         metadata_ttl: TTL,
         negative_ttl: TTL,
-        timeout: TIMEOUT,
-        memory_limit: default_memory_limit(machine::available_memory()),
         cache: None,
         passthrough: Passthrough::Never,
-        state_dir: home.join("state"),
         state_reserve: None,
-        durability: Durability::Close,
-        exclusive: Exclusive::Everywhere,
-        on_conflict: OnConflict::KeepBoth,
+        durability: Durability::default(),
+        exclusive: Exclusive::default(),
+        on_conflict: OnConflict::default(),
         control_socket,
     };
     config.check()?;

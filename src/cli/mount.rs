@@ -9,7 +9,7 @@ use super::background::{self, Child};
 use super::exit::{Code, Failure};
 use super::{logging, machine, mountpoint, running};
 use crate::config::{
-    BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Source, default_cache_limit,
+    BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Site, Source, default_cache_limit,
     default_memory_limit,
 };
 use crate::control;
@@ -78,8 +78,15 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
     let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
     let config = MountConfig {
         mountpoint,
-        source,
-        sessions,
+        site: Site {
+            source,
+            sessions,
+            timeout: args.timeout,
+            memory_limit: args
+                .memory_limit
+                .unwrap_or_else(|| default_memory_limit(machine::available_memory())),
+            state_dir,
+        },
         read_only: args.read_only,
         uid: args.look.uid.unwrap_or(me),
         gid: args.look.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
@@ -88,15 +95,12 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         allow_other: args.look.allow_other,
         metadata_ttl: args.look.metadata_ttl,
         negative_ttl: args.look.negative_ttl,
-        timeout: args.timeout,
-        memory_limit: args.memory_limit.unwrap_or_else(|| default_memory_limit(machine::available_memory())),
         cache: cache_of(&args.cache)?,
-        passthrough: args.cache.passthrough.into(),
-        state_dir,
+        passthrough: args.cache.passthrough,
         state_reserve: args.state_reserve,
-        durability: args.durability.into(),
-        exclusive: args.exclusive.into(),
-        on_conflict: args.on_conflict.into(),
+        durability: args.durability,
+        exclusive: args.exclusive,
+        on_conflict: args.on_conflict,
         control_socket,
     };
     config.check()?;

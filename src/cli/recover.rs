@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -12,13 +11,10 @@ use super::exit::{Code, Failure};
 use super::mount::{absolute, choose, failure_of};
 use super::{logging, machine};
 use crate::base::format_bytes;
-use crate::config::{Durability, Exclusive, MountConfig, OnConflict, Passthrough, default_memory_limit};
-use crate::error::Kind;
+use crate::config::{Site, default_memory_limit};
+use crate::error::{Error, Kind};
 use crate::mount;
 use crate::write::journal::{Journal, Owed};
-
-/// Nothing is answered from memory for long, because nobody looks.
-const TTL: Duration = Duration::from_secs(1);
 
 pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
     logging::start(&args.log)?;
@@ -39,8 +35,25 @@ struct Debts {
     /// Why it cannot be looked into: mostly because a mount is live.
     unreadable: Option<String>,
     files: Vec<Debt>,
-    /// Uploads, renames and deletes that were not finished.
-    unfinished: usize,
+    renames: Vec<RenameDebt>,
+    /// Removed files whose objects are not deleted yet.
+    removals: Vec<String>,
+    /// Uploads in parts that nothing is to become of.
+    uploads: usize,
+}
+
+impl Debts {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.renames.is_empty() && self.removals.is_empty() && self.uploads == 0
+    }
+}
+
+/// A directory that is under two names.
+#[derive(Debug, Serialize)]
+struct RenameDebt {
+    from: String,
+    to: String,
+    objects: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -60,7 +73,7 @@ fn list(state_dir: &Path, json: bool) -> Result<(), Failure> {
     dirs.sort();
     for dir in dirs {
         let debts = look(&dir);
-        if debts.unreadable.is_some() || !debts.files.is_empty() || debts.unfinished > 0 {
+        if debts.unreadable.is_some() || !debts.is_empty() {
             all.push(debts);
         }
     }
@@ -74,20 +87,35 @@ fn list(state_dir: &Path, json: bool) -> Result<(), Failure> {
 }
 
 fn look(dir: &Path) -> Debts {
-    let mut debts = Debts { dir: dir.to_owned(), unreadable: None, files: Vec::new(), unfinished: 0 };
+    let mut debts = Debts {
+        dir: dir.to_owned(),
+        unreadable: None,
+        files: Vec::new(),
+        renames: Vec::new(),
+        removals: Vec::new(),
+        uploads: 0,
+    };
+    let name = |bucket: &str, key: &str| format!("s3://{bucket}/{key}");
     match Journal::look(dir) {
         Ok(owed) => {
             for owed in owed {
                 match owed {
                     Owed::File(file) => debts.files.push(Debt {
-                        object: format!("s3://{}/{}", file.place.bucket, file.place.key),
+                        object: name(&file.place.bucket, &file.place.key),
                         bytes: file.extents.len(),
                         closed: file.acknowledged.is_some_and(|stamp| stamp == file.stamp),
                         damage: file.damage.or(file
                             .suspect
                             .then(|| "the machine went down before the bytes were on its disk".to_owned())),
                     }),
-                    Owed::Upload(_) | Owed::Rename { .. } | Owed::Delete { .. } => debts.unfinished += 1,
+                    Owed::Upload(_) => debts.uploads += 1,
+                    Owed::Rename(rename) if rename.begun => debts.renames.push(RenameDebt {
+                        from: name(&rename.from.bucket, &rename.from.key),
+                        to: name(&rename.to.bucket, &rename.to.key),
+                        objects: rename.objects.len(),
+                    }),
+                    Owed::Rename(_) => {}
+                    Owed::Delete { bucket, doomed, .. } => debts.removals.push(name(&bucket, &doomed.key)),
                 }
             }
         }
@@ -114,8 +142,15 @@ fn describe(all: &[Debts]) -> String {
             };
             let _ = writeln!(text, "  {}  {}  {state}", file.object, format_bytes(file.bytes));
         }
-        if debts.unfinished > 0 {
-            let _ = writeln!(text, "  {} requests that were not finished", debts.unfinished);
+        for rename in &debts.renames {
+            let RenameDebt { from, to, objects } = rename;
+            let _ = writeln!(text, "  {from}  {objects} objects  being renamed to {to}");
+        }
+        for removed in &debts.removals {
+            let _ = writeln!(text, "  {removed}  removed");
+        }
+        if debts.uploads > 0 {
+            let _ = writeln!(text, "  {} uploads that are to be aborted", debts.uploads);
         }
     }
     text
@@ -127,34 +162,40 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
         eprintln!("pailfs: warning: {warning}");
     }
     let (source, sessions) = choose(source, &args.session, &file)?;
-    let config = MountConfig {
-        mountpoint: "/nowhere".into(),
+    let site = Site {
         source,
         sessions,
-        read_only: false,
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        file_mode: 0o644,
-        dir_mode: 0o755,
-        allow_other: false,
-        metadata_ttl: TTL,
-        negative_ttl: TTL,
         timeout: args.timeout,
         memory_limit: default_memory_limit(machine::available_memory()),
-        cache: None,
-        passthrough: Passthrough::Never,
         state_dir,
-        durability: Durability::Close,
-        exclusive: Exclusive::Everywhere,
-        on_conflict: OnConflict::KeepBoth,
-        state_reserve: None,
-        control_socket: "/nowhere/socket".into(),
     };
-    let recovered = super::runtime()?.block_on(mount::recover(&config)).map_err(failure_of)?;
-    println!("{} files saved", recovered.saved);
-    if recovered.kept > 0 {
-        let told = format!("{} files are not whole, and stay where they are", recovered.kept);
-        return Err(Failure::coded(Code::UnsavedData, &crate::error::Error::new(Kind::Corrupt, told)));
+    site.check()?;
+    let recovered = super::runtime()?.block_on(mount::recover(&site)).map_err(failure_of)?;
+    println!("{} files saved", recovered.files);
+    for (count, what) in [
+        (recovered.renames, "renames of directories finished"),
+        (
+            recovered.left,
+            "objects stay under the old name of their directory: another client has changed them",
+        ),
+        (recovered.removals, "removed files deleted"),
+    ] {
+        if count > 0 {
+            println!("{count} {what}");
+        }
     }
-    Ok(())
+    let mut told = Vec::new();
+    if recovered.kept > 0 {
+        told.push(format!("{} files are not whole, and stay where they are", recovered.kept));
+    }
+    if recovered.unfinished > 0 {
+        told.push(format!(
+            "{} renames and removals could not be finished, and stay owed",
+            recovered.unfinished
+        ));
+    }
+    match told.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::coded(Code::UnsavedData, &Error::new(Kind::Corrupt, told.join("; ")))),
+    }
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, Kind};
 use crate::s3::{
     Attributes, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, ListPage,
     ListRequest, ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload,
-    Versioning, VersionsPage,
+    Versioning, VersionsPage, whole_checksum,
 };
 
 /// Marks a request whose conditions a fault rule takes away. Not done on the headers, which are signed.
@@ -570,8 +570,16 @@ impl S3 for Api {
                 checksum: held.and_then(|held| held.checksum.clone()),
             });
         }
+        let whole = whole_checksum(&parts);
+        let said = input.checksum_crc64nvme.as_ref();
+        if said.zip(whole.as_ref()).is_some_and(|(said, whole)| *said != whole.value) {
+            return Err(s3_error!(BadDigest, "The checksum is not that of the parts"));
+        }
         let written = self.store.complete_upload(&upload, parts, condition).await.map_err(fail)?;
+        let sums = checksum_fields(written.checksum.as_slice());
         ok(dto::CompleteMultipartUploadOutput {
+            checksum_crc64nvme: sums.checksum_crc64nvme,
+            checksum_type: sums.checksum_type,
             location: Some(format!("/{}/{}", upload.bucket, upload.key)),
             bucket: Some(upload.bucket),
             key: Some(upload.key),

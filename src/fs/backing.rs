@@ -4,19 +4,9 @@
 //! write gets another inode under the same name ([`Fs::detach`]), and the old one keeps the version it was opened at.
 
 use super::{Fs, lock};
-use crate::base::ETag;
+use crate::base::{ETag, Passthrough};
 use crate::error::{Error, Kind, Result};
 use crate::tree::{Ino, VolumeId};
-
-/// Which files the kernel may read by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Passthrough {
-    #[default]
-    Never,
-    /// Those of read-only buckets.
-    ReadOnly,
-    Always,
-}
 
 /// Which bytes a file without unsaved changes has.
 #[derive(Clone, Debug, PartialEq, Eq)]

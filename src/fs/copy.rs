@@ -20,7 +20,7 @@ use crate::read::{Cursor, Object};
 use crate::s3::{GetRequest, watch};
 use crate::tree::VolumeId;
 use crate::write::journal::{CopiedFrom, Record};
-use crate::write::{Base, Origin, Staging, What};
+use crate::write::{Base, Origin, Staging, Sum, What};
 
 /// Bytes copied here in one call; the program asks for the rest.
 const STAGED_MAX: u64 = 64 << 20;
@@ -360,6 +360,7 @@ impl File {
     /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_copied(&self, fs: &Fs, number: u32, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&self.state);
+        let mut sums: Vec<Sum> = Vec::new();
         for segment in state.extents.segments(range) {
             if matches!(segment.what, What::Copied(_, of) if of == number) {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
@@ -367,7 +368,7 @@ impl File {
                 let Some(bytes) = bytes.get(from..from + len) else {
                     return Err(Error::new(Kind::Corrupt, "the answer is shorter than what was asked for"));
                 };
-                state.staging_in(fs)?.write(bytes, segment.range.start())?;
+                sums.extend(state.stage(fs, bytes, segment.range.start())?);
             }
         }
         // What was acknowledged as a copy is on the disk before it counts as staged.
@@ -375,7 +376,7 @@ impl File {
             if let Some(staging) = state.latest().1 {
                 staging.sync()?;
             }
-            line.append(|file| Record::Fetched { file, range, number })?;
+            line.append(|file| Record::Fetched { file, range, number, sums })?;
         }
         state.extents.fetched(range, number);
         Ok(())

@@ -11,6 +11,7 @@ use super::lookup::no_such_name;
 use super::pages::{Asker, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
+use super::weight::Counted;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, ListRequest, ListedObject, PutRequest, limits};
@@ -38,6 +39,7 @@ pub(super) struct DirHandle {
     ino: Ino,
     /// Serialises readers of one descriptor.
     stream: tokio::sync::Mutex<Stream>,
+    window: Counted,
 }
 
 /// A listing as far as it was read. Every entry keeps its place, so any cookie given out stays good.
@@ -120,7 +122,7 @@ impl Fs {
         }
         tree.pin(ino);
         drop(tree);
-        let handle = DirHandle { ino, stream: tokio::sync::Mutex::default() };
+        let handle = DirHandle { ino, stream: tokio::sync::Mutex::default(), window: self.weight.window() };
         Ok(self.handles.add(Handle::Dir(Arc::new(handle))))
     }
 
@@ -138,20 +140,34 @@ impl Fs {
     ) -> Result<()> {
         let handle = self.handles.dir(fh)?;
         let mut stream = handle.stream.lock().await;
+        let answer = self.read_on(handle.ino, &mut stream, cookie, attributes, take).await;
+        handle.window.set(stream.lines.len());
+        self.weigh_names();
+        answer
+    }
+
+    async fn read_on(
+        self: &Arc<Self>,
+        ino: Ino,
+        stream: &mut Stream,
+        cookie: u64,
+        attributes: bool,
+        take: &mut (dyn FnMut(&DirEntry) -> bool + Send),
+    ) -> Result<()> {
         // Whoever has seen nothing yet need not have it listed twice.
         if cookie == 0 && stream.used {
-            self.rewind(&mut stream);
+            self.rewind(stream);
         }
         let (mut after, mut listed_again) = (cookie, false);
         'place: loop {
             let mut at = match stream.lines.position(after, stream.complete) {
                 Position::At(number) => number,
                 Position::Ahead => {
-                    self.within(self.next_page(handle.ino, &mut stream)).await?;
+                    self.within(self.next_page(ino, stream)).await?;
                     continue;
                 }
                 Position::Before(mark) => {
-                    self.restart(&mut stream, mark);
+                    self.restart(stream, mark);
                     continue;
                 }
             };
@@ -160,17 +176,17 @@ impl Fs {
                     if stream.complete {
                         return Ok(());
                     }
-                    self.within(self.next_page(handle.ino, &mut stream)).await?;
+                    self.within(self.next_page(ino, stream)).await?;
                     continue;
                 };
-                if attributes && !listed_again && self.is_worth_listing_again(&stream, line, at) {
+                if attributes && !listed_again && self.is_worth_listing_again(stream, line, at) {
                     listed_again = true;
                     let mark = stream.lines.mark_before(at);
-                    self.restart(&mut stream, mark);
+                    self.restart(stream, mark);
                     continue 'place;
                 }
                 let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
-                if !self.give(handle.ino, line, cookie, ticket, attributes, take) {
+                if !self.give(ino, line, cookie, ticket, attributes, take) {
                     return Ok(());
                 }
                 after = cookie;
@@ -195,6 +211,8 @@ impl Fs {
                 self.rewind(&mut stream);
             }
             self.tree().unpin(handle.ino);
+            drop(handle);
+            self.weigh_names();
         }
     }
 
@@ -290,8 +308,7 @@ impl Fs {
                 if error.kind() == Kind::Corrupt {
                     self.tree().distrust(reading.id);
                     if reading.listing.start_over() {
-                        let asker =
-                            Asker::new(&reading.volume, reading.dir.prefix(), &self.clock, &self.stats);
+                        let asker = self.asker(&reading.volume, &reading.dir);
                         reading.pages = Pages::start(asker, None, Sharding::Never, &self.room);
                         return Ok(());
                     }
@@ -323,7 +340,7 @@ impl Fs {
         }
         // Whoever comes back to a mark is not walking.
         let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
-        let asker = Asker::new(&volume, dir.prefix(), &self.clock, &self.stats);
+        let asker = self.asker(&volume, &dir);
         let mut tree = self.tree();
         let order = tree.order_of(id);
         let pages = match whole {
@@ -357,6 +374,10 @@ impl Fs {
             dirs: Sample::default(),
             before: 0,
         })
+    }
+
+    fn asker(&self, volume: &Volume, dir: &DirKey) -> Asker {
+        Asker::new(volume, dir.prefix(), &self.clock, &self.stats, &self.lanes.gate)
     }
 
     /// What a listing showed, whatever way its pages came, passes here once, in the order of the listing.

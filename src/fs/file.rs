@@ -12,15 +12,15 @@ use bytes::Bytes;
 
 use super::copy::{Copied, lost_source};
 use super::{Fs, OnConflict, lock};
-use crate::base::{ByteRange, ETag};
+use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, What, full_parts,
-    upload,
+    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What,
+    full_parts, upload,
 };
 
 use super::volume::Volume;
@@ -99,6 +99,8 @@ pub(super) struct State {
     answered: bool,
     /// A background task is trying to save it.
     retrying: bool,
+    /// Its turn at the gate, until somebody waits for that.
+    behind: Option<Turn>,
     last_error: Option<String>,
 }
 
@@ -209,6 +211,26 @@ impl State {
         let fresh = Arc::new(fs.new_staging(self)?);
         self.staging = Some(Arc::clone(&fresh));
         Ok(fresh)
+    }
+
+    /// Puts bytes into the staging file. Returns what it has to be there, for whoever writes down that they are.
+    pub(super) fn stage(&mut self, fs: &Fs, data: &[u8], offset: u64) -> Result<Vec<Sum>> {
+        let staging = self.staging_in(fs)?;
+        let Some(change) = staging.change(data, offset)? else { return Ok(Vec::new()) };
+        let line = self.owing.line.as_ref();
+        // If the process ends now, these may be the old bytes or the new ones, and either is right.
+        if let Some(line) = line.filter(|_| !change.was().is_empty()) {
+            line.append(|file| Record::Overwriting { file, was: change.was().to_vec() })?;
+        }
+        match staging.write(&change) {
+            Ok(()) => Ok(change.into_sums()),
+            Err((error, sums)) => {
+                if let Some(line) = line.filter(|_| !sums.is_empty()) {
+                    line.append(|file| Record::Sums { file, sums })?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Nothing points into the staging file any more.
@@ -412,6 +434,7 @@ impl File {
                 described: true,
                 answered: false,
                 retrying: false,
+                behind: None,
                 last_error: None,
             }),
             commit: Arc::default(),
@@ -518,9 +541,8 @@ impl File {
             }
             state.ahead.unchecked = 0;
         }
-        let staged = state.staging_in(fs).and_then(|staging| staging.write(data, offset));
-        let written = staged.and_then(|()| {
-            let wrote = |file, stamp, at| Record::Wrote { file, range, stamp, at };
+        let written = state.stage(fs, data, offset).and_then(|sums| {
+            let wrote = |file, stamp, at| Record::Wrote { file, range, stamp, at, sums };
             state.change(fs, self.ino, range.end(), wrote)
         });
         let stamp = match written {
@@ -838,6 +860,15 @@ impl Fs {
     /// `Ok` means that every byte written before the call is an object. On failure every byte stays
     /// readable here; a lost race keeps them in a conflict copy and fails `Stale`.
     pub(super) async fn commit(&self, file: &Arc<File>) -> Result<()> {
+        let behind = lock(&file.state).behind.take();
+        if let Some(turn) = behind {
+            self.lanes.gate.promote(&turn);
+        }
+        self.commit_in_time(file).await
+    }
+
+    /// The same, whether anybody waits for it or not.
+    async fn commit_in_time(&self, file: &Arc<File>) -> Result<()> {
         let mut pause = CONFLICT_PAUSE;
         let mut result = self.commit_once(file).await;
         for _ in 0..CONFLICT_RETRIES {
@@ -1186,7 +1217,7 @@ impl Fs {
             copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
             parts: Arc::clone(&file.parts),
-            lanes: self.lanes.clone(),
+            lanes: state.behind.as_ref().map_or_else(|| self.lanes.clone(), |turn| self.lanes.behind(turn)),
         }
     }
 
@@ -1213,12 +1244,17 @@ impl Fs {
                 }
                 let Some(fs) = fs.upgrade() else { return };
                 let Ok(_turn) = fs.saving.acquire().await else { return };
-                if let Err(error) = fs.commit(&file).await {
+                lock(&file.state).behind = Some(Turn::default());
+                if let Err(error) = fs.commit_in_time(&file).await {
                     let path = fs.tree().path_of(file.ino);
                     tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
                 }
             }
-            lock(&file.state).retrying = false;
+            {
+                let mut state = lock(&file.state);
+                state.retrying = false;
+                state.behind = None;
+            }
             if let Some(fs) = fs.upgrade() {
                 fs.drop_if_unused(&file);
                 fs.tree().unpin(file.ino);
@@ -1286,12 +1322,15 @@ impl Fs {
     /// Puts fetched bytes beside whatever was written meanwhile.
     fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
         let mut state = lock(&file.state);
-        let staging = state.staging_in(self)?;
         for segment in state.extents.segments(range) {
             if segment.what == What::Base {
                 let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
                 let len = usize::try_from(segment.range.len()).unwrap_or(0);
-                staging.write(&bytes[from..from + len], segment.range.start())?;
+                let sums = state.stage(self, &bytes[from..from + len], segment.range.start())?;
+                // The next process does not need them, but what they were written beside.
+                if let Some(line) = &state.owing.line {
+                    line.append(|file| Record::Sums { file, sums })?;
+                }
             }
         }
         Ok(())

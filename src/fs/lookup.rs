@@ -91,6 +91,7 @@ impl Fs {
     /// The kernel gave back `count` lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.tree().forget(ino, count);
+        self.weigh_names();
     }
 
     /// Attributes of an inode, at most the metadata TTL old.

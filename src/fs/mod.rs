@@ -21,9 +21,11 @@ mod file;
 mod files;
 mod handles;
 mod holes;
+mod intents;
 mod io;
 mod leave;
 mod lookup;
+mod moves;
 mod names;
 mod news;
 mod owed;
@@ -31,16 +33,19 @@ mod pages;
 mod siblings;
 mod volume;
 mod walks;
+mod weight;
 
+pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough};
 pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
-pub use backing::{Passthrough, Version};
+pub use backing::Version;
 pub use dirs::DirEntry;
 pub use file::Pending;
 pub use holes::{Hole, Space};
 pub use io::{OpenFlags, Opened};
 pub use news::News;
+pub use owed::TakenUp;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::path::PathBuf;
@@ -76,7 +81,7 @@ pub struct Options {
     /// How long the delete of one of many files that are removed in a row waits for others to go with. They come some
     /// 0.1 ms apart, so 20 ms are 200 of them.
     pub delete_wait: Duration,
-    /// Memory for blocks, read-ahead, uploads and pages of listings that wait, in bytes.
+    /// Memory for blocks, read-ahead, uploads, names and pages of listings that wait, in bytes.
     pub memory_limit: u64,
     /// Where written bytes are staged.
     pub staging_dir: PathBuf,
@@ -85,6 +90,7 @@ pub struct Options {
     /// Where changes are written down before they are answered, and bytes are staged then; none for a mount that changes
     /// nothing.
     pub journal: Option<Arc<Journal>>,
+    /// `Journal` means something with a journal alone.
     pub durability: Durability,
     pub exclusive: Exclusive,
     pub on_conflict: OnConflict,
@@ -94,38 +100,6 @@ pub struct Options {
     pub cache: Option<CacheDir>,
     /// Which files that are whole there the kernel may read by itself.
     pub passthrough: Passthrough,
-}
-
-/// What `close()` waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// S3 has the file.
-    #[default]
-    Close,
-    /// The local disk has it, and S3 gets it behind. With a journal alone.
-    Journal,
-}
-
-/// What becomes of a save when another client was first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
-    /// It fails `Stale`, and the bytes are kept in a conflict copy beside the other client's.
-    #[default]
-    KeepBoth,
-    /// It fails `Stale`, and the bytes are dropped.
-    Fail,
-    /// It replaces the other client's version, unless it needs bytes of the one from before.
-    Overwrite,
-}
-
-/// Among whom `O_EXCL` decides who makes a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Exclusive {
-    /// All clients of the bucket: the name is claimed by an empty object before `open()` returns.
-    #[default]
-    Everywhere,
-    /// The programs of this mount; among hosts it is decided when the file is saved.
-    Mount,
 }
 
 /// A directory for blocks that outlive the mount.
@@ -156,7 +130,7 @@ impl Default for Options {
             on_conflict: OnConflict::default(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             cache: None,
-            passthrough: Passthrough::default(),
+            passthrough: Passthrough::Never,
         }
     }
 }
@@ -169,8 +143,8 @@ const NAME_SLOTS: usize = 256;
 /// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
 /// round trips.
 const REQUESTS_MAX: usize = 64;
-/// Of the memory limit, an eighth but at least this much is for everything that is not bytes of files: names, inodes,
-/// connections' buffers, the program itself.
+/// Of the memory limit, an eighth but at least this much is for what is bounded by itself: the buffers of connections (256 KiB
+/// for each of the 64 requests under way), names known to be absent (4 MB), the program.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
 /// Closed files that are saved in the background at once. What is written again while it waits for its turn goes once.
@@ -211,10 +185,12 @@ pub struct Fs {
     mounted_at: SystemTime,
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
+    asked_ahead: walks::Asked,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
     /// Room for pages of listings that are asked for before they are wanted.
     room: pages::Room,
+    weight: weight::Weight,
 }
 
 impl Fs {
@@ -262,7 +238,7 @@ impl Fs {
         let budget = Budget::new(budget_bytes);
         let heard = Arc::clone(&stats);
         let gate = Gate::new(REQUESTS_MAX, move || heard.throttled.value());
-        let lanes = Lanes { budget: budget.clone(), gate: gate.clone() };
+        let lanes = Lanes::new(budget.clone(), gate.clone());
         let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
         let spare = reader.clone();
         let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));
@@ -298,8 +274,10 @@ impl Fs {
             ),
             left: tokio::sync::Notify::new(),
             room,
+            weight: weight::Weight::default(),
             mounted_at: now,
             lookups: lookup::Lookups::default(),
+            asked_ahead: walks::Asked::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             options,
         }))
@@ -436,6 +414,7 @@ impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             self.fs.tree().end(ticket);
+            self.fs.weigh_names();
         }
     }
 }

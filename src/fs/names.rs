@@ -3,8 +3,6 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use futures::StreamExt;
-
 use super::deletes::Removed;
 use super::dirs::put_marker;
 use super::file::Held;
@@ -13,21 +11,18 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, DeleteKey, ListRequest, ListedObject, ObjectInfo, limits};
+use crate::s3::{Condition, ObjectInfo};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
-use crate::write::{Base, Conditions, copy_object, delete_object, delete_objects};
-
-/// Copies under way at once while a directory is renamed.
-const COPIES_IN_FLIGHT: usize = 64;
+use crate::write::{Base, Conditions, copy_object, delete_object};
 
 /// A name in its directory, with all that an operation on it needs.
-struct At {
-    parent: Ino,
-    name: Name,
-    id: VolumeId,
-    volume: Arc<Volume>,
-    dir: DirKey,
+pub(super) struct At {
+    pub(super) parent: Ino,
+    pub(super) name: Name,
+    pub(super) id: VolumeId,
+    pub(super) volume: Arc<Volume>,
+    pub(super) dir: DirKey,
 }
 
 /// An object that has another key now.
@@ -41,7 +36,7 @@ struct Moved {
 
 impl At {
     /// Whether a move to `to` may leave nothing in this directory.
-    fn leaves_its_directory(&self, to: &Self) -> bool {
+    pub(super) fn leaves_its_directory(&self, to: &Self) -> bool {
         self.id != to.id || !to.dir.prefix().starts_with(self.dir.prefix())
     }
 }
@@ -71,10 +66,15 @@ impl Fs {
         let mut held = self.hold(entry.ino).await;
         if self.is_in_s3(entry.ino) {
             // It may have been saved while this waited.
-            let etag = match self.tree().entry(entry.ino)?.found {
+            let known = match self.tree().entry(entry.ino)?.found {
                 Found::File(facts) => facts.etag,
                 Found::Dir { .. } => None,
             };
+            // A file that took the place of another has none itself yet.
+            let etag = known.or_else(|| match held.as_ref()?.file().expects() {
+                Condition::Matches(etag) => Some(etag),
+                _ => None,
+            });
             self.settle_copies(at.id, |of| of == key, None).await?;
             // What is open has to be fetched first, and may have to stay as it is.
             if held.is_none() && at.dir.marker_key() != Some(&key) {
@@ -87,11 +87,15 @@ impl Fs {
             if let Some(held) = &mut held {
                 held.fetch(self).await?;
             }
+            let intent = self.intend_unlink(&at.volume, &key, etag.as_ref(), held.as_ref());
             let removed = self.remove_now(&at, &key, etag.as_ref()).await;
             at.volume.deletes.ended(parent, removed.is_ok(), begun, self.clock.now());
             removed.inspect_err(|error| held.iter_mut().for_each(|held| held.failed(error)))?;
+            self.orphan(entry.ino, held.take());
+            drop(intent);
+        } else {
+            self.orphan(entry.ino, held);
         }
-        self.orphan(entry.ino, held);
         self.tree().remove(parent, &at.name, self.clock.now());
         lock(&self.siblings).changed(at.id, &key);
         Ok(())
@@ -148,8 +152,7 @@ impl Fs {
     /// Renames a file or directory, within a bucket or between buckets of one session.
     ///
     /// S3 has no rename: the object is copied on the server, under the version it was found at, and then
-    /// deleted. A directory's objects are copied in parallel and deleted after the last copy, so a failure
-    /// leaves the old directory whole.
+    /// deleted. For directories see `moves`.
     pub async fn rename(
         &self,
         parent: Ino,
@@ -348,218 +351,14 @@ impl Fs {
         }
         Ok(Moved { info, etag: written.etag, from_key, to_key })
     }
-
-    async fn rename_dir(&self, from: &At, to: &At, ino: Ino, target: Option<&Entry>) -> Result<()> {
-        if self.tree().is_within(to.parent, ino) {
-            return Err(Error::new(Kind::InvalidArgument, "a directory cannot move into itself"));
-        }
-        let old = from.dir.child(&from.name)?;
-        let new = to.dir.child(&to.name)?;
-        if let Some(target) = target {
-            self.require_empty(&to.volume, target.ino, &new).await?;
-        }
-        // Alone on both volumes, so that no commit goes to a key that is about to move.
-        let (first, second) = in_order(from, to);
-        let _alone = first.namespace.write().await;
-        let _alone_too = match second {
-            Some(second) => Some(second.namespace.write().await),
-            None => None,
-        };
-        // What was removed is not to be copied, and nothing more is removed meanwhile.
-        self.drain(&from.volume).await?;
-        self.drain(&to.volume).await?;
-        self.settle_copies(from.id, |of| of.starts_with(old.prefix()), None).await?;
-        let objects = all_below(&from.volume, &old).await?;
-        let _noted = from.volume.deletes.note(old.prefix(), true);
-        if from.leaves_its_directory(to) {
-            self.keep_dir(&from.volume, from.parent, &from.dir).await?;
-        }
-        let moved = copy_all(from, to, &old, &new, &objects).await?;
-        if objects.is_empty() {
-            put_marker(&to.volume, &new, Condition::Any).await?;
-        }
-        self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
-        lock(&self.siblings).changed_all();
-        self.retarget_open_files(ino, &moved);
-        self.note_moves(ino);
-        let deleted = delete_copied(&from.volume, &old, objects).await;
-        let mut tree = self.tree();
-        tree.emptied(from.parent, &from.name);
-        if !matches!(deleted, Ok(0)) {
-            tree.forget_facts(from.parent, &from.name);
-        }
-        deleted.map(drop)
-    }
-
-    /// Open files below a renamed directory read from their new keys.
-    fn retarget_open_files(&self, dir: Ino, moved: &[Copied]) {
-        let files: Vec<_> = lock(&self.files).all().cloned().collect();
-        let copies: std::collections::HashMap<&str, &Copied> =
-            moved.iter().map(|copied| (copied.key.as_str(), copied)).collect();
-        for file in files {
-            let place = {
-                let tree = self.tree();
-                if !tree.is_within(file.ino, dir) {
-                    continue;
-                }
-                tree.object_place(file.ino)
-            };
-            let Ok((id, key)) = place else { continue };
-            let Ok(volume) = self.volume(id) else { continue };
-            // Where a file is open at another version, another client has replaced that one: it stays with it.
-            if let Some(copied) =
-                copies.get(key.as_str()).filter(|copied| file.etag().as_ref() == Some(&copied.from))
-            {
-                file.moved(id.0, &volume, &key, &copied.etag);
-            }
-        }
-        self.tree().expire_below(dir);
-    }
 }
 
 /// The volumes of a rename, each once, in the order of their places in the mount: taken so, two renames cannot
 /// wait for each other.
-fn in_order<'a>(from: &'a At, to: &'a At) -> (&'a Volume, Option<&'a Volume>) {
+pub(super) fn in_order<'a>(from: &'a At, to: &'a At) -> (&'a Volume, Option<&'a Volume>) {
     match from.id.cmp(&to.id) {
         std::cmp::Ordering::Less => (&from.volume, Some(&to.volume)),
         std::cmp::Ordering::Equal => (&from.volume, None),
         std::cmp::Ordering::Greater => (&to.volume, Some(&from.volume)),
     }
-}
-
-/// Every object of a directory, however deep, its marker included.
-async fn all_below(volume: &Volume, dir: &DirKey) -> Result<Vec<ListedObject>> {
-    let mut objects: Vec<ListedObject> = Vec::new();
-    let mut continuation: Option<String> = None;
-    loop {
-        let request = ListRequest {
-            bucket: volume.bucket.clone(),
-            prefix: dir.prefix().to_owned(),
-            continuation: continuation.clone(),
-            ..ListRequest::default()
-        };
-        let page = volume.store.list(request).await?;
-        objects.extend(page.objects.into_iter().filter(|o| o.key.starts_with(dir.prefix())));
-        match page.next {
-            None => return Ok(objects),
-            next if next == continuation => {
-                return Err(Error::new(Kind::Corrupt, "the listing repeats its continuation token"));
-            }
-            next => continuation = next,
-        }
-    }
-}
-
-/// An object of a directory that is being renamed.
-struct Copied {
-    /// The version that was copied.
-    from: ETag,
-    /// Where the copy is, and its version.
-    key: String,
-    etag: ETag,
-}
-
-/// Copies every object to its new key. A failure takes back the copies made so far, as far as it can.
-async fn copy_all(
-    from: &At,
-    to: &At,
-    old: &DirKey,
-    new: &DirKey,
-    objects: &[ListedObject],
-) -> Result<Vec<Copied>> {
-    let mut made = Vec::with_capacity(objects.len());
-    let mut failed = None;
-    {
-        let mut copies = futures::stream::iter(objects.to_vec())
-            .map(|object: ListedObject| copy_one(from, to, old, new, object))
-            .buffer_unordered(COPIES_IN_FLIGHT);
-        while let Some(copy) = copies.next().await {
-            match copy {
-                Ok(copy) => made.push(copy),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-    }
-    let Some(error) = failed else { return Ok(made) };
-    let keys = made.into_iter().map(|copied| copied.key).collect();
-    if let Err(left) = delete_all(&to.volume, keys).await {
-        tracing::warn!(error = %left.report(), "copies of a rename that failed were left behind");
-    }
-    Err(error)
-}
-
-async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: ListedObject) -> Result<Copied> {
-    let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
-    let key = format!("{}{rest}", new.prefix());
-    if key.len() > limits::KEY_MAX {
-        return Err(Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be")));
-    }
-    let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let (store, target) = (&from.volume.store, &to.volume.store);
-    let bucket = &to.volume.bucket;
-    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
-    Ok(Copied { from: source.etag, key, etag: written.etag })
-}
-
-/// Deletes what was copied from its old keys; returns how many stay there because another client has changed them
-/// since. The first failure is returned after all were tried.
-///
-/// Where the server does not look at conditions the directory is listed once more just before, which leaves a short
-/// window. Empty markers go last, and unconditionally: they have no bytes to lose.
-async fn delete_copied(volume: &Volume, dir: &DirKey, objects: Vec<ListedObject>) -> Result<usize> {
-    let honoured = volume.honoured().await;
-    let (markers, objects): (Vec<_>, Vec<_>) =
-        objects.into_iter().partition(|object| object.key.ends_with('/') && object.size == 0);
-    let mut first = Ok(());
-    let mut changed = Vec::new();
-    if honoured.delete || honoured.delete_many {
-        let keys: Vec<DeleteKey> = objects
-            .into_iter()
-            .map(|object| DeleteKey { key: object.key, etag: Some(object.etag) })
-            .collect();
-        let answers = delete_objects(&volume.store, &volume.bucket, keys.clone(), honoured).await;
-        for (entry, answer) in keys.into_iter().zip(answers) {
-            match answer {
-                Err(error) if error.kind() == Kind::Stale => changed.push(entry.key),
-                Err(error) if first.is_ok() => first = Err(error),
-                _ => {}
-            }
-        }
-    } else {
-        let now: std::collections::HashMap<String, ETag> =
-            all_below(volume, dir).await?.into_iter().map(|object| (object.key, object.etag)).collect();
-        let (same, others): (Vec<_>, Vec<_>) =
-            objects.into_iter().partition(|object| now.get(&object.key) == Some(&object.etag));
-        changed.extend(others.into_iter().map(|object| object.key).filter(|key| now.contains_key(key)));
-        first = delete_all(volume, same.into_iter().map(|object| object.key).collect()).await;
-    }
-    let markers = delete_all(volume, markers.into_iter().map(|marker| marker.key).collect()).await;
-    for key in &changed {
-        tracing::warn!(
-            key,
-            "changed by another client during the rename of its directory; it stays there too"
-        );
-    }
-    first.and(markers).map(|()| changed.len())
-}
-
-/// Deletes keys in batches; the first failure is returned after all were tried.
-///
-/// Markers go last and deepest first: a server that keeps them as directories (SeaweedFS) leaves one behind
-/// whose entries were still there.
-async fn delete_all(volume: &Volume, keys: Vec<String>) -> Result<()> {
-    let (mut markers, others): (Vec<String>, Vec<String>) =
-        keys.into_iter().partition(|key| key.ends_with('/'));
-    markers.sort_by(|a, b| b.cmp(a));
-    let first = delete_batches(volume, others).await;
-    first.and(delete_batches(volume, markers).await)
-}
-
-async fn delete_batches(volume: &Volume, keys: Vec<String>) -> Result<()> {
-    let keys = keys.into_iter().map(DeleteKey::any).collect();
-    let answers = delete_objects(&volume.store, &volume.bucket, keys, Conditions::NONE).await;
-    answers.into_iter().collect()
 }

@@ -4,6 +4,7 @@
 //! change goes into the staging file first and then into the journal, under the file's lock, and then it is answered: so
 //! a process that is killed loses none that was.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::copy::Copied;
@@ -16,8 +17,39 @@ use crate::read::Object;
 use crate::s3::Condition;
 use crate::tree::keys::{Name, path_of};
 use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
-use crate::write::journal::{BaseObject, Begun, FileId, Owed, OwedFile, OwedUpload, Place, Record};
-use crate::write::{Line, Staging, What};
+use crate::write::journal::{
+    BaseObject, Begun, FileId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record,
+};
+use crate::write::{Line, Staging, Sums, What};
+
+/// What became of what an earlier mount owed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TakenUp {
+    /// Files that are here as they were.
+    pub files: usize,
+    /// Files of which the bytes are not all there, or that have no place here; they stay where they are.
+    pub kept: usize,
+    /// Directories whose rename was finished, and objects that stay under their old names, because another client has
+    /// changed them since.
+    pub renames: usize,
+    pub left: usize,
+    /// Removed names whose objects are on their way.
+    pub removals: usize,
+    /// Renames and removals that S3 could not be asked for now.
+    pub unfinished: usize,
+}
+
+impl std::ops::AddAssign for TakenUp {
+    fn add_assign(&mut self, more: Self) {
+        let Self { files, kept, renames, left, removals, unfinished } = more;
+        self.files += files;
+        self.kept += kept;
+        self.renames += renames;
+        self.left += left;
+        self.removals += removals;
+        self.unfinished += unfinished;
+    }
+}
 
 impl Fs {
     /// Writes a change down, under the lock of the file that it is of. Nothing is owed of a file without a name.
@@ -58,7 +90,9 @@ impl Fs {
     /// A new staging file for a file, with a name where one process hands it on to the next.
     pub(super) fn new_staging(&self, state: &mut State) -> Result<Staging> {
         match &self.options.journal {
-            Some(journal) => Staging::named(&journal.staging_dir(), &self.staging_name(state)),
+            Some(journal) => {
+                Staging::named(&journal.staging_dir(), &self.staging_name(state), Sums::default())
+            }
             None => Staging::new(self.disk.dir()),
         }
     }
@@ -126,44 +160,108 @@ impl Fs {
         line.journal.sync().await
     }
 
-    /// Takes up what an earlier mount owed: its files are here as they were, and on their way to S3. Returns how many there
-    /// are, and of how many the bytes are not all there; those stay where they are.
-    pub async fn take_up(self: &Arc<Self>, owed: Vec<Owed>) -> (usize, usize) {
-        let (mut taken, mut kept) = (0, 0);
+    /// Takes up what an earlier mount owed. Directories that it was renaming are where they were to go; names that it
+    /// removed are gone; its files are here as they were, and on their way to S3.
+    pub async fn take_up(self: &Arc<Self>, owed: Vec<Owed>) -> TakenUp {
+        let mut taken = TakenUp::default();
+        let (mut files, mut renames, mut deletes) = (Vec::new(), Vec::new(), Vec::new());
         for owed in owed {
             match owed {
-                Owed::File(file) => {
-                    let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
-                    match self.take_up_file(*file).await {
-                        Ok(()) => taken += 1,
-                        Err(error) => {
-                            kept += 1;
-                            tracing::error!(
-                                name, error = %error.report(),
-                                "what an earlier mount owed is kept, and not saved; see `pailfs recover`"
-                            );
-                        }
-                    }
-                }
+                Owed::File(file) => files.push(*file),
                 Owed::Upload(upload) => self.end_upload(upload),
-                // Each key of a rename or delete is where it was or where it was to go; neither is finished unasked.
-                Owed::Rename { id, .. } => self.owe_no_more(Record::Renamed { id }),
-                Owed::Delete { id, .. } => self.owe_no_more(Record::Deleted { id }),
+                Owed::Rename(rename) => renames.push(*rename),
+                Owed::Delete { id, bucket, doomed } => deletes.push((id, bucket, doomed)),
             }
         }
-        (taken, kept)
+        // In their order: one may go on with what the one before it has moved.
+        for rename in renames {
+            self.take_up_rename(rename, &mut files, &mut taken).await;
+        }
+        let removed: HashSet<FileId> = deletes.iter().filter_map(|(_, _, doomed)| doomed.file).collect();
+        self.take_up_deletes(deletes, &mut taken).await;
+        for file in files {
+            if removed.contains(&file.file) {
+                self.drop_file(file);
+                continue;
+            }
+            let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
+            match self.take_up_file(file).await {
+                Ok(()) => taken.files += 1,
+                Err(error) => {
+                    taken.kept += 1;
+                    tracing::error!(
+                        name, error = %error.report(),
+                        "what an earlier mount owed is kept, and not saved; see `pailfs recover`"
+                    );
+                }
+            }
+        }
+        taken
+    }
+
+    async fn take_up_rename(
+        self: &Arc<Self>,
+        rename: OwedRename,
+        files: &mut [OwedFile],
+        taken: &mut TakenUp,
+    ) {
+        let (id, from) = (rename.id, format!("s3://{}/{}", rename.from.bucket, rename.from.key));
+        let begun = rename.begun;
+        let finished = match self.finish_rename(rename).await {
+            Ok(finished) => finished,
+            Err(error) => {
+                taken.unfinished += 1;
+                tracing::error!(
+                    from, error = %error.report(),
+                    "a directory is under two names: the mount that renamed it was killed, and this one cannot go on yet; \
+                     the next one or `pailfs recover` will"
+                );
+                return;
+            }
+        };
+        for file in files.iter_mut() {
+            if finished.take_along(file) {
+                // It went to a key that the file does not have any more.
+                if let Some(upload) = file.upload.take() {
+                    self.end_upload(upload);
+                }
+                self.owe_no_more(Record::Moved {
+                    file: file.file,
+                    place: file.place.clone(),
+                    base: file.base.clone(),
+                    expects: file.expects.clone(),
+                });
+            }
+        }
+        self.owe_no_more(Record::Renamed { id });
+        taken.renames += usize::from(begun);
+        taken.left += finished.left();
     }
 
     /// This is owed no more.
-    fn owe_no_more(&self, record: Record) {
-        if let Some(Err(error)) = self.options.journal.as_ref().map(|journal| journal.append(&record)) {
-            tracing::warn!(error = %error.report(), "the journal could not be written");
+    pub(super) fn owe_no_more(&self, record: Record) {
+        if let Some(journal) = &self.options.journal {
+            journal.end(record);
+        }
+    }
+
+    /// A file whose name was being removed.
+    fn drop_file(self: &Arc<Self>, owed: OwedFile) {
+        if let Some(upload) = owed.upload {
+            self.end_upload(upload);
+        }
+        self.owe_no_more(Record::Gone { file: owed.file });
+        if let Some(journal) = &self.options.journal
+            && let Err(error) = std::fs::remove_file(journal.staging_dir().join(&owed.staging))
+        {
+            // It goes with the next mount, where there is one.
+            tracing::debug!(%error, "a staging file that nothing needs was not removed");
         }
     }
 
     /// Nobody completes it any more.
     fn end_upload(self: &Arc<Self>, owed: OwedUpload) {
-        let Some(volume) = self.volume_of_bucket(&owed.upload.bucket) else { return };
+        let Some(volume) = self.volume_with(&owed.upload.bucket, &owed.upload.key) else { return };
         let fs = Arc::clone(self);
         self.reader.runtime().spawn(async move {
             match fs.within(volume.1.store.abort_upload(&owed.upload)).await {
@@ -184,12 +282,8 @@ impl Fs {
             let told = "the machine went down before the bytes were on its disk; they may be anything";
             return Err(Error::new(Kind::Corrupt, told));
         }
-        if self.buckets.is_some() {
-            self.ask_bucket(&Name::parse(owed.place.bucket.as_ref())?).await?;
-        }
-        let unknown = || Error::new(Kind::NotFound, "no bucket of this mount has it");
-        let (id, volume) = self.volume_of_bucket(&owed.place.bucket).ok_or_else(unknown)?;
-        let staging = Staging::named(&journal.staging_dir(), &owed.staging)?;
+        let (id, volume) = self.known_volume(&owed.place.bucket, &owed.place.key).await?;
+        let staging = Staging::named(&journal.staging_dir(), &owed.staging, owed.sums.clone())?;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
         let ino = self.plant(id, &volume, &owed)?;
@@ -225,21 +319,7 @@ impl Fs {
 
     /// The file's name in the tree, with the directories above it.
     fn plant(&self, id: VolumeId, volume: &Volume, owed: &OwedFile) -> Result<Ino> {
-        let no_path = || Error::new(Kind::NotFound, "the key has no path in this mount");
-        let names = path_of(&volume.dir_key(), &owed.place.key).ok_or_else(no_path)?;
-        let now = self.clock.now();
-        let mut tree = self.tree();
-        let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
-        let is_top =
-            |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
-        let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
-        let (last, above) = names.split_last().ok_or_else(no_path)?;
-        for name in above {
-            at = match tree.child(at, name) {
-                Some(ino) => ino,
-                None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
-            };
-        }
+        let (parent, name) = self.plant_dirs(id, volume, &owed.place.key)?;
         let facts = Facts {
             size: owed.extents.len(),
             etag: owed.base.as_ref().map(|base| base.etag.clone()),
@@ -247,18 +327,50 @@ impl Fs {
             archived: false,
         };
         let is_new = owed.expects == Condition::Absent;
-        Ok(tree.create(at, last, Found::File(facts), is_new, now)?.ino)
+        Ok(self.tree().create(parent, &name, Found::File(facts), is_new, self.clock.now())?.ino)
     }
 
-    fn volume_of_bucket(&self, bucket: &str) -> Option<(VolumeId, Arc<Volume>)> {
+    /// The directories above a key, in the tree, and the name that it has in the last of them.
+    pub(super) fn plant_dirs(&self, id: VolumeId, volume: &Volume, key: &str) -> Result<(Ino, Name)> {
+        let no_path = || Error::new(Kind::NotFound, "the key has no path in this mount");
+        let mut names = path_of(&volume.dir_key(), key).ok_or_else(no_path)?;
+        let last = names.pop().ok_or_else(no_path)?;
+        let now = self.clock.now();
+        let mut tree = self.tree();
+        let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
+        let is_top =
+            |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);
+        let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
+        for name in &names {
+            at = match tree.child(at, name) {
+                Some(ino) => ino,
+                None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
+            };
+        }
+        Ok((at, last))
+    }
+
+    /// The volume of a bucket that an earlier mount of the same source knew.
+    pub(super) async fn known_volume(&self, bucket: &str, key: &str) -> Result<(VolumeId, Arc<Volume>)> {
+        if self.buckets.is_some() {
+            self.ask_bucket(&Name::parse(bucket.as_ref())?).await?;
+        }
+        self.volume_with(bucket, key)
+            .ok_or_else(|| Error::new(Kind::NotFound, "no bucket of this mount has it"))
+    }
+
+    /// The volume that has a key, or else one of its bucket.
+    fn volume_with(&self, bucket: &str, key: &str) -> Option<(VolumeId, Arc<Volume>)> {
         let volumes = self.volumes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let found = (0..).zip(volumes.iter()).find(|(_, volume)| volume.bucket == bucket);
+        let of_bucket = || (0..).zip(volumes.iter()).filter(|(_, volume)| volume.bucket == bucket);
+        let found = of_bucket().find(|(_, volume)| key.starts_with(&volume.prefix)).or(of_bucket().next());
         found.map(|(id, volume)| (VolumeId(id), Arc::clone(volume)))
     }
 
     /// An object of the same session and endpoint as the volume.
     fn object_of_base(&self, id: VolumeId, volume: &Arc<Volume>, base: &BaseObject) -> Object {
-        let (id, volume) = self.volume_of_bucket(&base.place.bucket).unwrap_or((id, Arc::clone(volume)));
+        let (id, volume) =
+            self.volume_with(&base.place.bucket, &base.place.key).unwrap_or((id, Arc::clone(volume)));
         volume.object(id.0, &base.place.key, base.etag.clone(), base.size)
     }
 }

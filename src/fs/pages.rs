@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::lock;
 use super::volume::Volume;
-use crate::base::{Budget, Clock, Grant};
+use crate::base::{Budget, Clock, Gate, Grant, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListRequest, Store};
 use crate::stats::Stats;
@@ -73,6 +73,7 @@ pub(super) struct Asker {
     prefix: String,
     clock: Arc<dyn Clock>,
     stats: Arc<Stats>,
+    gate: Gate,
 }
 
 /// How long what a listing said is shown, of the time that it is believed for: an eighth is left to whoever asks for the
@@ -207,6 +208,8 @@ struct Run {
     stop: Arc<Mutex<Option<String>>>,
     task: AbortHandle,
     place: Place,
+    /// Of all its requests.
+    turn: Turn,
 }
 
 impl Drop for Run {
@@ -229,13 +232,20 @@ impl Shard {
 }
 
 impl Asker {
-    pub(super) fn new(volume: &Volume, prefix: &str, clock: &Arc<dyn Clock>, stats: &Arc<Stats>) -> Self {
+    pub(super) fn new(
+        volume: &Volume,
+        prefix: &str,
+        clock: &Arc<dyn Clock>,
+        stats: &Arc<Stats>,
+        gate: &Gate,
+    ) -> Self {
         Self {
             store: Arc::clone(&volume.store),
             bucket: volume.bucket.clone(),
             prefix: prefix.to_owned(),
             clock: Arc::clone(clock),
             stats: Arc::clone(stats),
+            gate: gate.clone(),
         }
     }
 
@@ -257,12 +267,16 @@ impl Asker {
         let mut request = request;
         // A listing that was told where to begin has to go forward from there.
         let mut reached = request.start_after.clone();
+        let turn = Turn::default();
+        let asking = turn.clone();
         let task = tokio::spawn(async move {
             loop {
                 // A place for the answer comes first, so that no more is held than there is room for.
                 let Ok(place) = sender.reserve().await else { return };
+                let pass = asker.gate.enter(&asking, Priority::Guess).await;
                 let asked = asker.clock.now();
                 let answer = asker.store.list(request.clone()).await;
+                pass.done();
                 let answer = answer.and_then(|page| match &reached {
                     Some(reached) if !goes_on_after(&page, reached) => {
                         Err(Error::new(Kind::Corrupt, "a listing does not begin where it was told to"))
@@ -291,7 +305,7 @@ impl Asker {
                     if jump.is_some() { (jump, None) } else { (None, next) };
             }
         });
-        Run { ready, is_whole, stop, task: task.abort_handle(), place }
+        Run { ready, is_whole, stop, task: task.abort_handle(), place, turn }
     }
 
     /// Where to go on after a page that has nothing but keys of one directory below.
@@ -337,9 +351,11 @@ impl Asker {
                     max_keys: Some(PROBE_KEYS),
                     ..self.request(true)
                 };
+                let pass = self.gate.enter(&Turn::default(), Priority::Guess).await;
                 self.stats.shard_probes.add(1);
-                let page = self.store.list(request).await?;
-                let first = page.objects.into_iter().next().map(|object| object.key);
+                let page = self.store.list(request).await;
+                pass.done();
+                let first = page?.objects.into_iter().next().map(|object| object.key);
                 Ok::<_, Error>(first.filter(|key| key.starts_with(&self.prefix)))
             });
             split.answers(try_join_all(asked).await?);
@@ -475,13 +491,17 @@ impl Pages {
         ListRequest { start_after: shard.start.clone(), ..self.asker.request(is_whole) }
     }
 
-    /// The first shard is to be read now: it is listed whatever room there is.
+    /// The first shard is to be read now: it is listed whatever room there is, and somebody waits for it.
     fn start_first(&mut self) {
-        let Some(first) = self.shards.front().filter(|first| first.run.is_none()) else { return };
-        let request = self.request_of(first);
-        let run = self.asker.list(request, first.end.clone(), self.room.for_reader());
-        if let Some(first) = self.shards.front_mut() {
-            first.run = Some(run);
+        if let Some(first) = self.shards.front().filter(|first| first.run.is_none()) {
+            let request = self.request_of(first);
+            let run = self.asker.list(request, first.end.clone(), self.room.for_reader());
+            if let Some(first) = self.shards.front_mut() {
+                first.run = Some(run);
+            }
+        }
+        if let Some(run) = self.shards.front().and_then(|first| first.run.as_ref()) {
+            self.asker.gate.wave_through(&run.turn);
         }
     }
 
@@ -580,6 +600,7 @@ impl Pages {
             let request = ListRequest { continuation: Some(token), ..self.asker.request(is_whole) };
             let run = self.asker.list(request, None, self.room.for_reader());
             self.shards.push_back(Shard { run: Some(run), ..Shard::new(None, None) });
+            self.start_first();
             self.made += 1;
             list.next = Some(format!("shard {}", self.made));
         }
@@ -674,7 +695,7 @@ mod tests {
     fn asker(store: &Arc<MemStore>, prefix: &str) -> Asker {
         let volume = Volume::new(BUCKET, "", Arc::clone(store) as Arc<dyn Store>);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        Asker::new(&volume, prefix, &clock, &Arc::default())
+        Asker::new(&volume, prefix, &clock, &Arc::default(), &Gate::new(64, || 0))
     }
 
     fn room(memory: u64) -> (Room, Budget) {

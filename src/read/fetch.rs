@@ -12,7 +12,7 @@ use super::disk::{DiskCache, Fetching};
 use super::segments::{BRIDGE_BYTES, Need, Piece, Segments};
 use super::window::{Advice, FIRST_BYTES};
 use super::{Object, ObjectId, PIECE_BYTES, lock};
-use crate::base::{Budget, ByteRange, Gate, Grant, Priority, Ticket};
+use crate::base::{Budget, ByteRange, Gate, Grant, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Body, GetRequest, is_of_body, verify};
 
@@ -33,7 +33,7 @@ pub(super) struct Fetcher {
 #[derive(Debug)]
 pub(super) struct Flight {
     range: ByteRange,
-    ticket: Ticket,
+    turn: Turn,
     state: Mutex<Arriving>,
 }
 
@@ -59,8 +59,8 @@ enum Outcome {
 }
 
 impl Flight {
-    fn new(range: ByteRange, ticket: Ticket) -> Arc<Self> {
-        Arc::new(Self { range, ticket, state: Mutex::default() })
+    fn new(range: ByteRange, turn: Turn) -> Arc<Self> {
+        Arc::new(Self { range, turn, state: Mutex::default() })
     }
 
     /// Whether a part of the run has arrived.
@@ -216,7 +216,7 @@ impl Fetcher {
                 Piece::Here(bytes) => blocks.push(Block::Here(bytes)),
                 Piece::Coming(part, flight) => {
                     if !flight.has(part) {
-                        self.gate.promote(flight.ticket);
+                        self.gate.promote(&flight.turn);
                     }
                     blocks.push(Block::Coming(part, flight));
                 }
@@ -244,7 +244,7 @@ impl Fetcher {
             Piece::Coming(part, flight) => Block::Coming(part, flight),
             // Every gap is expected by now; whoever waits for this one asks again.
             Piece::Gap(part) => {
-                let flight = Flight::new(part, self.gate.ticket());
+                let flight = Flight::new(part, Turn::default());
                 flight.end(Outcome::GivenUp);
                 Block::Coming(part, flight)
             }
@@ -330,13 +330,13 @@ impl Fetcher {
     ) -> Vec<Run> {
         let mut runs = Vec::new();
         for gap in gaps(segments, &object.id, range) {
-            let ticket = self.gate.ticket();
+            let turn = Turn::default();
             let flights: Vec<_> =
-                pieces(gap, object.size).into_iter().map(|piece| Flight::new(piece, ticket)).collect();
+                pieces(gap, object.size).into_iter().map(|piece| Flight::new(piece, turn.clone())).collect();
             for flight in &flights {
                 segments.expect(&object.id, flight.range, Arc::clone(flight));
             }
-            runs.push(Run { flights, ticket });
+            runs.push(Run { flights, turn });
         }
         runs
     }
@@ -345,7 +345,7 @@ impl Fetcher {
         let fetcher = Arc::clone(self);
         let object = object.clone();
         self.runtime.spawn(async move {
-            let ticket = run.ticket;
+            let turn = run.turn.clone();
             let mut landing = Landing::new(Arc::clone(&fetcher), object, run);
             landing.memory = Some(match grant {
                 Some(grant) => grant,
@@ -355,7 +355,7 @@ impl Fetcher {
             if landing.is_done() {
                 return;
             }
-            let pass = fetcher.gate.enter(ticket, priority).await;
+            let pass = fetcher.gate.enter(&turn, priority).await;
             let answer = landing.fetch().await;
             pass.done();
             if let Err(error) = answer {
@@ -430,7 +430,7 @@ fn pieces(run: ByteRange, size: u64) -> Vec<ByteRange> {
 /// What one GET brings: neighbouring pieces.
 struct Run {
     flights: Vec<Arc<Flight>>,
-    ticket: Ticket,
+    turn: Turn,
 }
 
 impl Run {

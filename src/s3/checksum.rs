@@ -5,7 +5,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::CrcAlgorithm::{Crc32Iscsi, Crc32IsoHdlc, Crc64Nvme};
 use md5::{Digest, Md5};
 
-use super::types::{Checksum, ChecksumAlgorithm};
+use super::types::{Checksum, ChecksumAlgorithm, Part};
+use crate::base::crc::joined;
 use crate::error::{Error, Kind, Result};
 
 impl ChecksumAlgorithm {
@@ -30,6 +31,21 @@ impl ChecksumAlgorithm {
 pub fn checksum_of(body: &[u8]) -> Checksum {
     let algorithm = ChecksumAlgorithm::Crc64Nvme;
     Checksum { algorithm, value: algorithm.of(body) }
+}
+
+/// The same, of bytes whose CRC-64/NVME is known.
+pub fn checksum_from(crc: u64) -> Checksum {
+    Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value: BASE64.encode(crc.to_be_bytes()) }
+}
+
+/// What S3 stores of an object of these parts, where their own checksums tell.
+pub fn whole_checksum(parts: &[Part]) -> Option<Checksum> {
+    let whole = parts.iter().try_fold(0, |crc, part| {
+        let of_part = part.checksum.as_ref().filter(|sum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme)?;
+        let bytes = BASE64.decode(&of_part.value).ok()?;
+        Some(joined(crc, u64::from_be_bytes(bytes.try_into().ok()?), part.size))
+    });
+    whole.map(checksum_from)
 }
 
 /// Holds the bytes of a whole object against what S3 stores of them: `Corrupt` where they differ. One checksum is
@@ -58,6 +74,20 @@ mod tests {
         let of = |algorithm: ChecksumAlgorithm| algorithm.of(b"123456789");
         assert_eq!(of(ChecksumAlgorithm::Crc32), BASE64.encode([0xCB, 0xF4, 0x39, 0x26]));
         assert_eq!(of(ChecksumAlgorithm::Crc32c), BASE64.encode([0xE3, 0x06, 0x92, 0x83]));
+    }
+
+    #[test]
+    fn the_checksum_of_a_whole_follows_from_those_of_its_parts() {
+        let part = |number, bytes: &[u8]| Part {
+            number,
+            etag: crate::base::ETag::new("e"),
+            size: bytes.len() as u64,
+            checksum: Some(checksum_of(bytes)),
+        };
+        let mut parts = vec![part(1, b"12345"), part(2, b""), part(4, b"6789")];
+        assert_eq!(whole_checksum(&parts), Some(checksum_of(b"123456789")));
+        parts[1].checksum = None;
+        assert_eq!(whole_checksum(&parts), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,8 +13,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, ChecksumMode, CompletedMultipartUpload, CompletedPart,
     CreateBucketConfiguration, Delete, EncodingType, MetadataDirective, ObjectCannedAcl, ObjectIdentifier,
-    OptionalObjectAttributes, RequestPayer, StorageClass, Tag, Tagging, TaggingDirective,
-    VersioningConfiguration,
+    OptionalObjectAttributes, RequestPayer, ServerSideEncryption, StorageClass, Tag, Tagging,
+    TaggingDirective, VersioningConfiguration,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -25,7 +25,7 @@ use futures::StreamExt;
 use md5::{Digest, Md5};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::checksum::checksum_of;
+use super::checksum::{checksum_of, is_of_body, whole_checksum};
 use super::credentials::Refreshing;
 use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
 use super::session::Trouble;
@@ -68,6 +68,8 @@ struct Inner {
     /// Whether DeleteObjects is sent with Content-MD5 in place of a checksum.
     deletes_with_md5: AtomicBool,
     failures_in_a_row: AtomicU32,
+    /// Buckets in which ETags of Puts were found to be MD5s, so that they all are, but for what is encrypted with keys.
+    md5_buckets: Mutex<HashSet<String>>,
     /// Whether an endpoint of one's own was asked which region it expects.
     region_asked: AtomicBool,
 }
@@ -107,6 +109,7 @@ impl Client {
                 checksums: AtomicU8::new(CRC64),
                 deletes_with_md5: AtomicBool::new(false),
                 failures_in_a_row: AtomicU32::new(0),
+                md5_buckets: Mutex::default(),
                 region_asked: AtomicBool::new(false),
             }),
         }
@@ -247,6 +250,26 @@ impl Client {
         }
     }
 
+    /// Whether a Put's ETag has to be the MD5 that was sent with it. A bucket shows by being right once.
+    fn etag_is_md5(
+        &self,
+        bucket: &str,
+        etag: &ETag,
+        sent: Checksum,
+        encryption: Option<&ServerSideEncryption>,
+    ) -> bool {
+        let of_bytes = encryption.is_none_or(|how| *how == ServerSideEncryption::Aes256);
+        if sent.algorithm != ChecksumAlgorithm::Md5 || !of_bytes {
+            return false;
+        }
+        let mut buckets = self.inner.md5_buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let is = BASE64.decode(sent.value).is_ok_and(|md5| hex(&md5) == etag.as_str());
+        if is && !buckets.contains(bucket) {
+            buckets.insert(bucket.to_owned());
+        }
+        buckets.contains(bucket)
+    }
+
     /// Sends a body with the best checksum the server takes, and learns which that is.
     async fn with_checksum<T, F>(
         &self,
@@ -257,13 +280,19 @@ impl Client {
     where
         F: Future<Output = Result<T>>,
     {
-        if given.is_some() {
+        // One of the best kind says what the bytes have to be, whatever the server takes; another is sent as it is.
+        let is_best = |sum: &Checksum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme;
+        if given.as_ref().is_some_and(|given| !is_best(given)) {
             return send(given).await;
         }
         loop {
             let level = self.inner.checksums.load(Ordering::Relaxed);
+            if level != CRC64 && given.as_ref().is_some_and(|given| *given != checksum_of(body)) {
+                let told = "the bytes to be sent are not what they were when their checksum was taken";
+                return Err(Error::new(Kind::Corrupt, told));
+            }
             let checksum = match level {
-                CRC64 => Some(checksum_of(body)),
+                CRC64 => Some(given.clone().unwrap_or_else(|| checksum_of(body))),
                 MD5 => Some(Checksum {
                     algorithm: ChecksumAlgorithm::Md5,
                     value: BASE64.encode(Md5::digest(body)),
@@ -564,10 +593,10 @@ impl Store for Client {
         let request = &request;
         let (bucket, key) = (&request.bucket, &request.key);
         let size = request.body.len() as u64;
-        let answer = self
+        let (answer, sent) = self
             .with_checksum(&request.body, request.checksum.clone(), |checksum| async move {
-                let checksum = &checksum;
-                self.call("PutObject", bucket, key, &request.condition, |s3| {
+                let sent = &checksum;
+                let answer = self.call("PutObject", bucket, key, &request.condition, |s3| {
                     let put = s3
                         .put_object()
                         .bucket(bucket)
@@ -577,18 +606,24 @@ impl Store for Client {
                         .set_request_payer(self.payer())
                         .body(ByteStream::from(request.body.clone()));
                     let put = add_attributes!(put, &request.attributes);
-                    let put = add_checksum!(put, checksum.clone());
+                    let put = add_checksum!(put, sent.clone());
                     async move {
                         if size < WATCHED_FROM_BYTES {
                             return put.send().await;
                         }
                         self.patiently(put.customize().config_override(Self::no_deadlines()).send()).await
                     }
-                })
-                .await
+                });
+                Ok((answer.await?, checksum))
             })
             .await?;
-        written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))
+        let mut written =
+            written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))?;
+        written.checksum = crc64_in(answer.checksum_crc64_nvme()).or_else(|| {
+            let is_md5 = self.etag_is_md5(bucket, &written.etag, sent?, answer.server_side_encryption());
+            is_md5.then(|| Checksum { algorithm: ChecksumAlgorithm::Md5, value: String::new() })
+        });
+        Ok(written)
     }
 
     async fn delete(&self, request: DeleteRequest) -> Result<Deleted> {
@@ -875,7 +910,8 @@ impl Store for Client {
         let etag = answer.e_tag().ok_or_else(|| {
             Error::new(Kind::Corrupt, "the answer has no ETag").on("UploadPart", &upload.bucket, &upload.key)
         })?;
-        let checksum = sent.filter(|c| c.algorithm != ChecksumAlgorithm::Md5);
+        let checksum = crc64_in(answer.checksum_crc64_nvme())
+            .or_else(|| sent.filter(|c| c.algorithm != ChecksumAlgorithm::Md5));
         Ok(Part { number, etag: ETag::new(etag), size, checksum })
     }
 
@@ -927,31 +963,48 @@ impl Store for Client {
                 _ => done.build(),
             }
         });
-        let whole = parts.iter().map(|part| part.size).sum();
+        let size = parts.iter().map(|part| part.size).sum();
+        // S3 holds what it put together to this, and makes no object of anything else.
+        let takes_it = self.inner.checksums.load(Ordering::Relaxed) == CRC64;
+        let whole = whole_checksum(&parts).filter(|_| takes_it);
         let list = CompletedMultipartUpload::builder().set_parts(Some(listed.collect())).build();
-        let answer = self
-            .call("CompleteMultipartUpload", &upload.bucket, &upload.key, &condition, |s3| {
-                s3.complete_multipart_upload()
+        let complete = |whole: Option<Checksum>| {
+            let (list, condition) = (&list, &condition);
+            self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, condition, move |s3| {
+                let complete = s3
+                    .complete_multipart_upload()
                     .bucket(&upload.bucket)
                     .key(&upload.key)
                     .upload_id(&upload.upload_id)
                     .multipart_upload(list.clone())
-                    .set_if_none_match(if_none_match(&condition))
-                    .set_if_match(if_match(&condition))
-                    .set_request_payer(self.payer())
-                    .customize()
-                    .config_override(self.copy_deadlines(whole))
-                    .send()
+                    .set_if_none_match(if_none_match(condition))
+                    .set_if_match(if_match(condition))
+                    .set_request_payer(self.payer());
+                let complete = match &whole {
+                    Some(sum) => complete
+                        .checksum_crc64_nvme(&sum.value)
+                        .checksum_type(aws_sdk_s3::types::ChecksumType::FullObject),
+                    None => complete,
+                };
+                complete.customize().config_override(self.copy_deadlines(size)).send()
             })
-            .await;
+        };
+        let answer = match complete(whole.clone()).await {
+            // A server that knows checksums of parts alone.
+            Err(error) if whole.is_some() && refuses_checksum(&error) => complete(None).await,
+            answer => answer,
+        };
         match answer {
-            Ok(answer) => written(answer.e_tag(), answer.version_id())
-                .map_err(|e| e.on("CompleteMultipartUpload", &upload.bucket, &upload.key)),
+            Ok(answer) => {
+                let written = written(answer.e_tag(), answer.version_id())
+                    .map_err(|e| e.on("CompleteMultipartUpload", &upload.bucket, &upload.key))?;
+                Ok(Written { checksum: crc64_in(answer.checksum_crc64_nvme()), ..written })
+            }
             // Some servers answer 200 in a form that the SDK cannot read: the object tells what happened.
             Err(error) if error.kind() == Kind::Corrupt && error.status() == Some(200) => {
                 match self.head(&upload.bucket, &upload.key, None).await {
                     Ok(info) if info.etag == multipart_etag(&parts) => {
-                        Ok(Written { etag: info.etag, version_id: info.version_id })
+                        Ok(Written { etag: info.etag, version_id: info.version_id, checksum: None })
                     }
                     _ => Err(error),
                 }
@@ -1166,7 +1219,14 @@ fn written(etag: Option<&str>, version_id: Option<&str>) -> Result<Written> {
     Ok(Written {
         etag: ETag::new(etag),
         version_id: version_id.filter(|id| *id != "null").map(str::to_owned),
+        checksum: None,
     })
+}
+
+/// What a server answers of the whole body; a checksum of checksums tells nothing of it.
+fn crc64_in(answered: Option<&str>) -> Option<Checksum> {
+    let sum = Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value: answered?.to_owned() };
+    is_of_body(&sum).then_some(sum)
 }
 
 fn length_of(length: Option<i64>) -> Result<u64> {

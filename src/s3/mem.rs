@@ -38,6 +38,9 @@ struct State {
     ignores_conditions: bool,
     /// The key whose bytes are damaged on their way out.
     damaged: Option<String>,
+    /// Bodies to come that are damaged before they arrive, and answers that tell another checksum.
+    damaged_arrivals: u64,
+    misstated: u64,
     listing: Listing,
     /// Calls that all fail, by API name, and how.
     refused: BTreeMap<&'static str, (Kind, When)>,
@@ -88,6 +91,8 @@ impl MemStore {
             keeps_failing: false,
             ignores_conditions: false,
             damaged: None,
+            damaged_arrivals: 0,
+            misstated: 0,
             listing: Listing::default(),
             refused: BTreeMap::new(),
             protected: BTreeSet::new(),
@@ -152,6 +157,17 @@ impl MemStore {
         self.lock().damaged = Some(key.to_owned());
     }
 
+    /// Damages the next `n` bodies on their way in: held against a checksum, they are refused.
+    pub fn damage_arrivals(&self, n: u64) {
+        self.lock().damaged_arrivals = n;
+    }
+
+    /// Tells another checksum than it stores in the next `n` answers to a Put, UploadPart or Complete: what a client sees of
+    /// a server that stores other bytes than it was sent.
+    pub fn misstate_checksums(&self, n: u64) {
+        self.lock().misstated = n;
+    }
+
     /// Lists in some way of its own from now on.
     pub fn list_like(&self, listing: Listing) {
         self.lock().listing = listing;
@@ -180,8 +196,8 @@ impl MemStore {
         self.hold("ListObjectsV2")
     }
 
-    /// Holds every answer to a LIST, or to a request that changes an object, back, as a slow network does, until the
-    /// semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
+    /// Holds every answer to a LIST or a Get, or to a request that changes an object, back, as a slow network does, until
+    /// the semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
     pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
         self.lock().held.insert(operation, Arc::clone(&held));
@@ -319,6 +335,25 @@ impl State {
         Ok(page)
     }
 
+    fn arrived(&mut self, body: Bytes) -> Bytes {
+        if body.is_empty() || self.damaged_arrivals == 0 {
+            return body;
+        }
+        self.damaged_arrivals -= 1;
+        let mut damaged = body.to_vec();
+        damaged[0] ^= 1;
+        damaged.into()
+    }
+
+    /// What is answered of a stored checksum.
+    fn told(&mut self, stored: Option<Checksum>) -> Option<Checksum> {
+        if stored.is_none() || self.misstated == 0 {
+            return stored;
+        }
+        self.misstated -= 1;
+        Some(crate::s3::checksum_of(b"other bytes"))
+    }
+
     fn heed(&self, condition: Condition) -> Condition {
         if self.ignores_conditions { Condition::Any } else { condition }
     }
@@ -370,6 +405,7 @@ impl Store for MemStore {
             }
             Ok((info, offset, bytes))
         })?;
+        self.let_out("GetObject").await;
         self.stats.bytes_received.add(bytes.len() as u64);
         let length = bytes.len() as u64;
         let mut left = bytes;
@@ -386,8 +422,9 @@ impl Store for MemStore {
         self.stats.bytes_sent.add(request.body.len() as u64);
         let answer = self.call("PutObject", &bucket, &key, |s| {
             request.condition = s.heed(request.condition);
-            let body = std::mem::take(&mut request.body);
-            s.change(Change::Put(request), body, now)?.written()
+            let body = s.arrived(std::mem::take(&mut request.body));
+            let written = s.change(Change::Put(request), body, now)?.written()?;
+            Ok(Written { checksum: s.told(written.checksum), ..written })
         });
         self.let_out("PutObject").await;
         answer
@@ -477,7 +514,9 @@ impl Store for MemStore {
         self.stats.bytes_sent.add(body.len() as u64);
         let now = self.clock.wall();
         let answer = self.call("UploadPart", &upload.bucket, &upload.key, |s| {
-            s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()
+            let body = s.arrived(body);
+            let part = s.change(Change::UploadPart(upload.clone(), number, checksum), body, now)?.part()?;
+            Ok(Part { checksum: s.told(part.checksum), ..part })
         });
         self.let_out("UploadPart").await;
         answer
@@ -504,7 +543,9 @@ impl Store for MemStore {
         let now = self.clock.wall();
         let answer = self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
             let condition = s.heed(condition);
-            s.change(Change::CompleteUpload(upload.clone(), parts, condition), Bytes::new(), now)?.written()
+            let change = Change::CompleteUpload(upload.clone(), parts, condition);
+            let written = s.change(change, Bytes::new(), now)?.written()?;
+            Ok(Written { checksum: s.told(written.checksum), ..written })
         });
         self.let_out("CompleteMultipartUpload").await;
         answer

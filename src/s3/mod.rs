@@ -26,7 +26,7 @@ mod store;
 mod types;
 
 pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verdict, probe};
-pub use checksum::{checksum_of, is_of_body, verify};
+pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksum};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use mem::{Listing, MemStore, When};
 pub use patience::{Progress, watch};

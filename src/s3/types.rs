@@ -179,6 +179,8 @@ pub struct PutRequest {
 pub struct Written {
     pub etag: ETag,
     pub version_id: Option<String>,
+    /// What S3 answered of all its bytes, where it did. `Md5` says that the ETag is one.
+    pub checksum: Option<Checksum>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -15,8 +15,10 @@ use super::keys::{DirKey, Name};
 use super::{Facts, Found, VolumeId};
 use crate::s3::{ListPage, ListedObject};
 
-/// Keys that are kept, at about 200 bytes each.
+/// Keys that are kept.
 pub const KEYS_MAX: usize = 65_536;
+/// Memory of each: its facts, and a key of 40 characters and an ETag of 32.
+pub const KEY_BYTES: usize = 200;
 /// Directories changed here that are kept apart; with more, everything known is forgotten.
 const CHANGED_MAX: usize = 4_096;
 

@@ -12,8 +12,12 @@ use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, RO
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
 
-/// Names remembered without an inode: absences, and what listings taught. About 200 bytes each.
+/// Names remembered without an inode: absences, and what listings taught.
 const REMEMBERED_MAX: usize = 100_000;
+/// Memory of each, with a name of 20 characters.
+const REMEMBERED_BYTES: usize = 300;
+/// Memory of an inode: its node, its places in the table and in its directory, a name of 20 characters and an ETag of 32.
+const NODE_BYTES: usize = size_of::<Node>() + 220;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
@@ -27,7 +31,8 @@ const DATING_DELAY: Duration = Duration::from_secs(2);
 /// The inode table and what is believed of each name.
 #[derive(Debug)]
 pub struct Tree {
-    nodes: HashMap<Ino, Node>,
+    /// In boxes: half of a table that has just grown is empty.
+    nodes: HashMap<Ino, Box<Node>>,
     next_ino: u64,
     remembered: LruCache<(Ino, Name), (Memory, Instant)>,
     /// Serial number of the latest local change.
@@ -180,7 +185,7 @@ impl Tree {
         node.lookups = 1;
         let capacity = NonZeroUsize::new(REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
         Self {
-            nodes: HashMap::from([(ROOT, node)]),
+            nodes: HashMap::from([(ROOT, Box::new(node))]),
             next_ino: ROOT.0 + 1,
             remembered: LruCache::new(capacity),
             changes_made: 0,
@@ -722,6 +727,11 @@ impl Tree {
         self.walks.answered(ask, last.as_deref(), page.next)
     }
 
+    /// Whether anybody still wants the answer to a question ahead.
+    pub fn is_asked_ahead(&self, ask: &Ask) -> bool {
+        self.walks.taken_of(ask, None).is_some()
+    }
+
     /// A question ahead has ended, answered or not.
     pub fn end_ahead(&mut self, ask: &Ask) {
         self.walks.ended(ask);
@@ -858,7 +868,7 @@ impl Tree {
 
     /// The directory has a marker now.
     pub fn mark(&mut self, dir: Ino, at: SystemTime) {
-        if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir) {
+        if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir).map(Box::as_mut) {
             *marker = Some(at);
         }
     }
@@ -1042,6 +1052,14 @@ impl Tree {
         self.nodes.len()
     }
 
+    /// Memory of the names there are, roughly, in bytes.
+    pub fn weight_bytes(&self) -> u64 {
+        let count = |count: usize, bytes: usize| count as u64 * bytes as u64;
+        count(self.nodes.len(), NODE_BYTES)
+            + count(self.remembered.len(), REMEMBERED_BYTES)
+            + count(self.ahead.len(), ahead::KEY_BYTES)
+    }
+
     pub fn is_empty(&self) -> bool {
         false // the root is always there
     }
@@ -1049,7 +1067,7 @@ impl Tree {
     // ---- within
 
     fn node(&self, ino: Ino) -> Result<&Node> {
-        self.nodes.get(&ino).ok_or_else(unknown_inode)
+        self.nodes.get(&ino).map(Box::as_ref).ok_or_else(unknown_inode)
     }
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
@@ -1145,7 +1163,7 @@ impl Tree {
         self.next_ino += 1;
         let mut node = Node::new(Some((parent, name.clone())), found);
         node.fresh_until = until;
-        self.nodes.insert(ino, node);
+        self.nodes.insert(ino, Box::new(node));
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children.insert(name, ino);
         }

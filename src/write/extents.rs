@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::base::ByteRange;
 
 /// Runs of a sequential writer end at multiples of this, as all parts do.
-const RUN_END_BYTES: u64 = 8 << 20;
+pub(super) const RUN_END_BYTES: u64 = 8 << 20;
 
 /// Where a run of bytes comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,19 +27,23 @@
 //!    the same file in another process.
 //! 6. A part that left counts at the commit only for the very bytes it was sent with. Bytes that the disk let go of are
 //!    in such a part; nobody reads them as zeros, and they change only after S3 has the file.
-//! 7. Before an object is made the journal says which: whoever finds it there knows that it is ours.
+//! 7. Of every staged byte a sum is kept from the moment it was written ([`sums`]). Nothing is sent that differs from it,
+//!    the sum that S3 is told follows from it, and nothing is saved of which S3 answers another.
+//! 8. Before an object is made the journal says which: whoever finds it there knows that it is ours.
 
 mod extents;
 pub mod journal;
 mod parts;
 mod plan;
 mod staging;
+mod sums;
 mod upload;
 
 pub use extents::{Extents, Segment, What};
 pub use parts::{Line, Parts};
 pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
 pub use staging::{Room, Staging};
+pub use sums::{Sum, Sums};
 pub use upload::{
     Base, Conditions, Job, Lanes, Origin, abandon, copy_object, delete_object, delete_objects, send_ahead,
     upload,

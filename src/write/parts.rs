@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::journal::{BaseObject, FileId, Journal, Record, remember};
-use crate::base::ByteRange;
+use crate::base::{ByteRange, ETag};
 use crate::error::Result;
 use crate::s3::{Attributes, Part, Store, Upload};
 
@@ -32,6 +32,8 @@ pub struct Parts {
     line: Mutex<Option<Line>>,
     completed: Mutex<Option<Upload>>,
     saving: Mutex<Vec<(u64, BaseObject)>>,
+    /// An object that an attempt of ours made of other bytes than were sent.
+    wrong: Mutex<Option<ETag>>,
     beginning: tokio::sync::Mutex<()>,
 }
 
@@ -122,6 +124,22 @@ impl Parts {
         remember(&mut self.attempts(), (stamp, object));
     }
 
+    /// S3 made that object, and it is not what was sent: it does not count as saved, and the next attempt replaces it.
+    pub(super) fn made_wrong(&self, etag: &ETag) {
+        self.note(|file| Record::MadeWrong { file, etag: etag.clone() });
+        self.attempts().retain(|(_, object)| object.etag != *etag);
+        *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(etag.clone());
+        // Of an upload that became it nothing is left to complete.
+        if let Some((_, upload)) = self.take() {
+            self.ended(&upload);
+        }
+    }
+
+    /// The object to replace, if an attempt made a wrong one.
+    pub(super) fn wrong(&self) -> Option<ETag> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What an earlier process was about to make.
     pub fn resume_saving(&self, saving: Vec<(u64, BaseObject)>) {
         *self.attempts() = saving;
@@ -151,6 +169,7 @@ impl Parts {
     /// The journal knows the object.
     pub fn saved(&self) {
         self.attempts().clear();
+        *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let completed = self.completed.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(upload) = completed {
             self.ended(&upload);

@@ -10,11 +10,13 @@ use super::journal::{BaseObject, Place};
 use super::parts::Parts;
 use super::plan::{PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
-use crate::base::{Budget, ByteRange, ETag, Gate, Priority};
+use crate::base::crc::{crc64, joined, of_zeros};
+use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
-    Attributes, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, Part, PartSource, PutRequest,
-    Store, Upload, Written, content_etag, limits, multipart_etag,
+    Attributes, Checksum, ChecksumAlgorithm, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest,
+    Part, PartSource, PutRequest, Store, Upload, Written, checksum_from, content_etag, limits,
+    multipart_etag, whole_checksum,
 };
 
 /// Parts of one file under way at once.
@@ -22,6 +24,8 @@ const PARTS_IN_FLIGHT: usize = 4;
 /// Single deletes, and batches of up to 1,000, under way at once.
 const DELETES_IN_FLIGHT: usize = 64;
 const BATCHES_IN_FLIGHT: usize = 4;
+/// How often bytes that did not arrive as they were written are sent.
+const SENDS_MAX: u32 = 3;
 /// Size and number of parts in flight of a server-side copy too large for one CopyObject.
 const COPY_PART_BYTES: u64 = 512 << 20;
 const COPY_PARTS_IN_FLIGHT: usize = 8;
@@ -124,12 +128,24 @@ pub struct Lanes {
     pub budget: Budget,
     /// Bounds the requests under way.
     pub gate: Gate,
+    priority: Priority,
+    turn: Turn,
 }
 
 impl Lanes {
+    pub fn new(budget: Budget, gate: Gate) -> Self {
+        Self { budget, gate, priority: Priority::Write, turn: Turn::default() }
+    }
+
+    /// The same for an upload that nobody waits for, until its turn is promoted.
+    #[must_use]
+    pub fn behind(&self, turn: &Turn) -> Self {
+        Self { priority: Priority::Behind, turn: turn.clone(), ..self.clone() }
+    }
+
     /// Sends one request in its turn.
     async fn send<T>(&self, request: impl Future<Output = T>) -> T {
-        let pass = self.gate.enter(self.gate.ticket(), Priority::Write).await;
+        let pass = self.gate.enter(&self.turn, self.priority).await;
         let answer = request.await;
         pass.done();
         answer
@@ -137,6 +153,21 @@ impl Lanes {
 }
 
 impl Job {
+    /// What the object is made under. Where an attempt of ours made one that is not as it should be, that is the one to
+    /// replace.
+    fn condition(&self) -> Condition {
+        match self.parts.wrong() {
+            Some(wrong) if self.condition != Condition::Any => Condition::Matches(wrong),
+            _ => self.condition.clone(),
+        }
+    }
+
+    /// S3 made an object of other bytes.
+    fn made_wrong(&self, written: &Written) -> Error {
+        self.parts.made_wrong(&written.etag);
+        not_as_sent().on("save", &self.bucket, &self.key)
+    }
+
     /// Every other object that bytes come from, once.
     pub fn origins(&self) -> impl Iterator<Item = &Origin> {
         self.copies.iter().zip(0u32..).filter_map(|(origin, number)| {
@@ -213,7 +244,7 @@ async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
         bucket: job.bucket.clone(),
         key: job.key.clone(),
         size: job.len,
-        condition: job.condition.clone(),
+        condition: job.condition(),
         attributes: Some(job.attributes.clone()),
         ..CopyRequest::default()
     };
@@ -226,34 +257,71 @@ async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
 
 async fn put(job: &Job) -> Result<Written> {
     let _grant = job.lanes.budget.take(job.len).await;
+    for _ in 1..SENDS_MAX {
+        match put_once(job).await {
+            Err(error) if error.kind() == Kind::Corrupt => again(job, &error),
+            answer => return answer,
+        }
+    }
+    put_once(job).await
+}
+
+async fn put_once(job: &Job) -> Result<Written> {
     let body = match ByteRange::new(0, job.len) {
         Some(whole) => assemble(job, whole).await?,
-        None => Bytes::new(),
+        None => Body::default(),
     };
     let condition = stand_in(job, job.honoured.put).await?;
-    job.about_to_make(&content_etag(&body));
+    let etag = content_etag(&body.bytes);
+    job.about_to_make(&etag);
     let request = PutRequest {
         bucket: job.bucket.clone(),
         key: job.key.clone(),
-        body: body.clone(),
+        body: body.bytes.clone(),
         attributes: job.attributes.clone(),
         condition,
-        checksum: None,
+        checksum: Some(body.checksum()),
     };
-    match job.lanes.send(job.store.put(request)).await {
-        Err(error) if may_be_ours(&error) => ours(job, &content_etag(&body), error).await,
+    let written = match job.lanes.send(job.store.put(request)).await {
+        Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
         answer => answer,
-    }
+    }?;
+    let right = written.checksum.as_ref().is_none_or(|theirs| match theirs.algorithm {
+        ChecksumAlgorithm::Crc64Nvme => *theirs == body.checksum(),
+        // Where the server's ETags are known to be MD5s.
+        ChecksumAlgorithm::Md5 => written.etag == etag,
+        _ => true,
+    });
+    if right { Ok(written) } else { Err(job.made_wrong(&written)) }
+}
+
+/// S3 has, or would have made, something else than what was sent.
+fn again(job: &Job, error: &Error) {
+    tracing::warn!(key = job.key, error = %error.report(), "bytes did not arrive as they were written; sending them again");
 }
 
 async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
+    for _ in 1..SENDS_MAX {
+        match multipart_once(job, &parts).await {
+            Err(error) if job.parts.wrong().is_some() && error.kind() == Kind::Corrupt && !job.has_gone() => {
+                again(job, &error);
+            }
+            answer => return answer,
+        }
+    }
+    multipart_once(job, &parts).await
+}
+
+async fn multipart_once(job: &Job, parts: &[PartPlan]) -> Result<Written> {
     let upload = begin(job).await?;
     let result = send_parts_and_complete(job, &upload, parts).await;
     match &result {
         Ok(_) => job.parts.completed(),
         Err(_) if job.has_gone() => {}
-        // S3 takes no further part of an upload whose completion raced with another request.
-        Err(error) if error.kind().is_transient() && error.kind() != Kind::Conflict => {}
+        // S3 takes no further part of an upload whose completion raced with another request. What it holds that is not
+        // what was sent is not sent for: all of it goes again.
+        Err(error)
+            if error.kind().is_transient() && !matches!(error.kind(), Kind::Conflict | Kind::Corrupt) => {}
         Err(_) => abandon(&job.parts).await,
     }
     result
@@ -271,8 +339,8 @@ async fn begin(job: &Job) -> Result<Upload> {
     Ok(upload)
 }
 
-async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan>) -> Result<Written> {
-    let numbered = parts.into_iter().zip(1u16..);
+async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: &[PartPlan]) -> Result<Written> {
+    let numbered = parts.iter().copied().zip(1u16..);
     let mut sent: Vec<Part> = futures::stream::iter(numbered)
         .map(|(part, number)| send_part(job, upload, part, number))
         .buffer_unordered(PARTS_IN_FLIGHT)
@@ -287,10 +355,17 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: Vec<PartPlan
     }
     let condition = stand_in(job, job.honoured.complete).await?;
     let etag = multipart_etag(&sent);
+    let whole = whole_checksum(&sent);
     job.about_to_make(&etag);
-    match job.store.complete_upload(upload, sent, condition).await {
+    let written = match job.store.complete_upload(upload, sent, condition).await {
         Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
         answer => answer,
+    }?;
+    match (&whole, &written.checksum) {
+        (Some(ours), Some(theirs)) if ours.algorithm == theirs.algorithm && ours != theirs => {
+            Err(job.made_wrong(&written))
+        }
+        _ => Ok(written),
     }
 }
 
@@ -313,12 +388,31 @@ async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> R
         return Ok(there);
     }
     let _grant = job.lanes.budget.take(part.range.len()).await;
-    let body = assemble(job, part.range).await?;
-    let sent = job.lanes.send(job.store.upload_part(upload, number, body, None)).await?;
+    let mut sends = 1;
+    let sent = loop {
+        match send_once(job, upload, part.range, number).await {
+            Err(error) if error.kind() == Kind::Corrupt && sends < SENDS_MAX => again(job, &error),
+            answer => break answer?,
+        }
+        sends += 1;
+    };
     if let Some(newest) = newest {
         job.parts.sent(part.range, newest, sent.clone());
     }
     Ok(sent)
+}
+
+async fn send_once(job: &Job, upload: &Upload, range: ByteRange, number: u16) -> Result<Part> {
+    let body = assemble(job, range).await?;
+    let checksum = body.checksum();
+    let sending = job.store.upload_part(upload, number, body.bytes, Some(checksum.clone()));
+    let sent = job.lanes.send(sending).await?;
+    match &sent.checksum {
+        Some(theirs) if theirs.algorithm == checksum.algorithm && *theirs != checksum => {
+            Err(not_as_sent().on("UploadPart", &job.bucket, &job.key))
+        }
+        _ => Ok(sent),
+    }
 }
 
 /// The newest stamp in a range; `None` where bytes of the base are in it, which have none.
@@ -340,38 +434,78 @@ fn origin_of(job: &Job, part: ByteRange) -> Option<(&Base, ByteRange)> {
     }
 }
 
+/// What is to be sent, and its sum: of written bytes the one that was taken when they were written.
+#[derive(Default)]
+struct Body {
+    bytes: Bytes,
+    crc: u64,
+}
+
+impl Body {
+    fn checksum(&self) -> Checksum {
+        checksum_from(self.crc)
+    }
+}
+
 /// The bytes of a range, from wherever each run of them is.
-async fn assemble(job: &Job, range: ByteRange) -> Result<Bytes> {
+async fn assemble(job: &Job, range: ByteRange) -> Result<Body> {
     let length = usize::try_from(range.len())
         .map_err(|_| Error::new(Kind::TooLarge, "the part does not fit in memory"))?;
     let mut buffer = vec![0u8; length];
     let first = job.segments.partition_point(|segment| segment.range.end() <= range.start());
     let runs = job.segments[first..].iter().map_while(|s| Some((s.range.intersect(range)?, s.what)));
-    let mut at = range.start();
-    for (run, what) in runs {
+    let without = |what: &str| Error::new(Kind::Internal, format!("{what} without its source"));
+    let (mut at, mut crc) = (range.start(), 0);
+    for (run, what) in merged(runs) {
         if run.start() != at {
             break;
         }
         at = run.end();
         let target = &mut buffer[index(run.start() - range.start())..index(run.end() - range.start())];
-        match (what, &job.staging, &job.base) {
-            (What::Zero(_), _, _) => {}
-            (What::Staged(_), Some(staging), _) if staging.read(target, run.start())? => {}
-            (What::Base, _, Some(base)) => fetch(&job.store, base, run, target).await?,
+        let of_run = match (what, &job.staging, &job.base) {
+            (What::Zero(_), _, _) => of_zeros(run.len()),
+            (What::Staged(_), Some(staging), _) => {
+                staging.read_whole(target, run.start())?.ok_or_else(|| without("a run of bytes"))?
+            }
+            (What::Base, _, Some(base)) => {
+                fetch(&job.store, base, run, target).await?;
+                crc64(target)
+            }
             (What::Copied(_, copy), _, _) => {
                 let origin = job.copies.get(copy as usize);
                 let Some((origin, run)) = origin.and_then(|origin| Some((origin, origin.range(run)?))) else {
-                    return Err(Error::new(Kind::Internal, "a copied run of bytes without its source"));
+                    return Err(without("a copied run of bytes"));
                 };
                 fetch(&origin.store, &origin.object, run, target).await?;
+                crc64(target)
             }
-            _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
-        }
+            _ => return Err(without("a run of bytes")),
+        };
+        crc = joined(crc, of_run, run.len());
     }
     if at < range.end() {
         return Err(Error::new(Kind::Internal, "no source is known of some bytes"));
     }
-    Ok(buffer.into())
+    Ok(Body { bytes: buffer.into(), crc })
+}
+
+/// Written runs side by side as one: they were written at different times, and are held to their sums together.
+fn merged(runs: impl Iterator<Item = (ByteRange, What)>) -> Vec<(ByteRange, What)> {
+    let mut merged: Vec<(ByteRange, What)> = Vec::new();
+    for (run, what) in runs {
+        match merged.last_mut() {
+            Some((last, What::Staged(_))) if matches!(what, What::Staged(_)) && last.end() == run.start() => {
+                *last = ByteRange::new(last.start(), run.end()).unwrap_or(run);
+            }
+            _ => merged.push((run, what)),
+        }
+    }
+    merged
+}
+
+/// An answer that says something else than what was sent.
+fn not_as_sent() -> Error {
+    Error::new(Kind::Corrupt, "the checksum that S3 answers is not that of the bytes that were written")
 }
 
 /// Fills `target` with a range of this version of an object.
@@ -403,15 +537,16 @@ fn index(offset: u64) -> usize {
 
 /// The condition to send; where the server ignores it, it is checked here first.
 async fn stand_in(job: &Job, honoured: bool) -> Result<Condition> {
-    if honoured || job.condition == Condition::Any {
-        return Ok(job.condition.clone());
+    let condition = job.condition();
+    if honoured || condition == Condition::Any {
+        return Ok(condition);
     }
     let current = match job.store.head(&job.bucket, &job.key, None).await {
         Ok(info) => Some(info.etag),
         Err(error) if error.is_not_found() => None,
         Err(error) => return Err(error),
     };
-    match (&job.condition, current) {
+    match (&condition, current) {
         (Condition::Absent, Some(_)) => {
             Err(Error::new(Kind::AlreadyExists, "another client made the object"))
         }
@@ -432,7 +567,8 @@ fn may_be_ours(error: &Error) -> bool {
 async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
     match job.store.head(&job.bucket, &job.key, None).await {
         Ok(info) if info.size == job.len && info.etag == *etag => {
-            Ok(Written { etag: info.etag, version_id: info.version_id })
+            // Its ETag is that of what was sent.
+            Ok(Written { etag: info.etag, version_id: info.version_id, checksum: None })
         }
         _ => Err(error),
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pailfs::base::{Clock, ManualClock, SystemClock};
+use pailfs::base::{Clock, ETag, ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
 use pailfs::fs::{Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
@@ -442,6 +442,11 @@ impl Client {
             Err(error) if error.is_not_found() => None,
             Err(error) => panic!("{}", error.report()),
         }
+    }
+
+    /// The version of an object.
+    pub async fn store_etag(&self, key: &str) -> ETag {
+        self.store.head(BUCKET, key, None).await.expect("it is there").etag
     }
 
     pub async fn keys(&self) -> Vec<String> {

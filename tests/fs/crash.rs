@@ -1,26 +1,27 @@
 //! What a killed process had taken is there in the next one: every write that had returned, and nothing else.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use pailfs::error::Kind;
-use pailfs::fs::{Durability, Hole, Space};
+use pailfs::fs::{Durability, Hole, Space, TakenUp};
 use pailfs::s3::{Store, When};
 use pailfs::write::journal::Owed;
 use proptest::prelude::*;
 
-use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, until};
+use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, let_others_run, until};
 use crate::harness::block_on;
 
 const MIB: usize = 1 << 20;
 
-fn bytes(len: usize, seed: u8) -> Vec<u8> {
+pub fn bytes(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|at| ((at / 4096) as u8).wrapping_mul(31).wrapping_add(at as u8).wrapping_add(seed))
         .collect()
 }
 
 /// The disk as it is at this moment, holes and all.
-fn snapshot(from: &Path) -> tempfile::TempDir {
+pub fn snapshot(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     let copied = std::process::Command::new("cp")
         .args(["-a", "--sparse=always"])
@@ -32,22 +33,23 @@ fn snapshot(from: &Path) -> tempfile::TempDir {
     to
 }
 
-struct Crashed {
-    client: Client,
+pub struct Crashed {
+    pub client: Client,
     owed: usize,
     kept: usize,
-    _disk: tempfile::TempDir,
+    pub taken: TakenUp,
+    pub disk: tempfile::TempDir,
 }
 
 /// The process is gone at this moment, and a new one begins on the same bucket and disk.
-async fn crash(client: &Client, disk: &Path) -> Crashed {
+pub async fn crash(client: &Client, disk: &Path) -> Crashed {
     let disk = snapshot(disk);
     let (next, owed) = client.again_with_journal(disk.path(), Durability::Close);
-    let (owed, kept) = next.fs.take_up(owed).await;
-    Crashed { client: next, owed, kept, _disk: disk }
+    let taken = next.fs.take_up(owed).await;
+    Crashed { client: next, owed: taken.files, kept: taken.kept, taken, disk }
 }
 
-fn journaled() -> (Client, tempfile::TempDir) {
+pub fn journaled() -> (Client, tempfile::TempDir) {
     let disk = tempfile::tempdir().unwrap();
     let (client, owed) = Client::new().again_with_journal(disk.path(), Durability::Close);
     assert!(owed.is_empty());
@@ -78,9 +80,9 @@ fn writes_that_had_returned_are_there_though_the_file_was_never_closed() {
         assert_eq!(next.object("d/new").await.unwrap(), b"new");
         assert_eq!(next.object("d/whole").await.unwrap(), b"as it was");
         // Nothing is owed any more, and nothing is left on the disk.
-        let again = crash(next, crashed._disk.path()).await;
+        let again = crash(next, crashed.disk.path()).await;
         assert_eq!((again.owed, again.kept), (0, 0));
-        assert_eq!(std::fs::read_dir(again._disk.path().join("staging")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(again.disk.path().join("staging")).unwrap().count(), 0);
         client.close(whole).await.unwrap();
     });
 }
@@ -107,7 +109,7 @@ fn what_was_saved_removed_or_renamed_is_not_brought_back() {
 }
 
 #[test]
-fn parts_that_had_left_are_completed_or_sent_again_whatever_the_disk_kept_of_them() {
+fn parts_that_had_left_are_completed_or_sent_again_whatever_thedisk_kept_of_them() {
     for short in [false, true] {
         block_on(async {
             let disk = tempfile::tempdir().unwrap();
@@ -132,6 +134,143 @@ fn parts_that_had_left_are_completed_or_sent_again_whatever_the_disk_kept_of_the
             assert!(uploads.is_empty(), "{uploads:?}");
         });
     }
+}
+
+/// Two files are removed, so that the next ones are of a row, and are not waited for.
+async fn begin_row(client: &Client) {
+    for name in ["row-1", "row-2"] {
+        client.put_object(name, b"x").await;
+        client.unlink(name).await.unwrap();
+    }
+}
+
+#[test]
+fn names_removed_in_a_row_stay_removed_and_what_others_wrote_since_is_not_deleted() {
+    for conditions in [true, false] {
+        block_on(async {
+            let (client, disk) = journaled();
+            let names: Vec<String> = (0..10).map(|i| format!("d/e/{i}")).collect();
+            for name in &names {
+                client.put_object(name, b"bytes").await;
+            }
+            begin_row(&client).await;
+            for name in &names {
+                client.unlink(name).await.unwrap();
+            }
+            assert_eq!(client.keys().await.len(), 10, "S3 has not heard of it");
+            client.delete_object("d/e/1").await;
+            client.put_object("d/e/2", b"theirs").await;
+            client.store.ignore_conditions(!conditions);
+            let crashed = crash(&client, disk.path()).await;
+            // Not one is seen meanwhile, but the one that is another's now.
+            assert_eq!(crashed.client.list("d/e").await.unwrap(), ["2"]);
+            crashed.client.fs.flush_all().await.unwrap();
+            assert_eq!(crashed.client.keys().await, ["d/e/2"]);
+            assert_eq!(crashed.client.read("d/e/2").await.unwrap(), b"theirs");
+            // It is done once: who makes it again, with the very same bytes, keeps it.
+            client.put_object("d/e/3", b"bytes").await;
+            let again = crash(&crashed.client, crashed.disk.path()).await;
+            again.client.fs.flush_all().await.unwrap();
+            assert_eq!(again.client.keys().await, ["d/e/2", "d/e/3"]);
+        });
+    }
+}
+
+#[test]
+fn a_name_made_again_after_its_removal_in_a_row_outlives_a_kill() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"bytes").await;
+        begin_row(&client).await;
+        client.unlink("f").await.unwrap();
+        client.write("f", b"bytes").await.unwrap();
+        let crashed = crash(&client, disk.path()).await;
+        crashed.client.fs.flush_all().await.unwrap();
+        assert_eq!(crashed.client.object("f").await.unwrap(), b"bytes");
+    });
+}
+
+#[test]
+fn what_cannot_be_asked_for_stays_owed_to_the_mount_after_the_next() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"bytes").await;
+        begin_row(&client).await;
+        client.unlink("f").await.unwrap();
+        client.store.refuse("HeadObject", Kind::Unreachable, When::Before);
+        let crashed = crash(&client, disk.path()).await;
+        client.store.refuse_nothing();
+        assert_eq!(crashed.client.read("f").await.unwrap(), b"bytes", "it is there, and everybody sees it");
+        let again = crash(&crashed.client, crashed.disk.path()).await;
+        again.client.fs.flush_all().await.unwrap();
+        assert_eq!(again.client.object("f").await, None);
+    });
+}
+
+/// A file that S3 has an older version of loses its name: whenever the process is gone, it does not come back as a conflict
+/// copy, nor as the old object.
+#[test]
+fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
+    for (open, answered) in [(false, false), (false, true), (true, false), (true, true)] {
+        block_on(async {
+            let disk = tempfile::tempdir().unwrap();
+            let (client, _) = Client::new().again_with_journal(disk.path(), Durability::Journal);
+            client.put_object("d/f", b"before").await;
+            client.store.refuse("PutObject", Kind::Server, When::Before);
+            let file = client.open("d/f", WRITE).await.unwrap();
+            client.fs.write(file.1, 0, b"BEF").await.unwrap();
+            if !open {
+                client.close(file).await.unwrap();
+            }
+            let before = snapshot(disk.path());
+            // As the kernel holds what it is about to remove.
+            client.walk("d/f").await.unwrap();
+            let held = client.store.hold("DeleteObject");
+            let dir = client.walk("d").await.unwrap().ino;
+            client.store.refuse_nothing();
+            let removing = client.fs.clone();
+            client.store.clear_calls();
+            let removal = tokio::spawn(async move { removing.unlink(dir, OsStr::new("f")).await });
+            until("S3 deletes it", || {
+                assert!(!removal.is_finished(), "{:?}", client.store.calls());
+                client.store.calls().contains(&"DeleteObject")
+            })
+            .await;
+            let during = snapshot(disk.path());
+            held.add_permits(1000);
+            removal.await.unwrap().unwrap();
+            let after = snapshot(disk.path());
+            let next = async |disk: &tempfile::TempDir| {
+                let (next, owed) = client.again_with_journal(disk.path(), Durability::Close);
+                next.fs.take_up(owed).await;
+                next.fs.flush_all().await.unwrap();
+                (next.keys().await, next.object("d/f").await)
+            };
+            if !answered {
+                // As it was before S3 got the request.
+                client.put_object("d/f", b"before").await;
+            }
+            assert_eq!(next(&during).await, (vec!["d/".to_owned()], None), "{open} {answered}");
+            assert_eq!(next(&after).await, (vec!["d/".to_owned()], None));
+            client.put_object("d/f", b"before").await;
+            assert_eq!(next(&before).await.1.unwrap(), b"BEFore");
+        });
+    }
+}
+
+#[test]
+fn a_removal_that_failed_leaves_the_owed_file_to_the_next_mount() {
+    block_on(async {
+        let (client, disk) = journaled();
+        client.put_object("f", b"before").await;
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"BEF").await.unwrap();
+        client.store.protect("f");
+        assert_eq!(kind_of(client.unlink("f").await), Kind::AccessDenied);
+        let crashed = crash(&client, disk.path()).await;
+        crashed.client.fs.flush_all().await.unwrap();
+        assert_eq!(crashed.client.object("f").await.unwrap(), b"BEFore");
+    });
 }
 
 /// The process is gone between S3's answer and the journal's note of it.
@@ -252,6 +391,48 @@ fn a_journaled_close_returns_before_s3_has_it_and_fsync_does_not() {
     });
 }
 
+/// Files that are saved behind go in their order, and the one that somebody waits for before them.
+#[test]
+fn what_is_saved_behind_goes_first_once_somebody_waits_for_it() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let first = Client::new();
+        const READERS: usize = 64;
+        for i in 0..READERS {
+            first.put_object(&format!("z{i:02}"), &[7; 256 << 10]).await;
+        }
+        let (client, _) = first.again_with_journal(disk.path(), Durability::Journal);
+        let (gets, puts) = (client.store.hold("GetObject"), client.store.hold("PutObject"));
+        let readers = futures::future::join_all((0..READERS).map(|i| {
+            let client = &client;
+            async move { client.read(&format!("z{i:02}")).await.unwrap().len() }
+        }));
+        let writer = async {
+            until("every request carries bytes", || first.stats.requests_of("GetObject") == 64).await;
+            for name in ["a", "b", "c"] {
+                client.write(name, b"bytes").await.unwrap();
+            }
+            let file = client.open("c", WRITE).await.unwrap();
+            let fsync = client.fs.fsync(file.1);
+            let one_goes = async {
+                let_others_run().await;
+                assert_eq!(first.stats.requests_of("PutObject"), READERS as u64, "all wait");
+                gets.add_permits(1);
+                until("one goes", || first.stats.requests_of("PutObject") > READERS as u64).await;
+                assert_eq!(client.keys().await[0], "c");
+                puts.add_permits(1_000);
+                gets.add_permits(1_000);
+            };
+            let (saved, ()) = futures::join!(fsync, one_goes);
+            saved.unwrap();
+            client.close(file).await.unwrap();
+            client.fs.flush_all().await.unwrap();
+            assert_eq!(client.object("a").await.unwrap(), b"bytes");
+        };
+        futures::join!(readers, writer);
+    });
+}
+
 /// One file, a byte array beside it, and a crash after any number of steps.
 #[derive(Clone, Debug)]
 enum Op {
@@ -315,8 +496,7 @@ fn run(durability: Durability, ops: &[Op]) -> Result<(), TestCaseError> {
             let next = runtime();
             let (client, open) = next.block_on(async {
                 let (client, owed) = process.client.again_with_journal(disk.path(), durability);
-                let (_, kept) = client.fs.take_up(owed).await;
-                prop_assert_eq!(kept, 0);
+                prop_assert_eq!(client.fs.take_up(owed).await.kept, 0);
                 let open = client.open(names[at], WRITE).await.map_err(fail)?;
                 Ok((client, open))
             })?;
@@ -422,7 +602,8 @@ fn what_is_not_whole_is_kept_and_told() {
         }
         let (next, owed) = client.again_with_journal(broken.path(), Durability::Close);
         assert!(matches!(&owed[..], [Owed::File(file)] if file.damage.is_some()), "{owed:?}");
-        assert_eq!(next.fs.take_up(owed).await, (0, 1));
+        let taken = next.fs.take_up(owed).await;
+        assert_eq!((taken.files, taken.kept), (0, 1));
         next.fs.flush_all().await.unwrap();
         assert_eq!(next.object("f").await, None, "nothing short is made of it");
     });

@@ -142,6 +142,39 @@ fn what_was_read_gives_way_to_listing_ahead() {
     });
 }
 
+/// Names are small: whoever waits for one does not wait for the bytes of others, and what nobody waits for does.
+#[test]
+fn a_walk_goes_on_while_every_request_carries_bytes() {
+    block_on(async {
+        let client = Client::new();
+        tree(&client).await;
+        const READERS: usize = 80;
+        for i in 0..READERS {
+            client.put_object(&format!("z{i:02}"), &vec![7; 256 << 10]).await;
+        }
+        let held = client.store.hold("GetObject");
+        let gets = || client.stats.requests_of("GetObject");
+        let work = async {
+            let readers = (0..READERS).map(|i| {
+                let client = &client;
+                async move { client.read(&format!("z{i:02}")).await.unwrap().len() }
+            });
+            futures::future::join_all(readers).await
+        };
+        let walk = async {
+            until("as many GETs are under way as may be", || gets() == 64).await;
+            // The top was listed for the readers' names.
+            let pages = client.stats.listed_ahead_pages.value();
+            assert_eq!(client.find("").await.unwrap().len(), 8_002 + READERS + 1_100);
+            assert_eq!(gets(), 64, "the others wait");
+            assert!(client.stats.listed_ahead_pages.value() > pages, "it was listed ahead");
+            held.add_permits(10_000);
+        };
+        let (read, ()) = futures::join!(work, walk);
+        assert!(read.iter().all(|len| *len == 256 << 10));
+    });
+}
+
 #[test]
 fn one_directory_costs_its_pages_and_no_walk() {
     on_one_thread(async {

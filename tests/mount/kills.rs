@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cache::stamped;
 use crate::harness::mount::{Mounted, endpoint, pailfs, wait_for};
+use crate::harness::server::faults;
 use crate::harness::{Server, block_on};
 
 const MIB: usize = 1 << 20;
@@ -59,8 +60,7 @@ fn what_was_written_before_a_kill_is_there_after_the_next_mount() {
     assert!(fs::read(next.at("large")).unwrap() == body);
     assert_eq!(fs::read(next.at("d/after")).unwrap(), b"renamed");
     assert!(!next.at("d/before").exists() && !next.at("gone").exists());
-    let flushed = pailfs(&endpoint(Server::Demo)).arg("flush").arg(next.path()).status().unwrap();
-    assert!(flushed.success());
+    flush(&next);
     assert_eq!(object(&m, "changed").unwrap(), b"012XX56789");
     assert!(object(&m, "large").unwrap() == body);
     assert_eq!(object(&m, "gone"), None);
@@ -89,6 +89,94 @@ fn t25_a_journaled_close_survives_a_kill_and_a_signal() {
             (0..20).all(|i| object(&m, &format!("f{i:02}")).is_some_and(|bytes| bytes == body[i * 1000..]))
         });
         assert!(saved, "everything gets to S3");
+    }
+}
+
+fn flush(m: &Mounted) {
+    let flushed = pailfs(&endpoint(Server::Demo)).arg("flush").arg(m.path()).status().unwrap();
+    assert!(flushed.success());
+}
+
+fn keys(m: &Mounted) -> Vec<String> {
+    // A mount probes its server when it begins.
+    let is_ours = |key: &String| !key.starts_with(pailfs::s3::SCRATCH);
+    block_on(m.place.keys()).unwrap().into_iter().filter(is_ours).collect()
+}
+
+/// "a row of deletes when pailfs is killed | what was removed stays removed: the next mount of the same source"
+#[test]
+fn names_removed_in_a_row_stay_removed_after_a_kill() {
+    let Some((mut m, state)) = mounted("kill-row", &[]) else { return };
+    fs::create_dir(m.at("d")).unwrap();
+    block_on(async {
+        for i in 0..200 {
+            m.place.put(&format!("d/{i:03}"), "x").await.unwrap();
+        }
+    });
+    for i in 0..100 {
+        fs::remove_file(m.at(format!("d/{i:03}"))).unwrap();
+    }
+    kill(&mut m);
+    let left = keys(&m);
+    let stay: Vec<String> = (100..200).map(|i| format!("d/{i:03}")).collect();
+    assert!(stay.iter().all(|key| left.contains(key)));
+    println!("S3 had {} of 100 removed files still", left.len() - 101);
+    let next = m.again(&["--state-dir", state.path().to_str().unwrap()]);
+    assert_eq!(fs::read_dir(next.at("d")).unwrap().count(), 100);
+    flush(&next);
+    assert_eq!(keys(&m).len(), 101);
+}
+
+/// "rename a directory | yes: its objects are copied in parallel and deleted after the last copy; not atomic, but finished
+/// after a kill"
+#[test]
+fn a_directory_whose_rename_was_killed_is_whole_after_the_next_mount_or_recover() {
+    for (operation, remount) in [("CopyObject", true), ("DeleteObjects", false)] {
+        let Some((mut m, state)) = mounted("kill-rename", &[]) else { return };
+        let dir = state.path().to_str().unwrap();
+        fs::create_dir(m.at("d")).unwrap();
+        block_on(async {
+            for i in 0..50 {
+                m.place.put(&format!("d/{i:02}"), format!("{i}")).await.unwrap();
+            }
+        });
+        let (from, to) = (m.at("d"), m.at("e"));
+        let copied = |m: &Mounted| keys(m).iter().filter(|key| key.starts_with("e/")).count();
+        let rule = format!("op={operation},bucket={},every=2,fault=latency:60s", m.place.bucket);
+        let every = format!("op={operation},bucket={},fault=latency:60s", m.place.bucket);
+        {
+            let _held = faults(Server::Demo, if operation == "CopyObject" { &rule } else { &every });
+            let rename = std::thread::spawn(move || fs::rename(from, to));
+            let enough = if operation == "CopyObject" { 25 } else { 51 };
+            assert!(wait_for(SOON, || copied(&m) >= enough), "{} copies", copied(&m));
+            kill(&mut m);
+            rename.join().unwrap().unwrap_err();
+        }
+        let at = endpoint(Server::Demo);
+        let recover = |more: &[&str]| {
+            let output = pailfs(&at).args(["recover", "--state-dir", dir]).args(more).output().unwrap();
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let source = format!("s3://{}", m.place.bucket);
+        let listed = recover(&[]);
+        assert!(
+            listed.contains(&format!("  {source}/d/  51 objects  being renamed to {source}/e/")),
+            "{listed}"
+        );
+        if remount {
+            let next = m.again(&["--state-dir", dir]);
+            assert_eq!(fs::read_dir(next.at("e")).unwrap().count(), 50);
+            assert!(!next.at("d").exists());
+        } else {
+            let said = recover(&[&source, "--endpoint-url", &at.url, "--region", &at.region]);
+            assert!(said.contains("1 renames of directories finished"), "{said}");
+        }
+        assert_eq!(keys(&m).len(), 51);
+        for i in 0..50 {
+            assert_eq!(object(&m, &format!("e/{i:02}")).unwrap(), format!("{i}").into_bytes());
+        }
+        assert_eq!(recover(&[]), "nothing is owed\n");
     }
 }
 

@@ -130,24 +130,3 @@ fn a_refused_delete_of_a_row_is_told_and_the_name_is_there_again() {
     fs::remove_dir_all(m.at("d")).unwrap();
     assert!(keys(&m).is_empty());
 }
-
-/// "a row of deletes when pailfs is killed | what was not sent is there again"
-#[test]
-fn a_killed_mount_deletes_nothing_that_was_not_removed() {
-    let Some(mut m) = Mounted::fresh(Server::Demo, "a_killed_mount_deletes_nothing_that_was_not_removed")
-    else {
-        return;
-    };
-    fill(&m, (0..200).map(|i| format!("{i:03}")).collect());
-    for i in 0..100 {
-        fs::remove_file(m.at(format!("{i:03}"))).unwrap();
-    }
-    m.kill();
-    let left = keys(&m);
-    let stay: Vec<String> = (100..200).map(|i| format!("{i:03}")).collect();
-    assert!(stay.iter().all(|key| left.contains(key)));
-    println!("{} of 100 removed files are there again", left.len() - 100);
-    let again = m.again(&[]);
-    let shown = fs::read_dir(again.path()).unwrap().count();
-    assert_eq!(shown, keys(&again).len());
-}

@@ -11,7 +11,8 @@
 //! 2. a name whose delete failed is there again, the log says so, and its directory's next rmdir or fsync does;
 //! 3. a delete deletes the version that the mount knew, or nothing, where the server can tell;
 //! 4. nothing is made under a key, and no directory moves, while the key waits or is on its way;
-//! 5. what was not sent when the process dies was not deleted: the name is there again.
+//! 5. what was not answered when the process dies is in the journal, and goes with the next mount; without a journal the
+//!    name is there again then.
 
 mod queue;
 
@@ -31,9 +32,10 @@ use crate::s3::DeleteKey;
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{DirPlace, Ino, VolumeId};
 use crate::write::delete_objects;
+use crate::write::journal::{IntentId, Record};
 
-pub(super) use queue::Leaving;
-use queue::{Doomed, Next, Queue};
+pub(super) use queue::{Doomed, Leaving};
+use queue::{Next, Queue};
 
 /// The deletes of one volume.
 #[derive(Debug, Default)]
@@ -141,6 +143,19 @@ pub(super) struct Removed<'a> {
     pub(super) etag: Option<ETag>,
 }
 
+impl Removed<'_> {
+    fn doomed(&self, intent: Option<IntentId>) -> Doomed {
+        Doomed {
+            parent: self.parent,
+            name: self.name.clone(),
+            dir: self.dir.clone(),
+            key: self.key.to_owned(),
+            etag: self.etag.clone(),
+            intent,
+        }
+    }
+}
+
 impl Fs {
     /// Takes a name away now and its object a little later, if names are being removed in a row; `false` where the
     /// caller has to wait for S3. The caller holds the name and shares the namespace.
@@ -155,37 +170,55 @@ impl Fs {
             changes.borrow_and_update();
             {
                 let now = self.clock.now();
-                let mut queue = volume.deletes.queue();
+                let queue = volume.deletes.queue();
                 if !queue.is_run(now) {
                     return false;
                 }
                 if !queue.is_full() {
+                    let Ok(intent) = self.intend_delete(volume, removed) else { return false };
                     self.orphan(removed.ino, None);
-                    self.tree().bury(removed.parent, removed.name);
-                    lock(&self.siblings).changed(id, removed.key);
-                    let doomed = Doomed {
-                        parent: removed.parent,
-                        name: removed.name.clone(),
-                        dir: removed.dir.clone(),
-                        key: removed.key.to_owned(),
-                        etag: removed.etag.clone(),
-                    };
-                    let begin =
-                        queue.push(doomed, now, (Instant::now() + self.options.delete_wait).into_std());
-                    let is_full = queue.is_full();
-                    drop(queue);
-                    if begin {
-                        let worker =
-                            Worker { fs: Arc::clone(self), id, volume: Arc::clone(volume), done: false };
-                        tokio::spawn(worker.work());
-                    } else if is_full {
-                        volume.deletes.changes.send_replace(());
-                    }
+                    self.bury(id, volume, queue, removed.doomed(intent));
                     return true;
                 }
             }
             // The sender lives as long as the volume.
             let _ = changes.changed().await;
+        }
+    }
+
+    /// The same of a name that an earlier mount removed: whoever asked for it was answered.
+    pub(super) async fn remove_again(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>, doomed: Doomed) {
+        let mut changes = volume.deletes.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let queue = volume.deletes.queue();
+                if !queue.is_full() {
+                    return self.bury(id, volume, queue, doomed);
+                }
+            }
+            let _ = changes.changed().await;
+        }
+    }
+
+    fn bury(
+        self: &Arc<Self>,
+        id: VolumeId,
+        volume: &Arc<Volume>,
+        mut queue: MutexGuard<'_, Queue>,
+        doomed: Doomed,
+    ) {
+        self.tree().bury(doomed.parent, &doomed.name);
+        lock(&self.siblings).changed(id, &doomed.key);
+        let due = Instant::now() + self.options.delete_wait;
+        let begin = queue.push(doomed, self.clock.now(), due.into_std());
+        let is_full = queue.is_full();
+        drop(queue);
+        if begin {
+            let worker = Worker { fs: Arc::clone(self), id, volume: Arc::clone(volume), done: false };
+            tokio::spawn(worker.work());
+        } else if is_full {
+            volume.deletes.changes.send_replace(());
         }
     }
 
@@ -268,6 +301,10 @@ impl Fs {
             let gone = outcome.is_ok();
             if let Err(error) = outcome {
                 self.came_back(volume, &doomed, error);
+            }
+            // Before anything is made under the name again.
+            if let Some(id) = doomed.intent {
+                self.owe_no_more(Record::Deleted { id });
             }
             self.tree().unbury(doomed.parent, &doomed.name, gone, now);
             lock(&self.siblings).changed(id, &doomed.key);
@@ -356,7 +393,11 @@ impl Drop for Worker {
         if self.done {
             return;
         }
-        let left = self.volume.deletes.queue().abandon();
+        let mut left = self.volume.deletes.queue().abandon();
+        if !std::thread::panicking() {
+            // The process ends before all were sent, and the next one will.
+            left.iter_mut().for_each(|doomed| doomed.intent = None);
+        }
         let failed = |doomed| (doomed, Err(Error::new(Kind::Internal, "deleting has ended too early")));
         self.fs.deleted(self.id, &self.volume, left.into_iter().map(failed).collect());
     }

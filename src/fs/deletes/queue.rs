@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::s3::limits;
 use crate::tree::Ino;
 use crate::tree::keys::{DirKey, Name};
+use crate::write::journal::IntentId;
 
 /// So many deletes in a row were waited for before later ones of the row are not: a program that removes a file or two
 /// is told of each what S3 said, and `rm -r` pays two round trips for it.
@@ -21,13 +22,15 @@ const FAILED_MAX: usize = 1_000;
 
 /// A name that is gone from this mount, and its object, which is about to go.
 #[derive(Clone, Debug)]
-pub(super) struct Doomed {
-    pub(super) parent: Ino,
-    pub(super) name: Name,
-    pub(super) dir: DirKey,
-    pub(super) key: String,
+pub(in crate::fs) struct Doomed {
+    pub(in crate::fs) parent: Ino,
+    pub(in crate::fs) name: Name,
+    pub(in crate::fs) dir: DirKey,
+    pub(in crate::fs) key: String,
     /// The version it was when its name was removed.
-    pub(super) etag: Option<ETag>,
+    pub(in crate::fs) etag: Option<ETag>,
+    /// Where the journal has it.
+    pub(in crate::fs) intent: Option<IntentId>,
 }
 
 /// The deletes of one volume.
@@ -270,6 +273,7 @@ mod tests {
             dir: DirKey::root(""),
             key: format!("{number}"),
             etag: None,
+            intent: None,
         }
     }
 

@@ -283,9 +283,10 @@ impl Model {
     fn store(&mut self, bucket: &str, key: &str, object: Stored, now: SystemTime) -> Result<Written> {
         let id = self.fresh_id("v");
         let etag = object.etag.clone();
+        let checksum = object.checksums.first().filter(|sum| crate::s3::is_of_body(sum)).cloned();
         let bucket = self.bucket_mut(bucket)?;
         let id = bucket.add(key, Version { id: Some(id), at: now, object: Some(object) });
-        Ok(Written { etag, version_id: id })
+        Ok(Written { etag, version_id: id, checksum })
     }
 }
 

@@ -3,14 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+use super::record::{
+    BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run,
+};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
-use crate::write::{Extents, What};
+use crate::write::{Extents, Sum, Sums, What};
 
 /// Runs in one record of a checkpoint: some 100 KiB.
 const RUNS_PER_RECORD: usize = 4096;
+/// Objects of a rename in one record; it holds so many of the longest keys.
+const MOVING_PER_RECORD: usize = 1_000;
+/// Sums in one record of a checkpoint.
+const SUMS_PER_RECORD: usize = 4096;
 /// Attempts to save that may have succeeded unheard; older ones have long ended.
 const SAVING_MAX: usize = 4;
 
@@ -22,9 +28,9 @@ pub enum Owed {
     /// An upload that nothing is to become of: to be aborted. That S3 does not know it any more is as good.
     Upload(OwedUpload),
     /// Keys below a prefix that were on their way.
-    Rename { id: IntentId, from: Place, to: Place },
-    /// Keys that were being deleted.
-    Delete { id: IntentId, bucket: String, keys: Vec<Doomed> },
+    Rename(Box<OwedRename>),
+    /// A key that was being deleted.
+    Delete { id: IntentId, bucket: String, doomed: Doomed },
 }
 
 /// A file that S3 does not have as it was here.
@@ -45,6 +51,10 @@ pub struct OwedFile {
     pub extents: Extents,
     /// Where runs are copied from, by number. Not all of them need be in use.
     pub copies: Vec<CopiedFrom>,
+    /// What the staging file has to be.
+    pub sums: Sums,
+    /// Pieces of it that were being written over: what they were until then.
+    pub overwriting: Vec<Sum>,
     /// Number of the latest change, and of the latest that S3 has.
     pub stamp: u64,
     pub saved: u64,
@@ -59,6 +69,19 @@ pub struct OwedFile {
     pub suspect: bool,
     /// Why the bytes are not all there: never to be uploaded.
     pub damage: Option<String>,
+}
+
+/// The rename of a directory that was begun, or about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwedRename {
+    pub id: IntentId,
+    /// Prefixes.
+    pub from: Place,
+    pub to: Place,
+    /// What there was to move, by what is below the prefix.
+    pub objects: BTreeMap<String, Moving>,
+    /// Otherwise nothing has moved.
+    pub begun: bool,
 }
 
 /// An upload in parts that was not ended.
@@ -103,8 +126,8 @@ pub(super) struct Ledger {
     files: BTreeMap<FileId, Entry>,
     /// By their files, in the order they were begun.
     uploads: BTreeMap<FileId, Vec<OwedUpload>>,
-    renames: BTreeMap<IntentId, (Place, Place)>,
-    deletes: BTreeMap<IntentId, (String, Vec<Doomed>)>,
+    renames: BTreeMap<IntentId, OwedRename>,
+    deletes: BTreeMap<IntentId, (String, Doomed)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +141,10 @@ struct Entry {
     /// What was about to be made, the latest last.
     saving: Vec<(u64, BaseObject)>,
     suspect: bool,
+    /// What the staging file has to be, wherever it was written.
+    sums: Sums,
+    /// Pieces of those runs that are being written over, and what they were until then.
+    overwriting: Vec<Sum>,
     /// Start of a run whose bytes are in the journal -> its end and the frame. All of it is staged.
     inlined: BTreeMap<u64, (u64, FrameAt)>,
 }
@@ -154,13 +181,16 @@ impl Ledger {
                 require(same, "a copy under the number of another")?;
                 self.newer(*file, *stamp)
             }
-            Record::Fetched { file, range, number } => {
+            Record::Fetched { file, range, number, .. } => {
                 require(is_range(*range), "an empty range")?;
                 let known = index(*number) < self.entry(*file)?.copies.len();
                 require(known, "bytes of a copy that was not made")
             }
             Record::Described { file, stamp, .. } => self.newer(*file, *stamp),
-            Record::Moved { file, .. } => self.entry(*file).map(drop),
+            Record::Moved { file, .. }
+            | Record::Overwriting { file, .. }
+            | Record::Sums { file, .. }
+            | Record::MadeWrong { file, .. } => self.entry(*file).map(drop),
             Record::Uploading { .. }
             | Record::Unsent { .. }
             | Record::UploadEnded { .. }
@@ -229,21 +259,50 @@ impl Ledger {
                 let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
                 self.files.insert(begun.file, Entry::new((**begun).clone(), extents));
             }
-            Record::Wrote { file, range, stamp, at } => {
+            Record::Wrote { file, range, stamp, at, sums } => {
                 self.change(*file, *stamp, *at, *range, |entry| {
                     entry.extents.write(*range, *stamp);
+                    if sums.is_empty() {
+                        entry.sums.forget(*range);
+                    }
+                    entry.summed(sums);
                 });
+            }
+            Record::Overwriting { file, was } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.overwriting(was);
+                }
+            }
+            Record::Sums { file, sums } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.summed(sums);
+                }
+            }
+            Record::MadeWrong { file, etag } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.saving.retain(|(_, object)| object.etag != *etag);
+                    entry.begun.expects = Condition::Matches(etag.clone());
+                }
             }
             Record::Inlined { file, range, stamp, at, .. } => {
                 self.change(*file, *stamp, *at, *range, |entry| {
                     entry.extents.write(*range, *stamp);
+                    // They are put there when the journal is opened.
+                    entry.sums.forget(*range);
                     entry.inlined.insert(range.start(), (range.end(), frame));
                 });
             }
             Record::Cut { file, len, stamp, at } => {
                 // Beyond the length of a file that grows there is nothing.
                 let Some(beyond) = ByteRange::new(*len, u64::MAX) else { return };
-                self.change(*file, *stamp, *at, beyond, |entry| entry.extents.truncate(*len, *stamp));
+                self.change(*file, *stamp, *at, beyond, |entry| {
+                    entry.extents.truncate(*len, *stamp);
+                    if *len == 0 {
+                        // The staging file may have been emptied.
+                        entry.sums.clear();
+                        entry.overwriting.clear();
+                    }
+                });
             }
             Record::Copied { file, range, stamp, at, number, from } => {
                 self.change(*file, *stamp, *at, *range, |entry| {
@@ -254,9 +313,10 @@ impl Ledger {
                 });
             }
             // No change: whatever is known of these bytes is true still.
-            Record::Fetched { file, range, number } => {
+            Record::Fetched { file, range, number, sums } => {
                 if let Some(entry) = self.files.get_mut(file) {
                     entry.extents.fetched(*range, *number);
+                    entry.summed(sums);
                 }
             }
             Record::Zeroed { file, range, stamp, at } => {
@@ -324,14 +384,22 @@ impl Ledger {
             Record::Gone { file } => {
                 self.files.remove(file);
             }
-            Record::Renaming { id, from, to } => {
-                self.renames.insert(*id, (from.clone(), to.clone()));
+            Record::Renaming { id, from, to, objects, begun } => {
+                let rename = self.renames.entry(*id).or_insert_with(|| OwedRename {
+                    id: *id,
+                    from: from.clone(),
+                    to: to.clone(),
+                    objects: BTreeMap::new(),
+                    begun: false,
+                });
+                rename.objects.extend(objects.iter().map(|moving| (moving.rest.clone(), moving.clone())));
+                rename.begun |= begun;
             }
             Record::Renamed { id } => {
                 self.renames.remove(id);
             }
-            Record::Deleting { id, bucket, keys } => {
-                self.deletes.insert(*id, (bucket.clone(), keys.clone()));
+            Record::Deleting { id, bucket, doomed } => {
+                self.deletes.insert(*id, (bucket.clone(), doomed.clone()));
             }
             Record::Deleted { id } => {
                 self.deletes.remove(id);
@@ -377,17 +445,12 @@ impl Ledger {
             owed.push(Owed::File(Box::new(entry.owed(mine))));
         }
         owed.extend(uploads.into_values().flatten().map(Owed::Upload));
-        let renames = self.renames.iter();
-        owed.extend(renames.map(|(id, (from, to))| Owed::Rename {
-            id: *id,
-            from: from.clone(),
-            to: to.clone(),
-        }));
+        owed.extend(self.renames.values().map(|rename| Owed::Rename(Box::new(rename.clone()))));
         let deletes = self.deletes.iter();
-        owed.extend(deletes.map(|(id, (bucket, keys))| Owed::Delete {
+        owed.extend(deletes.map(|(id, (bucket, doomed))| Owed::Delete {
             id: *id,
             bucket: bucket.clone(),
-            keys: keys.clone(),
+            doomed: doomed.clone(),
         }));
         owed
     }
@@ -409,6 +472,13 @@ impl Ledger {
                 let runs = runs.iter().map(|segment| Run::from(*segment)).collect();
                 steps.push(Step::Record(Record::Runs { file: *file, runs }));
             }
+            for sums in entry.sums.all().chunks(SUMS_PER_RECORD) {
+                steps.push(Step::Record(Record::Sums { file: *file, sums: sums.to_vec() }));
+            }
+            if !entry.overwriting.is_empty() {
+                let was = entry.overwriting.clone();
+                steps.push(Step::Record(Record::Overwriting { file: *file, was }));
+            }
             steps.extend(entry.inlined().map(|(range, from)| Step::Bytes { file: *file, range, from }));
         }
         for upload in self.uploads.values().flatten() {
@@ -419,13 +489,14 @@ impl Ledger {
                 Step::Record(Record::Sent { file, part, range, stamp })
             }));
         }
-        let renames = self.renames.iter();
-        steps.extend(renames.map(|(id, (from, to))| {
-            Step::Record(Record::Renaming { id: *id, from: from.clone(), to: to.clone() })
-        }));
+        for rename in self.renames.values() {
+            let objects: Vec<Moving> = rename.objects.values().cloned().collect();
+            let records = renaming(rename.id, &rename.from, &rename.to, objects, rename.begun);
+            steps.extend(records.into_iter().map(Step::Record));
+        }
         let deletes = self.deletes.iter();
-        steps.extend(deletes.map(|(id, (bucket, keys))| {
-            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), keys: keys.clone() })
+        steps.extend(deletes.map(|(id, (bucket, doomed))| {
+            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), doomed: doomed.clone() })
         }));
         steps
     }
@@ -512,12 +583,36 @@ impl Entry {
             acknowledged: None,
             saving: Vec::new(),
             suspect: false,
+            sums: Sums::default(),
+            overwriting: Vec::new(),
             inlined: BTreeMap::new(),
         }
     }
 
     fn is_saved(&self) -> bool {
         self.begun.saved == self.begun.stamp
+    }
+
+    /// What the runs are is known.
+    fn summed(&mut self, sums: &[Sum]) {
+        self.sums.put(sums);
+        self.overwriting.retain(|piece| sums.iter().all(|sum| sum.range.intersect(piece.range).is_none()));
+    }
+
+    /// What these pieces are is not.
+    fn overwriting(&mut self, was: &[Sum]) {
+        for piece in was {
+            let runs = self.sums.overlapping(piece.range);
+            let is_within = runs.iter().all(|run| run.range.intersect(piece.range) == Some(piece.range));
+            let is_alone = self.overwriting.iter().all(|open| open.range.intersect(piece.range).is_none());
+            if is_within && is_alone {
+                self.overwriting.push(*piece);
+            } else {
+                // Of the rest of the run nothing can be told either.
+                self.sums.forget(piece.range);
+                self.overwriting.retain(|open| open.range.intersect(piece.range).is_none());
+            }
+        }
     }
 
     fn inlined(&self) -> impl Iterator<Item = (ByteRange, FrameAt)> {
@@ -597,6 +692,8 @@ impl Entry {
             staged_len: self.staged_len(),
             extents: self.extents.clone(),
             copies: self.copies.clone(),
+            sums: self.sums.clone(),
+            overwriting: self.overwriting.clone(),
             stamp: begun.stamp,
             saved: begun.saved,
             acknowledged: self.acknowledged,
@@ -605,6 +702,26 @@ impl Entry {
             suspect: self.suspect,
             damage: None,
         }
+    }
+}
+
+/// The records of a rename; the last of them says whether it has begun.
+pub(in crate::write) fn renaming(
+    id: IntentId,
+    from: &Place,
+    to: &Place,
+    mut objects: Vec<Moving>,
+    begun: bool,
+) -> Vec<Record> {
+    let mut records = Vec::new();
+    loop {
+        let rest = objects.split_off(objects.len().min(MOVING_PER_RECORD));
+        let begun = begun && rest.is_empty();
+        records.push(Record::Renaming { id, from: from.clone(), to: to.clone(), objects, begun });
+        if rest.is_empty() {
+            return records;
+        }
+        objects = rest;
     }
 }
 

@@ -13,8 +13,9 @@
 //!
 //! What its user does, in this order
 //! 1. [`Record::Begun`], before the first change of a file; ids from [`Journal::fresh_id`].
-//! 2. Of a change: the bytes into the staging file, then the record, then the answer to the program. All under the lock
-//!    that orders the file's changes, so that stamps reach the journal in their order.
+//! 2. Of a change: the bytes into the staging file, then the record with their sums, then the answer to the program. All
+//!    under the lock that orders the file's changes, so that stamps reach the journal in their order. Before bytes are
+//!    written over that the file has already: [`Record::Overwriting`].
 //! 3. Of an acknowledgement: `fdatasync` of the staging file (unless everything in it was inlined), then
 //!    [`Record::Acknowledged`], then [`Journal::sync`], then the answer.
 //! 4. Before an object goes that a file has copied runs of: their bytes into the staging file and `fdatasync`, then
@@ -30,7 +31,8 @@
 //! 3. Damage is an error that names the file; it never makes the list of what is owed shorter. Only a torn tail is
 //!    dropped, which nobody was promised.
 //! 4. A file whose bytes are not all there is owed as damaged, and stays until [`Record::Gone`].
-//!    One whose bytes may not be what was written, because the machine went down before they were acknowledged, says so.
+//!    One whose bytes may not be what was written, because the machine went down before they were acknowledged and their
+//!    sums cannot tell, says so.
 //! 5. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
 //!    400 bytes for a file, 200 for a copy, 30 for a run, and what is inlined); and that again while a new segment is
 //!    begun.
@@ -38,6 +40,7 @@
 //! An append is one write(2) into the page cache. Once in 16 MiB of them (160,000 writes; a hundredth of a second) it also
 //! begins a new segment and waits for the disk.
 
+mod check;
 mod ledger;
 mod log;
 #[cfg(test)]
@@ -49,15 +52,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use self::check::{Look, check};
 use self::log::{DiskDir, Log, Replayed, replay};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use ledger::remember;
-pub use ledger::{Owed, OwedFile, OwedUpload, SentPart};
-pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Place, Record, Run};
+pub use ledger::{Owed, OwedFile, OwedRename, OwedUpload, SentPart};
+pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run};
 
 /// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
 /// two of them that is nothing, while reading so much at the next start takes a fraction of a second.
@@ -69,6 +73,8 @@ const STAGING_NAME: &str = "staging";
 pub struct Journal {
     dir: PathBuf,
     log: Arc<Log>,
+    /// Ends that the disk has not taken yet. They go before the next record.
+    ends: Mutex<Vec<Record>>,
     next_id: AtomicU64,
     /// Held by the one sync under way.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -107,14 +113,16 @@ impl Journal {
         let journal = Self {
             dir: dir.to_owned(),
             log: Arc::new(log),
+            ends: Mutex::default(),
             next_id: AtomicU64::new(last_id + 1),
             turn: Arc::default(),
             _lock: lock,
         };
-        Ok((journal, inspected(&staging, owed)))
+        Ok((journal, inspected(&staging, owed, Look::AtDoubtful)))
     }
 
-    /// What is owed in a directory that no mount holds, without taking it over. Blocks.
+    /// What is owed in a directory that no mount holds, without taking it over, and whether the bytes are what was written.
+    /// Reads all of them. Blocks.
     pub fn look(dir: &Path) -> Result<Vec<Owed>> {
         let lock = match File::open(dir.join(LOCK_NAME)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -122,7 +130,7 @@ impl Journal {
         };
         lock.try_lock_shared().map_err(|error| refused(dir, error))?;
         let replayed = replay(&DiskDir(dir.to_owned()), boot()).map_err(|error| in_dir(dir, error))?;
-        Ok(inspected(&dir.join(STAGING_NAME), replayed.ledger.owed()))
+        Ok(inspected(&dir.join(STAGING_NAME), replayed.ledger.owed(), Look::AtAll))
     }
 
     /// Writes a record down. It survives this process from now on, and a power loss from the next [`sync`](Self::sync) on.
@@ -130,7 +138,41 @@ impl Journal {
     /// On failure the record was not appended, and the journal is as it was: `Internal` where it makes no sense,
     /// `NoSpace` and `Local` where the disk did not take it.
     pub fn append(&self, record: &Record) -> Result<()> {
+        self.append_ends(&mut self.ends.lock().unwrap_or_else(PoisonError::into_inner))?;
         self.log.append(record)
+    }
+
+    /// Writes down that these objects are about to move, and returns once that is on the disk.
+    pub async fn begin_rename(&self, from: &Place, to: &Place, objects: Vec<Moving>) -> Result<IntentId> {
+        let id = IntentId(self.fresh_id());
+        let appended =
+            ledger::renaming(id, from, to, objects, true).iter().try_for_each(|record| self.append(record));
+        let begun = match appended {
+            Ok(()) => self.sync().await,
+            failed => failed,
+        };
+        begun.map(|()| id).inspect_err(|_| self.end(Record::Renamed { id }))
+    }
+
+    /// Writes down that something has come to its end. Where the disk does not take that now it goes before the next
+    /// record, so that nothing is begun in the place of what seems to be under way still.
+    pub fn end(&self, record: Record) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.push(record);
+        if let Err(error) = self.append_ends(&mut ends) {
+            tracing::warn!(error = %error.report(), "the journal could not be written");
+        }
+    }
+
+    fn append_ends(&self, ends: &mut Vec<Record>) -> Result<()> {
+        while let Some(record) = ends.first() {
+            match self.log.append(record) {
+                // What makes no sense never will.
+                Err(error) if error.kind() != Kind::Internal => return Err(error),
+                _ => drop(ends.remove(0)),
+            }
+        }
+        Ok(())
     }
 
     /// Returns once everything appended before the call is on the disk. All who wait together are served by one sync.
@@ -258,27 +300,13 @@ fn remove_orphans(staging: &Path, named: &HashSet<&str>) {
 }
 
 /// What is owed, with what is wrong about the bytes.
-fn inspected(staging: &Path, mut owed: Vec<Owed>) -> Vec<Owed> {
+fn inspected(staging: &Path, mut owed: Vec<Owed>, look: Look) -> Vec<Owed> {
     for owed in &mut owed {
         if let Owed::File(file) = owed {
-            file.damage = damage(staging, file);
+            check(staging, file, look);
         }
     }
     owed
-}
-
-fn damage(staging: &Path, file: &OwedFile) -> Option<String> {
-    if file.staged_len == 0 {
-        return None;
-    }
-    let path = staging.join(&file.staging);
-    match fs::metadata(&path) {
-        Ok(found) if found.len() >= file.staged_len => None,
-        Ok(found) => {
-            Some(format!("{} has {} of at least {} bytes", path.display(), found.len(), file.staged_len))
-        }
-        Err(error) => Some(format!("{}: {error}", path.display())),
-    }
 }
 
 /// Names this run of the machine; 0 where it does not tell.

@@ -22,23 +22,24 @@ use serde::{Deserialize, Serialize};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Part, Upload};
-use crate::write::{Segment, What};
+use crate::write::{Segment, Sum, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
-/// Number of the format.
-pub(super) const FORMAT: u32 = 1;
+/// Number of the format. It grows with every record that an older pailfs would not know or not understand; older ones are
+/// read. 2: renames by object, and deletes one by one.
+pub(super) const FORMAT: u32 = 2;
 /// Bytes of a segment before its first frame.
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 4;
 const FRAME_MARK: [u8; 4] = *b"\xf1jrn";
 pub(super) const FRAME_HEAD_BYTES: usize = 4 + 4 + 4 + 4 + 8;
-/// The longest body: a DeleteObjects of 1,000 of the longest keys takes 8 MiB where every byte is escaped.
+/// The longest body: 1,000 of the longest keys take 8 MiB where every byte is escaped.
 const BODY_MAX_BYTES: usize = 16 << 20;
 
 /// A file in the journal, for as long as S3 lacks something of it. Unlike an inode it outlives the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId(pub u64);
 
-/// A rename or delete of many keys that was begun.
+/// A rename of many keys or a delete that was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IntentId(pub u64);
 
@@ -75,11 +76,27 @@ impl CopiedFrom {
     }
 }
 
-/// A key to delete, only as the version that is named.
+/// An object that a rename of its directory moves, by the version that was there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// Below the prefix.
+    pub rest: String,
+    pub etag: ETag,
+    /// In bytes.
+    pub size: u64,
+    /// The version of the copy, where that is another: of an object that was uploaded in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<ETag>,
+}
+
+/// A key to delete, only as the version that is named; without one nothing is deleted that was not told to go just now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doomed {
     pub key: String,
     pub etag: Option<ETag>,
+    /// The file whose name goes with it, where the journal has one: nothing of it is owed any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileId>,
 }
 
 /// A file as it is when the first change to it is about to be written down.
@@ -107,13 +124,27 @@ pub struct Begun {
 pub enum Record {
     /// Before a file's first change, and again before the first one after S3 had everything.
     Begun(Box<Begun>),
-    /// These bytes are in the staging file.
+    /// These bytes are in the staging file, and what it has to be there.
     Wrote {
         file: FileId,
         range: ByteRange,
         stamp: u64,
         #[serde(with = "nanoseconds")]
         at: SystemTime,
+        /// Of the runs that they became part of; none was kept by older versions.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sums: Vec<Sum>,
+    },
+    /// Bytes of runs that were written before are about to be written over, and were this until then: whether they are the
+    /// old ones or the new ones, nobody knows until the next record has the sums of these runs.
+    Overwriting {
+        file: FileId,
+        was: Vec<Sum>,
+    },
+    /// What the staging file has to be in these runs, for another reason than a change.
+    Sums {
+        file: FileId,
+        sums: Vec<Sum>,
     },
     /// The same, and here they are as well: the staging file needs no sync of its own for them.
     Inlined {
@@ -150,6 +181,8 @@ pub enum Record {
         file: FileId,
         range: ByteRange,
         number: u32,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sums: Vec<Sum>,
     },
     /// A hole was punched; the length stays. Zeros that make the file longer are a `Cut` to their end and then this,
     /// each with its stamp.
@@ -202,6 +235,12 @@ pub enum Record {
         stamp: u64,
         object: BaseObject,
     },
+    /// S3 made this object when the file was saved, of other bytes than were sent. It is not ours, and the next save
+    /// replaces it.
+    MadeWrong {
+        file: FileId,
+        etag: ETag,
+    },
     /// S3 has everything up to `stamp`, as this object.
     Saved {
         file: FileId,
@@ -217,20 +256,24 @@ pub enum Record {
     Gone {
         file: FileId,
     },
-    /// Keys below a prefix are about to move.
+    /// Keys below a prefix are about to move: these, and those of further records of the same number, which may also say
+    /// more of one. Nothing moves before one of them says that it has begun.
     Renaming {
         id: IntentId,
         from: Place,
         to: Place,
+        objects: Vec<Moving>,
+        begun: bool,
     },
+    /// All of them are where they were to go, or nothing is to become of it.
     Renamed {
         id: IntentId,
     },
-    /// Keys are about to be deleted.
+    /// A key is about to be deleted. `Deleted`: it is, or it is to stay.
     Deleting {
         id: IntentId,
         bucket: String,
-        keys: Vec<Doomed>,
+        doomed: Doomed,
     },
     Deleted {
         id: IntentId,
@@ -321,8 +364,12 @@ impl Record {
 
 /// The beginning of a segment. `boot` names the run of the machine that it was written in.
 pub(super) fn header(number: u64, boot: u64) -> Vec<u8> {
+    header_of(FORMAT, number, boot)
+}
+
+fn header_of(format: u32, number: u64, boot: u64) -> Vec<u8> {
     let mut header = MAGIC.to_vec();
-    header.extend(FORMAT.to_le_bytes());
+    header.extend(format.to_le_bytes());
     header.extend(number.to_le_bytes());
     header.extend(boot.to_le_bytes());
     let sum = crc32c(&[&header]);
@@ -344,7 +391,7 @@ pub(super) fn read_header(data: &[u8], number: u64) -> Result<Option<u64>> {
         return Ok(None);
     }
     let boot = u64_at(data, 20).unwrap_or(0);
-    if data.get(..HEADER_BYTES) != Some(&header(number, boot)) {
+    if data.get(..HEADER_BYTES) != Some(&header_of(format, number, boot)) {
         return Err(Error::new(Kind::Corrupt, "its header is damaged"));
     }
     Ok(Some(boot))
@@ -541,6 +588,7 @@ mod tests {
         assert_eq!(read_header(&data, 9).unwrap(), Some(77));
         assert_eq!(read_header(&data[..HEADER_BYTES - 1], 9).unwrap(), None);
         assert_eq!(read_header(&data, 8).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(read_header(&header_of(1, 9, 77), 9).unwrap(), Some(77), "an older one is read");
         data[8] += 1;
         let error = read_header(&data, 9).unwrap_err();
         assert_eq!(error.kind(), Kind::Unsupported);

@@ -12,7 +12,7 @@ use super::mem::{Fault, MemDir};
 use super::*;
 use crate::base::{ByteRange, ETag};
 use crate::s3::{Attributes, Condition, Part, Upload};
-use crate::write::{Extents, Segment, What};
+use crate::write::{Extents, Segment, Sum, Sums, What};
 
 const BOOT: u64 = 11;
 /// Small enough for rotations in the middle of everything.
@@ -45,6 +45,8 @@ enum Act {
     Acknowledge(u64),
     /// Is about to save everything, and may not hear of it.
     Attempt(u64),
+    /// The latest attempt made an object of other bytes.
+    Wrong(u64),
     Gone(u64),
     Intend(u64),
     Done(u64),
@@ -68,6 +70,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (file(), 0u64..3).prop_map(|(f, back)| Act::Save(f, back)),
         1 => file().prop_map(Act::Acknowledge),
         2 => file().prop_map(Act::Attempt),
+        1 => file().prop_map(Act::Wrong),
         1 => file().prop_map(Act::Gone),
         1 => (90u64..94).prop_map(Act::Intend),
         1 => (90u64..94).prop_map(Act::Done),
@@ -91,8 +94,9 @@ struct Mine {
     acknowledged: Option<u64>,
     /// What was about to be made, and of which stamp.
     saving: Vec<(u64, BaseObject)>,
-    /// As the staging file is.
+    /// As the staging file is, and what it has to be where the journal says so.
     staged: Vec<u8>,
+    sums: Sums,
 }
 
 fn range(at: u64, len: u64) -> ByteRange {
@@ -113,6 +117,22 @@ fn copied_from(of: u64) -> CopiedFrom {
     CopiedFrom { object: object(&format!("source-{}", of / 2), of / 2, 200), shift }
 }
 
+impl Mine {
+    /// Puts bytes into the staging file.
+    fn stage(&mut self, range: ByteRange, bytes: &[u8], records: &mut Vec<Record>) -> Vec<Sum> {
+        let of = |piece: ByteRange| &self.staged[piece.start() as usize..piece.end() as usize];
+        let changed = self.sums.changed_by(range).into_iter();
+        let was: Vec<Sum> = changed.map(|(piece, _)| Sum::of(piece, of(piece))).collect();
+        let sums = self.sums.after(range, bytes, &was);
+        if !was.is_empty() {
+            records.push(Record::Overwriting { file: self.begun.file, was });
+        }
+        self.staged[range.start() as usize..range.end() as usize].copy_from_slice(bytes);
+        self.sums.put(&sums);
+        sums
+    }
+}
+
 impl Writer {
     /// What is written down of an act; nothing where it makes no sense.
     fn records(&mut self, act: &Act) -> Vec<Record> {
@@ -127,17 +147,23 @@ impl Writer {
                 mine.staged.resize(mine.staged.len().max(end), 0);
                 // Every byte differs from its neighbours and from what was there before.
                 let bytes: Bytes = (at..at + len).map(|i| (clock * 31 + i) as u8).collect();
-                mine.staged[at as usize..end].copy_from_slice(&bytes);
                 mine.extents.write(range(at, len), stamp);
                 let range = range(at, len);
-                records.push(match act {
-                    Act::Write(..) => Record::Wrote { file, range, stamp, at: now },
-                    _ => Record::Inlined { file, range, stamp, at: now, bytes },
-                });
+                if let Act::Write(..) = act {
+                    let sums = mine.stage(range, &bytes, &mut records);
+                    records.push(Record::Wrote { file, range, stamp, at: now, sums });
+                } else {
+                    mine.staged[at as usize..end].copy_from_slice(&bytes);
+                    mine.sums.forget(range);
+                    records.push(Record::Inlined { file, range, stamp, at: now, bytes });
+                }
             }
             Act::Cut(f, len) => {
                 let (file, stamp, mine) = self.change(f, now, &mut records);
                 mine.extents.truncate(len, stamp);
+                if len == 0 {
+                    mine.sums.clear();
+                }
                 records.push(Record::Cut { file, len, stamp, at: now });
             }
             Act::Zero(f, at, len) => {
@@ -161,15 +187,17 @@ impl Writer {
                 if number as usize >= mine.copies.len() {
                     return records;
                 }
+                let mut sums = Vec::new();
                 for segment in mine.extents.segments(range(at, len)) {
                     if matches!(segment.what, What::Copied(_, of) if of == number) {
                         let (start, end) = (segment.range.start() as usize, segment.range.end() as usize);
                         mine.staged.resize(mine.staged.len().max(end), 0);
-                        mine.staged[start..end].fill(200 + number as u8);
+                        let bytes = vec![200 + number as u8; end - start];
+                        sums.extend(mine.stage(segment.range, &bytes, &mut records));
                     }
                 }
                 mine.extents.fetched(range(at, len), number);
-                records.push(Record::Fetched { file: FileId(f), range: range(at, len), number });
+                records.push(Record::Fetched { file: FileId(f), range: range(at, len), number, sums });
             }
             Act::Describe(f) => {
                 let content_type = Some(format!("text/{}", self.clock));
@@ -239,19 +267,30 @@ impl Writer {
                 }
                 records.push(Record::Saving { file: FileId(f), stamp, object });
             }
+            Act::Wrong(f) => {
+                let Some(mine) = self.files.get_mut(&f) else { return records };
+                let Some((_, object)) = mine.saving.pop() else { return records };
+                mine.begun.expects = Condition::Matches(object.etag.clone());
+                records.push(Record::MadeWrong { file: FileId(f), etag: object.etag });
+            }
             Act::Gone(f) => {
                 self.files.remove(&f);
                 records.push(Record::Gone { file: FileId(f) });
             }
             Act::Intend(id) if id % 2 == 0 => {
-                records.push(Record::Renaming { id: IntentId(id), from: place("a/"), to: place("b/") });
+                // Said in one record, or more of what was said before.
+                let moving =
+                    |n: u64, made| Moving { rest: n.to_string(), etag: ETag::new("1"), size: n, made };
+                let made = (id % 3 == 0).then(|| ETag::new("2"));
+                let objects = vec![moving(self.clock % 7, None), moving(id, made)];
+                let begun = self.clock.is_multiple_of(2);
+                let (from, to) = (place("a/"), place("b/"));
+                records.push(Record::Renaming { id: IntentId(id), from, to, objects, begun });
             }
             Act::Intend(id) => {
-                let keys = vec![
-                    Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")) },
-                    Doomed { key: "y".to_owned(), etag: None },
-                ];
-                records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), keys });
+                let file = (id % 3 == 0).then_some(FileId(1));
+                let doomed = Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")), file };
+                records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), doomed });
             }
             Act::Done(id) if id % 2 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
             Act::Done(id) => records.push(Record::Deleted { id: IntentId(id) }),
@@ -284,7 +323,8 @@ impl Writer {
             let extents = Extents::of_base(begun.base.as_ref().map_or(0, |base| base.size));
             let lengths = [(stamp, extents.len())].into();
             let (copies, staged, saving) = (Vec::new(), Vec::new(), Vec::new());
-            Mine { begun, extents, copies, lengths, acknowledged: None, saving, staged }
+            let sums = Sums::default();
+            Mine { begun, extents, copies, lengths, acknowledged: None, saving, staged, sums }
         });
         mine.begun.stamp += 1;
         // Attributes have a time of change of their own.
@@ -306,6 +346,12 @@ impl Writer {
             let file = &owed[id];
             assert_eq!(file.extents, mine.extents);
             assert_eq!(file.copies, mine.copies);
+            assert_eq!(file.sums, mine.sums);
+            assert_eq!(file.overwriting, [], "everything is written that was to be");
+            for sum in mine.sums.all() {
+                let (start, end) = (sum.range.start() as usize, sum.range.end() as usize);
+                assert_eq!(sum, Sum::of(sum.range, &mine.staged[start..end]));
+            }
             let in_journal = |byte: ByteRange| {
                 ledger.inlined().any(|(name, run, _)| name == file.staging && run.intersect(byte).is_some())
             };
@@ -766,7 +812,7 @@ fn the_journal_stays_small_whatever_is_written() {
     for stamp in 10..3000 {
         let (file, at) = (FileId(1), UNIX_EPOCH);
         let record = match stamp % 3 {
-            0 => Record::Wrote { file, range: range(stamp % 5, 3), stamp, at },
+            0 => Record::Wrote { file, range: range(stamp % 5, 3), stamp, at, sums: Vec::new() },
             1 => Record::Inlined {
                 file,
                 range: range(stamp % 5, 3),
@@ -893,8 +939,8 @@ fn records_that_make_no_sense_are_refused_and_not_written() {
     };
     (outside.file, outside.staging) = (FileId(5), "../lock".to_owned());
     for record in [
-        Record::Wrote { file: FileId(2), range: range(0, 1), stamp: 9, at },
-        Record::Wrote { file, range: range(0, 1), stamp: 3, at },
+        Record::Wrote { file: FileId(2), range: range(0, 1), stamp: 9, at, sums: Vec::new() },
+        Record::Wrote { file, range: range(0, 1), stamp: 3, at, sums: Vec::new() },
         Record::Inlined { file, range: range(0, 2), stamp: 9, at, bytes: Bytes::from_static(b"1") },
         Record::Saved { file, stamp: 9, object: object("k1", 1, 3) },
         Record::Saved { file, stamp: 3, object: object("k1", 1, 2) },
@@ -906,8 +952,8 @@ fn records_that_make_no_sense_are_refused_and_not_written() {
         Record::KeptCopy { file, from: copied_from(1) },
         Record::Runs { file, runs: vec![run(4, What::Copied(4, 1))] },
         Record::Runs { file, runs: vec![run(200, What::Copied(4, 0))] },
-        Record::Fetched { file, range: range(0, 1), number: 1 },
-        Record::Fetched { file: FileId(2), range: range(0, 1), number: 0 },
+        Record::Fetched { file, range: range(0, 1), number: 1, sums: Vec::new() },
+        Record::Fetched { file: FileId(2), range: range(0, 1), number: 0, sums: Vec::new() },
         Record::Acknowledged { file, stamp: 9 },
         Record::Checkpointed { records: 0 },
         Record::Begun(outside),
@@ -956,8 +1002,8 @@ async fn what_is_owed_is_found_by_a_look_and_by_the_next_mount() {
     let seen = Journal::look(&dir).unwrap();
     for _ in 0..2 {
         let (journal, owed) = Journal::open(&dir, "s3://b on /mnt").unwrap();
-        assert_eq!(owed, seen);
-        assert_eq!(journal.owed(), owed);
+        assert_eq!(without_sums(&owed), without_sums(&seen));
+        assert_eq!(without_sums(&journal.owed()), without_sums(&owed));
         assert!(journal.fresh_id() > 2, "ids of files that are owed are taken");
         for item in &owed {
             let Owed::File(file) = item else { panic!("{item:?}") };
@@ -968,6 +1014,99 @@ async fn what_is_owed_is_found_by_a_look_and_by_the_next_mount() {
         }
         assert!(!journal.staging_dir().join("orphan").exists());
     }
+}
+
+/// Of bytes that the journal has itself they are found out when they are put into the staging file.
+fn without_sums(owed: &[Owed]) -> Vec<Owed> {
+    let mut owed = owed.to_vec();
+    for item in &mut owed {
+        if let Owed::File(file) = item {
+            file.sums = Sums::default();
+        }
+    }
+    owed
+}
+
+/// A state directory in which one file of ten bytes was written and `then` happened, and its staging file is `disk`.
+fn written_once(scratch: &tempfile::TempDir, then: Vec<Record>, disk: &[u8]) -> PathBuf {
+    let dir = state_dir(scratch);
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    let mut records = all_records(&[Act::Write(1, 0, 10)]);
+    let sums = vec![Sum::of(range(0, 10), b"0123456789")];
+    records.push(Record::Sums { file: FileId(1), sums });
+    for record in records.into_iter().chain(then) {
+        journal.append(&record).unwrap();
+    }
+    fs::write(journal.staging_dir().join("s1"), disk).unwrap();
+    dir
+}
+
+fn only(owed: Vec<Owed>) -> OwedFile {
+    match owed.into_iter().next() {
+        Some(Owed::File(file)) => *file,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_look_names_the_bytes_that_the_disk_damaged() {
+    let scratch = scratch();
+    let dir = written_once(&scratch, Vec::new(), b"01234X6789");
+    let damage = only(Journal::look(&dir).unwrap()).damage.unwrap();
+    assert!(damage.contains("bytes 0..10 of") && damage.contains("staging/s1"), "{damage}");
+    // A mount holds the bytes to their sums when it sends them, and needs no second look.
+    let owed = only(Journal::open(&dir, "m").unwrap().1);
+    assert_eq!((owed.damage, owed.sums.all()), (None, vec![Sum::of(range(0, 10), b"0123456789")]));
+}
+
+#[test]
+fn where_the_machine_went_down_the_sums_tell_whether_the_bytes_are_there() {
+    for (disk, is_right) in [(b"0123456789", true), (b"01234\0\0\0\0\0", false)] {
+        let scratch = scratch();
+        let dir = written_once(&scratch, Vec::new(), disk);
+        let (journal, owed) = Journal::open(&dir, "m").unwrap();
+        let mut file = OwedFile { suspect: true, ..only(owed) };
+        check(&journal.staging_dir(), &mut file, Look::AtDoubtful);
+        assert_eq!((file.damage.is_none(), file.suspect), (is_right, !is_right));
+        // Of these nobody knows.
+        let mut file = OwedFile { suspect: true, sums: Sums::default(), ..file };
+        check(&journal.staging_dir(), &mut file, Look::AtDoubtful);
+        assert_eq!((file.damage.is_none(), file.suspect), (true, true));
+    }
+}
+
+#[test]
+fn bytes_that_were_being_written_over_may_be_either_and_the_others_may_not() {
+    let was = vec![Sum::of(range(2, 3), b"234")];
+    for (disk, is_right) in [(b"0123456789", true), (b"01abc56789", true), (b"01abcX6789", false)] {
+        let scratch = scratch();
+        let then = vec![Record::Overwriting { file: FileId(1), was: was.clone() }];
+        let dir = written_once(&scratch, then, disk);
+        assert_eq!(only(Journal::look(&dir).unwrap()).damage.is_none(), is_right);
+        let owed = only(Journal::open(&dir, "m").unwrap().1);
+        assert_eq!(owed.damage.is_none(), is_right);
+        if is_right {
+            assert_eq!(owed.sums.all(), [Sum::of(range(0, 10), disk)], "from here on they are what they are");
+        }
+    }
+}
+
+#[test]
+fn what_an_older_version_wrote_down_without_sums_is_taken_as_it_is() {
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    let records = all_records(&[Act::Write(1, 0, 10)]).into_iter().map(|record| match record {
+        Record::Wrote { file, range, stamp, at, .. } => {
+            Record::Wrote { file, range, stamp, at, sums: Vec::new() }
+        }
+        other => other,
+    });
+    records.for_each(|record| journal.append(&record).unwrap());
+    fs::write(journal.staging_dir().join("s1"), b"0123456789").unwrap();
+    drop(journal);
+    let owed = only(Journal::open(&dir, "m").unwrap().1);
+    assert_eq!((owed.damage, owed.sums.all()), (None, vec![Sum::of(range(0, 10), b"0123456789")]));
 }
 
 #[test]

@@ -7,31 +7,34 @@
 //! shows the directory. The end is a sequence: commit every changed file, unmount, commit what was written
 //! meanwhile, answer whoever asked for it. What could not be saved is named.
 
+mod slots;
+
+pub use slots::recover;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use md5::{Digest, Md5};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, SystemClock, format_bytes};
-use crate::config::{BucketDir, Durability, Exclusive, MountConfig, OnConflict, Passthrough, Source};
+use crate::config::{BucketDir, MountConfig, Site, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{self, Buckets, CacheDir, Fs, Options, Order, Root, Volume};
+use crate::fs::{Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
 use crate::s3::unreachable_because;
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::Conditions;
-use crate::write::journal::{Journal, Owed};
+use crate::write::journal::Journal;
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -81,130 +84,35 @@ impl Failure {
     }
 }
 
-/// What is left to do of mounts that have ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Files that are in S3 now.
-    pub saved: usize,
-    /// Files whose bytes are not all there; they stay where they are.
-    pub kept: usize,
-}
-
-/// Saves what mounts of this source owed when they ended, without mounting it.
-pub async fn recover(config: &MountConfig) -> Result<Recovered, Failure> {
-    let mut recovered = Recovered::default();
-    let findings = Arc::new(Findings::new(&config.state_dir));
-    for slot in 0..SLOTS_MAX {
-        let dir = slot_dir(config, slot);
-        if !dir.exists() {
-            continue;
-        }
-        // Where another mount has it, that one sees to it.
-        let opened = open_slot(config, slot).await.map_err(Failure::at(Stage::Machine))?;
-        let Some((journal, owed)) = opened else { continue };
-        if owed.is_empty() {
-            continue;
-        }
-        let stats = Arc::new(Stats::default());
-        let root = connect(config, &stats, &findings).await?;
-        let options = fs_options(config, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
-        let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
-        let (taken, kept) = fs.take_up(owed).await;
-        let saved = save(&fs, config.timeout * STALL_TIMEOUTS).await;
-        recovered.saved += taken;
-        recovered.kept += kept;
-        saved.map_err(|refusal| Failure {
-            error: Error::new(Kind::Local, refusal.message),
-            stage: Stage::Unsaved(refusal.unsaved),
-        })?;
-    }
-    Ok(recovered)
-}
-
-/// Mounts of one source on one host, each with a directory of its own for what it owes.
-const SLOTS_MAX: u32 = 32;
-
-/// What this mount writes down, and what the one before it owed: the first directory of the source that no other mount
-/// has.
-async fn open_journal(config: &MountConfig) -> Result<(Journal, Vec<Owed>)> {
-    for slot in 0..SLOTS_MAX {
-        if let Some(opened) = open_slot(config, slot).await? {
-            return Ok(opened);
-        }
-    }
-    let told = format!("{} is mounted {SLOTS_MAX} times with this state directory", config.source.name());
-    Err(Error::new(Kind::InvalidArgument, told))
-}
-
-/// `None` where another mount has it.
-async fn open_slot(config: &MountConfig, slot: u32) -> Result<Option<(Journal, Vec<Owed>)>> {
-    let dir = slot_dir(config, slot);
-    let mounted = format!("{} on {}", config.source.name(), config.mountpoint.display());
-    let opened = tokio::task::spawn_blocking(move || Journal::open(&dir, &mounted)).await;
-    match opened.map_err(|e| Error::new(Kind::Internal, "opening the journal broke off").with_source(e))? {
-        Err(error) if error.kind() == Kind::Conflict => {
-            tracing::info!(error = %error.report(), "another mount has this directory; trying the next");
-            Ok(None)
-        }
-        opened => opened.map(Some),
-    }
-}
-
-/// Where the mounts of a source write down what they owe: named for people, and told apart by source and endpoints.
-fn slot_dir(config: &MountConfig, slot: u32) -> PathBuf {
-    let mut hash = Md5::new();
-    hash.update(config.source.name());
-    for name in config.source.sessions() {
-        hash.update(format!("\0{name}"));
-        let endpoint = config.sessions.get(name).and_then(|session| session.endpoint_url.as_deref());
-        hash.update(format!("\0{}", endpoint.unwrap_or_default()));
-    }
-    let digest = hash.finalize();
-    let name = config.source.name();
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
-    let readable: String = name.trim_start_matches("s3://").chars().map(plain).take(64).collect();
-    let number = u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]);
-    config.state_dir.join("mounts").join(format!("{readable}-{number:08x}.{slot}"))
-}
-
-async fn take_up(fs: &Arc<Fs>, owed: Vec<Owed>) {
-    let (taken, kept) = fs.take_up(owed).await;
-    if taken + kept > 0 {
-        tracing::warn!(
-            files = taken,
-            kept,
-            "an earlier mount ended before all was in S3: its files are here, and are being saved"
-        );
-    }
-}
-
 /// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
 /// the control socket. If `ready` fails, nobody wants the mount any more.
 pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
-    let findings = Arc::new(Findings::new(&config.state_dir));
+    let findings = Arc::new(Findings::new(&config.site.state_dir));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
     let root = tokio::select! {
-        root = connect(&config, &stats, &findings) => root?,
+        root = connect(&config.site, config.read_only, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
     };
     let (journal, owed) = if config.read_only {
         (None, Vec::new())
     } else {
-        let (journal, owed) = open_journal(&config).await.map_err(Failure::at(Stage::Machine))?;
+        let (journal, owed) = slots::open_journal(&config.site, &config.mountpoint)
+            .await
+            .map_err(Failure::at(Stage::Machine))?;
         (Some(Arc::new(journal)), owed)
     };
-    let options = fs_options(&config, journal).map_err(Failure::at(Stage::Machine))?;
+    let options = options(&config, journal).map_err(Failure::at(Stage::Machine))?;
     let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
-    take_up(&fs, owed).await;
+    slots::take_up(&fs, owed).await;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
     let handle = Arc::new(control_handle(&config, &fs, findings, clock, asks));
     let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
     let kernel = fuse::Options {
-        source: config.source.name(),
+        source: config.site.source.name(),
         allow_other: config.allow_other,
         read_only: config.read_only,
     };
@@ -212,16 +120,11 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
         fuse::mount(Arc::clone(&fs), tokio::runtime::Handle::current(), &config.mountpoint, &kernel)
             .await
             .map_err(Failure::at(Stage::Fuse))?;
-    tracing::info!(source = config.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+    tracing::info!(source = config.site.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
     fs.find_orders();
 
-    let mut live = Live {
-        fs,
-        mounted: Arc::new(mounted),
-        signals,
-        stall: config.timeout * STALL_TIMEOUTS,
-        given_up: None,
-    };
+    let mut live =
+        Live { fs, mounted: Arc::new(mounted), signals, stall: stall(&config.site), given_up: None };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
     let mut answers = Vec::new();
     if wanted.is_ok() {
@@ -256,18 +159,19 @@ impl Failure {
 
 /// Asks S3 for every bucket of the mount. Nothing is mounted unless all of them answer in time.
 async fn connect(
-    config: &MountConfig,
+    site: &Site,
+    read_only: bool,
     stats: &Arc<Stats>,
     findings: &Arc<Findings>,
 ) -> Result<Root, Failure> {
     let mut sessions = BTreeMap::new();
-    for name in config.source.sessions() {
-        let settings = config.sessions.get(name).cloned().unwrap_or_default();
+    for name in site.source.sessions() {
+        let settings = site.sessions.get(name).cloned().unwrap_or_default();
         let session = Session::builder()
             .name(name)
             .settings(settings)
             .stats(Arc::clone(stats))
-            .timeout(config.timeout)
+            .timeout(site.timeout)
             .build()
             .await
             .map_err(Failure::at(Stage::Session))?;
@@ -278,7 +182,7 @@ async fn connect(
         Some(why) => unreachable_because(&why),
         None => Error::new(Kind::TimedOut, "S3 did not answer in time"),
     };
-    tokio::time::timeout(config.timeout, open_root(config, &endpoints))
+    tokio::time::timeout(site.timeout, open_root(&site.source, read_only, &endpoints))
         .await
         .unwrap_or_else(|_| Err(late()))
         .map_err(Failure::at(Stage::FirstRequest))
@@ -332,12 +236,12 @@ impl Findings {
     }
 }
 
-async fn open_root(config: &MountConfig, endpoints: &Endpoints) -> Result<Root> {
-    match &config.source {
-        Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, config.read_only, endpoints).await?)),
+async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> Result<Root> {
+    match source {
+        Source::Bucket(dir) => Ok(Root::Volume(open_volume(dir, read_only, endpoints).await?)),
         Source::Named { dirs, .. } => {
             let opened = dirs.iter().map(async |(name, dir)| {
-                let volume = open_volume(dir, config.read_only, endpoints).await?;
+                let volume = open_volume(dir, read_only, endpoints).await?;
                 Ok::<_, Error>((name.clone(), volume))
             });
             let volumes = futures::stream::iter(opened).buffered(BUCKETS_AT_ONCE).try_collect().await?;
@@ -347,7 +251,6 @@ async fn open_root(config: &MountConfig, endpoints: &Endpoints) -> Result<Root> 
             let session = endpoints.session(name)?;
             let store: Arc<dyn Store> = Arc::new(session.client());
             store.list_buckets().await?;
-            let read_only = config.read_only;
             let open_with = Arc::clone(&session);
             let findings = Arc::clone(&endpoints.findings);
             Ok(Root::Buckets(Buckets {
@@ -465,13 +368,7 @@ impl Endpoints {
     }
 }
 
-fn fs_options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Options> {
-    let staging_dir = config.state_dir.join("staging");
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
-    made.map_err(|error| {
-        Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
-            .with_source(error)
-    })?;
+fn options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Options> {
     Ok(Options {
         uid: config.uid,
         gid: config.gid,
@@ -479,30 +376,29 @@ fn fs_options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Opt
         dir_mode: config.dir_mode,
         ttl: config.metadata_ttl,
         negative_ttl: config.negative_ttl,
-        timeout: config.timeout,
-        memory_limit: config.memory_limit,
-        staging_dir,
         staging_reserve: config.state_reserve,
-        journal,
-        durability: match config.durability {
-            Durability::Close => fs::Durability::Close,
-            Durability::Journal => fs::Durability::Journal,
-        },
-        exclusive: match config.exclusive {
-            Exclusive::Everywhere => fs::Exclusive::Everywhere,
-            Exclusive::Mount => fs::Exclusive::Mount,
-        },
-        on_conflict: match config.on_conflict {
-            OnConflict::KeepBoth => fs::OnConflict::KeepBoth,
-            OnConflict::Fail => fs::OnConflict::Fail,
-            OnConflict::Overwrite => fs::OnConflict::Overwrite,
-        },
+        durability: config.durability,
+        exclusive: config.exclusive,
+        on_conflict: config.on_conflict,
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
-        passthrough: match config.passthrough {
-            Passthrough::Never => fs::Passthrough::Never,
-            Passthrough::ReadOnly => fs::Passthrough::ReadOnly,
-            Passthrough::Always => fs::Passthrough::Always,
-        },
+        passthrough: config.passthrough,
+        ..site_options(&config.site, journal)?
+    })
+}
+
+/// What is the same whether anybody looks at the files or they are only to be saved.
+fn site_options(site: &Site, journal: Option<Arc<Journal>>) -> Result<Options> {
+    let staging_dir = site.state_dir.join("staging");
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
+    made.map_err(|error| {
+        Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
+            .with_source(error)
+    })?;
+    Ok(Options {
+        timeout: site.timeout,
+        memory_limit: site.memory_limit,
+        staging_dir,
+        journal,
         ..Options::default()
     })
 }
@@ -520,14 +416,14 @@ fn control_handle(
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         mountpoint: config.mountpoint.to_string_lossy().into_owned(),
-        source: config.source.name(),
+        source: config.site.source.name(),
         read_only: config.read_only,
-        memory_limit_bytes: config.memory_limit,
+        memory_limit_bytes: config.site.memory_limit,
         ..Status::default()
     };
     let begun = clock.now();
     let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
-    let stall = config.timeout * STALL_TIMEOUTS;
+    let stall = stall(&config.site);
     control::Handle {
         status: Box::new(move || Status {
             uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
@@ -639,6 +535,11 @@ async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
 fn describe(unsaved: &Unsaved) -> String {
     let files = if unsaved.files == 1 { "1 file".to_owned() } else { format!("{} files", unsaved.files) };
     format!("{} in {files}", format_bytes(unsaved.bytes))
+}
+
+/// How long nothing may move.
+fn stall(site: &Site) -> Duration {
+    site.timeout * STALL_TIMEOUTS
 }
 
 /// What changes while bytes travel.
@@ -830,7 +731,7 @@ mod tests {
     }
 
     /// A mount of what two sessions of one server see.
-    fn config(endpoint: &str, source: Source) -> MountConfig {
+    fn site(endpoint: &str, source: Source) -> Site {
         let settings = SessionConfig {
             access_key_id: Some("pailfs".into()),
             secret_access_key: Some(Secret::new("pailfs-demo-secret")),
@@ -838,28 +739,12 @@ mod tests {
             endpoint_url: Some(endpoint.into()),
             ..SessionConfig::default()
         };
-        MountConfig {
-            mountpoint: "/mnt".into(),
+        Site {
             source,
             sessions: [DEFAULT_SESSION, "other"].map(|name| (name.to_owned(), settings.clone())).into(),
-            read_only: false,
-            uid: 0,
-            gid: 0,
-            file_mode: 0o644,
-            dir_mode: 0o755,
-            allow_other: false,
-            metadata_ttl: Duration::from_secs(1),
-            negative_ttl: Duration::from_secs(1),
             timeout: Duration::from_secs(20),
             memory_limit: 64 << 20,
-            cache: None,
-            passthrough: Passthrough::Never,
             state_dir: "/nowhere".into(),
-            state_reserve: None,
-            durability: Durability::Close,
-            exclusive: Exclusive::Everywhere,
-            on_conflict: OnConflict::KeepBoth,
-            control_socket: "/nowhere/socket".into(),
         }
     }
 
@@ -898,9 +783,9 @@ mod tests {
             ("a".to_owned(), bucket("one", DEFAULT_SESSION)),
             ("b".to_owned(), bucket("two", "other")),
         ]);
-        let config = config(&server.endpoint(), Source::Named { name: "data".into(), dirs });
+        let site = site(&server.endpoint(), Source::Named { name: "data".into(), dirs });
         let stats = Arc::default();
-        let Root::Named(volumes) = connect(&config, &stats, &findings()).await.unwrap() else {
+        let Root::Named(volumes) = connect(&site, false, &stats, &findings()).await.unwrap() else {
             panic!("not named")
         };
         let seen: Vec<_> = volumes.iter().map(|(name, v)| (name.as_str(), v.read_only)).collect();
@@ -953,15 +838,15 @@ mod tests {
     #[tokio::test]
     async fn a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_told_apart() {
         let server = server().await;
-        let absent = config(&server.endpoint(), Source::Bucket(bucket("absent", DEFAULT_SESSION)));
-        let failure = connect(&absent, &Arc::default(), &findings()).await.err().unwrap();
+        let absent = site(&server.endpoint(), Source::Bucket(bucket("absent", DEFAULT_SESSION)));
+        let failure = connect(&absent, false, &Arc::default(), &findings()).await.err().unwrap();
         assert!(matches!(failure.stage, Stage::FirstRequest));
         assert_eq!(failure.error.kind(), Kind::NoSuchBucket, "{}", failure.error.report());
 
-        let all = config(&server.endpoint(), Source::Buckets { session: DEFAULT_SESSION.into() });
-        assert!(matches!(connect(&all, &Arc::default(), &findings()).await, Ok(Root::Buckets(_))));
+        let all = site(&server.endpoint(), Source::Buckets { session: DEFAULT_SESSION.into() });
+        assert!(matches!(connect(&all, false, &Arc::default(), &findings()).await, Ok(Root::Buckets(_))));
         server.stop().await;
-        let failure = connect(&all, &Arc::default(), &findings()).await.err().unwrap();
+        let failure = connect(&all, false, &Arc::default(), &findings()).await.err().unwrap();
         assert!(
             matches!(failure.error.kind(), Kind::Unreachable | Kind::TimedOut),
             "{}",

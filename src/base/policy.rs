@@ -1,0 +1,59 @@
+//! What a mount is asked to do where there is more than one right way: each choice with its words on the command line.
+//!
+//! The first line of a variant's comment is what `--help` says of it.
+
+use clap::ValueEnum;
+
+/// What `close()` waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// S3 has the file
+    #[default]
+    Close,
+    /// The local disk has it; S3 gets it behind
+    Journal,
+}
+
+/// Among whom `O_EXCL` decides who makes a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Exclusive {
+    /// All clients of the bucket: one more request for each such file
+    ///
+    /// The name is claimed by an empty object before `open()` returns.
+    #[default]
+    Everywhere,
+    /// The programs of this mount
+    ///
+    /// Among hosts it is decided when the file is saved.
+    Mount,
+}
+
+/// What becomes of a save when another client was first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnConflict {
+    /// It fails, and the bytes are kept in a conflict copy
+    #[default]
+    KeepBoth,
+    /// It fails, and the bytes are dropped
+    Fail,
+    /// It replaces the other client's version
+    ///
+    /// Unless it needs bytes of the one from before.
+    Overwrite,
+}
+
+/// Which files the kernel may read by itself, where they are whole in the cache directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Passthrough {
+    /// In what is mounted read-only
+    ///
+    /// Nothing on this mount can write such files while they are read.
+    #[value(name = "auto")]
+    ReadOnly,
+    /// Everywhere; who reads a file that is opened for writing later reads on in the version from before
+    #[value(name = "on")]
+    Always,
+    /// Nowhere
+    #[value(name = "off")]
+    Never,
+}
