@@ -20,4 +20,5 @@ mod model;
 mod races;
 mod reading;
 mod renames;
+mod reports;
 mod streaming;

@@ -263,7 +263,7 @@ fn the_caller_is_asked_for_at_own_endpoints_too() {
 /// Credentials that expire in the middle are fetched anew, once and unnoticed: the server takes only the fresh ones,
 /// so a request that is merely repeated fails.
 #[test]
-fn an_expired_token_is_replaced_by_a_fresh_one() {
+fn t28_an_expired_token_is_replaced_by_a_fresh_one() {
     let Some(place) = fresh_place(Server::Demo, "an_expired_token_is_replaced") else { return };
     let at = endpoint(Server::Demo);
     let home = Home::new("");
