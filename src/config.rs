@@ -14,9 +14,9 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, format_bytes};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, Sse, format_bytes};
 use crate::error::{Error, Kind, Result};
-use crate::s3::SessionConfig;
+use crate::s3::{Encryption, NewObjects, SessionConfig};
 
 /// The session that is meant where none is named.
 pub const DEFAULT_SESSION: &str = "default";
@@ -33,6 +33,7 @@ const DEFAULT_CACHE_MAX_BYTES: u64 = 10 << 30;
 const DEFAULT_CACHE_SHARE: u64 = 10;
 /// What a directory entry may be long on Linux, in bytes.
 const NAME_MAX_BYTES: usize = 255;
+const TAGS_MAX: usize = 10;
 
 /// Everything a mount is made of.
 #[derive(Clone, Debug)]
@@ -133,9 +134,13 @@ impl Site {
         if self.timeout.is_zero() {
             return Err(invalid("a timeout of 0 would fail every request".to_owned()));
         }
-        for session in self.source.sessions() {
-            if !self.sessions.contains_key(session) {
-                return Err(invalid(no_such_session(session, self.sessions.keys())));
+        for name in self.source.sessions() {
+            let Some(session) = self.sessions.get(name) else {
+                return Err(invalid(no_such_session(name, self.sessions.keys())));
+            };
+            if session.sse_customer_key.is_some() && self.source.encrypts(name) {
+                let told = "what is encrypted with a customer key is encrypted with no other; leave sse away";
+                return Err(invalid(format!("session {name:?}: {told}")));
             }
         }
         Ok(())
@@ -158,7 +163,7 @@ pub enum Source {
     /// One bucket, or a prefix of it.
     Bucket(BucketDir),
     /// A directory for each bucket the session can list.
-    Buckets { session: String },
+    Buckets { session: String, new_objects: NewObjects },
     /// A directory for each of these, as `[mount.NAME]` lists them.
     Named { name: String, dirs: BTreeMap<String, BucketDir> },
 }
@@ -168,8 +173,19 @@ impl Source {
     pub fn sessions(&self) -> BTreeSet<&str> {
         match self {
             Self::Bucket(dir) => BTreeSet::from([dir.session.as_str()]),
-            Self::Buckets { session } => BTreeSet::from([session.as_str()]),
+            Self::Buckets { session, .. } => BTreeSet::from([session.as_str()]),
             Self::Named { dirs, .. } => dirs.values().map(|dir| dir.session.as_str()).collect(),
+        }
+    }
+
+    /// Whether S3 is asked to encrypt what is written through a session.
+    fn encrypts(&self, through: &str) -> bool {
+        let asks =
+            |session: &str, new_objects: &NewObjects| session == through && new_objects.encryption.is_some();
+        match self {
+            Self::Bucket(dir) => asks(&dir.session, &dir.new_objects),
+            Self::Buckets { session, new_objects } => asks(session, new_objects),
+            Self::Named { dirs, .. } => dirs.values().any(|dir| asks(&dir.session, &dir.new_objects)),
         }
     }
 
@@ -191,6 +207,59 @@ pub struct BucketDir {
     pub prefix: String,
     pub session: String,
     pub read_only: bool,
+    /// What S3 is told beside the bytes of objects that have nothing of their own.
+    pub new_objects: NewObjects,
+}
+
+/// What new objects get, as a command line or a configuration says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct ObjectSettings {
+    pub storage_class: Option<String>,
+    pub sse: Option<Sse>,
+    pub sse_kms_key_id: Option<String>,
+    pub sse_bucket_key: Option<bool>,
+    pub acl: Option<String>,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+}
+
+impl ObjectSettings {
+    /// Checks what S3 would refuse at every write, as far as that is sure: names of classes and ACLs are the server's.
+    pub fn check(self) -> Result<NewObjects> {
+        let word = |what: &str, text: &Option<String>| match text {
+            Some(text) if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) => {
+                Err(invalid(format!("{text:?} is no {what}")))
+            }
+            _ => Ok(()),
+        };
+        word("storage class", &self.storage_class)?;
+        word("ACL", &self.acl)?;
+        word("key of KMS", &self.sse_kms_key_id)?;
+        let of_kms = self.sse_kms_key_id.is_some() || self.sse_bucket_key.is_some();
+        let encryption = match self.sse {
+            None | Some(Sse::Aes256) if of_kms => {
+                return Err(invalid("a KMS key and a bucket key need sse = aws:kms".to_owned()));
+            }
+            None => None,
+            Some(Sse::Aes256) => Some(Encryption::S3),
+            Some(sse @ (Sse::Kms | Sse::KmsTwice)) => Some(Encryption::Kms {
+                key_id: self.sse_kms_key_id,
+                bucket_key: self.sse_bucket_key,
+                twice: sse == Sse::KmsTwice,
+            }),
+        };
+        if self.tags.len() > TAGS_MAX {
+            return Err(invalid(format!("an object has at most {TAGS_MAX} tags")));
+        }
+        for (key, value) in &self.tags {
+            let fits = (1..=128).contains(&key.chars().count()) && value.chars().count() <= 256;
+            if !fits || key.chars().chain(value.chars()).any(char::is_control) {
+                let told = "a tag's name has 1 to 128 characters, its value up to 256";
+                return Err(invalid(format!("{key:?} = {value:?}: {told}")));
+            }
+        }
+        Ok(NewObjects { storage_class: self.storage_class, encryption, acl: self.acl, tags: self.tags })
+    }
 }
 
 impl BucketDir {
@@ -356,6 +425,13 @@ struct RawTable {
     session: Option<String>,
     #[serde(default)]
     read_only: bool,
+    storage_class: Option<String>,
+    sse: Option<Sse>,
+    sse_kms_key_id: Option<String>,
+    sse_bucket_key: Option<bool>,
+    acl: Option<String>,
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
 }
 
 /// A bucket in its short form, `"s3://bucket/prefix"`, or its long one, a table.
@@ -378,6 +454,7 @@ impl<'de> Deserialize<'de> for RawDir {
                         prefix,
                         session: DEFAULT_SESSION.to_owned(),
                         read_only: false,
+                        new_objects: NewObjects::default(),
                     })),
                     S3Url::AllBuckets => Err(E::custom("a bucket's name is missing")),
                 }
@@ -386,11 +463,20 @@ impl<'de> Deserialize<'de> for RawDir {
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawDir, A::Error> {
                 let raw = RawTable::deserialize(MapAccessDeserializer::new(map))?;
                 check_bucket(&raw.bucket).map_err(de::Error::custom)?;
+                let objects = ObjectSettings {
+                    storage_class: raw.storage_class,
+                    sse: raw.sse,
+                    sse_kms_key_id: raw.sse_kms_key_id,
+                    sse_bucket_key: raw.sse_bucket_key,
+                    acl: raw.acl,
+                    tags: raw.tags,
+                };
                 Ok(RawDir(BucketDir {
                     bucket: raw.bucket,
                     prefix: normal_prefix(&raw.prefix),
                     session: raw.session.unwrap_or_else(|| DEFAULT_SESSION.to_owned()),
                     read_only: raw.read_only,
+                    new_objects: objects.check().map_err(|error| de::Error::custom(error.message()))?,
                 }))
             }
         }
@@ -433,7 +519,8 @@ mod tests {
                 bucket: "my-photos".into(),
                 prefix: "2026/".into(),
                 session: "work".into(),
-                read_only: true
+                read_only: true,
+                new_objects: NewObjects::default(),
             }
         );
         assert_eq!(dirs["logs"].session, DEFAULT_SESSION);
@@ -513,7 +600,7 @@ mod tests {
     #[test]
     fn a_mount_that_could_not_work_is_refused() {
         let site = Site {
-            source: Source::Buckets { session: DEFAULT_SESSION.into() },
+            source: Source::Buckets { session: DEFAULT_SESSION.into(), new_objects: NewObjects::default() },
             sessions: BTreeMap::from([(DEFAULT_SESSION.into(), SessionConfig::default())]),
             timeout: Duration::from_secs(60),
             memory_limit: 64 << 20,

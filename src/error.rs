@@ -211,6 +211,13 @@ impl Error {
         self
     }
 
+    /// Says more.
+    #[must_use]
+    pub fn and(mut self, more: &str) -> Self {
+        self.inner.message = format!("{}; {more}", self.inner.message);
+        self
+    }
+
     /// Names the request: the operation and what it was about. The innermost caller wins.
     #[must_use]
     pub fn on(mut self, operation: &'static str, bucket: &str, key: &str) -> Self {

@@ -3,6 +3,7 @@
 //! The first line of a variant's comment is what `--help` says of it.
 
 use clap::ValueEnum;
+use serde::Deserialize;
 
 /// What `close()` waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -56,4 +57,21 @@ pub enum Passthrough {
     /// Nowhere
     #[value(name = "off")]
     Never,
+}
+
+/// How S3 is to encrypt what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+pub enum Sse {
+    /// With keys of S3
+    #[value(name = "AES256")]
+    #[serde(rename = "AES256")]
+    Aes256,
+    /// With a key of KMS
+    #[value(name = "aws:kms")]
+    #[serde(rename = "aws:kms")]
+    Kms,
+    /// With a key of KMS, twice
+    #[value(name = "aws:kms:dsse")]
+    #[serde(rename = "aws:kms:dsse")]
+    KmsTwice,
 }

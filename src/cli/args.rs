@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, parse_bytes, parse_duration};
-use crate::config::DEFAULT_SESSION;
-use crate::s3::{PathStyle, SessionConfig, check_endpoint};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, Sse, parse_bytes, parse_duration};
+use crate::config::{DEFAULT_SESSION, ObjectSettings};
+use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
 #[derive(Debug, Parser)]
@@ -83,6 +83,8 @@ pub struct MountArgs {
     pub state_reserve: Option<u64>,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub objects: ObjectArgs,
     // Headings hold for whatever follows, so these come last.
     #[command(flatten)]
     pub session: SessionArgs,
@@ -124,6 +126,44 @@ pub struct CacheArgs {
     /// Whether the kernel may read files that are whole in the cache directory by itself
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     pub passthrough: Passthrough,
+}
+
+/// What S3 is told beside the bytes of new objects.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "New objects")]
+pub struct ObjectArgs {
+    /// Storage class of files that are made here, such as STANDARD_IA
+    #[arg(long, value_name = "CLASS")]
+    pub storage_class: Option<String>,
+    /// Encryption of what is written here
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub sse: Option<Sse>,
+    /// The KMS key to encrypt with [default: the account's own for S3]
+    #[arg(long, value_name = "ID", requires = "sse")]
+    pub sse_kms_key_id: Option<String>,
+    /// Ask KMS for one key for the bucket in place of one for each object
+    #[arg(long, requires = "sse")]
+    pub sse_bucket_key: bool,
+    /// Canned ACL of what is written here, such as bucket-owner-full-control
+    #[arg(long, value_name = "NAME")]
+    pub acl: Option<String>,
+    /// Tag of files that are made here; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_tag)]
+    pub tag: Vec<(String, String)>,
+}
+
+impl ObjectArgs {
+    /// What was typed.
+    pub fn settings(&self) -> ObjectSettings {
+        ObjectSettings {
+            storage_class: self.storage_class.clone(),
+            sse: self.sse,
+            sse_kms_key_id: self.sse_kms_key_id.clone(),
+            sse_bucket_key: self.sse_bucket_key.then_some(true),
+            acl: self.acl.clone(),
+            tags: self.tag.iter().cloned().collect(),
+        }
+    }
 }
 
 /// What files and directories look like.
@@ -181,6 +221,10 @@ pub struct SessionArgs {
     /// Whether the bucket's name goes into the path instead of the host name
     #[arg(long, value_enum, value_name = "WHEN")]
     pub path_style: Option<PathStyleArg>,
+    /// Where the key is that objects are encrypted and read with (SSE-C): file:PATH or env:NAME
+    // Not parsed by clap, whose errors would repeat what was typed.
+    #[arg(long, value_name = "WHERE")]
+    pub sse_customer_key: Option<String>,
 }
 
 impl SessionArgs {
@@ -189,8 +233,9 @@ impl SessionArgs {
     }
 
     /// What was typed, to be laid over what the configuration says.
-    pub fn settings(&self) -> SessionConfig {
-        SessionConfig {
+    pub fn settings(&self) -> Result<SessionConfig, String> {
+        let sse_customer_key = self.sse_customer_key.as_deref().map(KeyPlace::parse).transpose();
+        Ok(SessionConfig {
             profile: self.profile.clone(),
             region: self.region.clone(),
             endpoint_url: self.endpoint_url.clone(),
@@ -198,13 +243,14 @@ impl SessionArgs {
             requester_pays: self.requester_pays.then_some(true),
             ca_bundle: self.ca_bundle.clone(),
             path_style: self.path_style.map(PathStyleArg::into),
+            sse_customer_key: sse_customer_key.map_err(|error| format!("--sse-customer-key: {error}"))?,
             ..SessionConfig::default()
-        }
+        })
     }
 
     /// Whether nothing was typed.
     pub fn is_empty(&self) -> bool {
-        self.session.is_none() && self.settings() == SessionConfig::default()
+        self.session.is_none() && self.settings() == Ok(SessionConfig::default())
     }
 }
 
@@ -340,6 +386,13 @@ fn parse_mode(text: &str) -> Result<u16, String> {
     }
 }
 
+fn parse_tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a tag is written like team=blue".to_owned()),
+    }
+}
+
 fn parse_endpoint(text: &str) -> Result<String, String> {
     check_endpoint(text).map(|()| text.to_owned())
 }
@@ -387,7 +440,7 @@ mod tests {
         assert_eq!(mount.exclusive, Exclusive::Mount);
         assert_eq!(mount.on_conflict, OnConflict::Overwrite);
         assert_eq!(mount.cache.passthrough, Passthrough::ReadOnly);
-        let settings = mount.session.settings();
+        let settings = mount.session.settings().unwrap();
         assert_eq!(settings.path_style, Some(PathStyle::On));
         assert_eq!((settings.no_sign_request, settings.requester_pays), (Some(true), None));
         assert_eq!(mount.session.name(), DEFAULT_SESSION);

@@ -16,7 +16,7 @@ use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, defau
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::Signals;
-use crate::s3::{Client, ListRequest, MemStore, Secret, Session, SessionConfig, Store};
+use crate::s3::{Client, ListRequest, MemStore, NewObjects, Secret, Session, SessionConfig, Store};
 
 /// How long a request to the demo server may take: it is on this machine, and faults are part of the demo.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -154,6 +154,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
                 prefix: String::new(),
                 session: DEFAULT_SESSION.to_owned(),
                 read_only: false,
+                new_objects: NewObjects::default(),
             }),
             sessions: BTreeMap::from([(DEFAULT_SESSION.to_owned(), settings)]),
             timeout: TIMEOUT,

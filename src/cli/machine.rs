@@ -52,7 +52,9 @@ pub fn load_config(named: Option<&Path>) -> Result<(ConfigFile, Vec<String>), Fa
     let base = std::path::absolute(&path).map_err(|error| failed(error.to_string()))?;
     for session in config.sessions.values_mut() {
         // Relative to the file, because a mount leaves the directory it was started in.
-        session.ca_bundle = session.ca_bundle.take().map(|bundle| base.with_file_name("").join(bundle));
+        let dir = base.with_file_name("");
+        session.ca_bundle = session.ca_bundle.take().map(|bundle| dir.join(bundle));
+        session.sse_customer_key = session.sse_customer_key.take().map(|place| place.below(&dir));
     }
     let mut warnings = Vec::new();
     if config.holds_secrets() && access.has_readers() {

@@ -9,8 +9,8 @@ use super::background::{self, Child};
 use super::exit::{Code, Failure};
 use super::{logging, machine, mountpoint, running};
 use crate::config::{
-    BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, S3Url, Site, Source, default_cache_limit,
-    default_memory_limit,
+    BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, ObjectSettings, S3Url, Site, Source,
+    default_cache_limit, default_memory_limit,
 };
 use crate::control;
 use crate::mount::{self, Stage};
@@ -68,7 +68,8 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
     for warning in warnings {
         eprintln!("pailfs: warning: {warning}");
     }
-    let (source, sessions) = choose(&args.source, &args.session, &file)?;
+    let objects = args.objects.settings();
+    let (source, sessions) = choose(&args.source, &args.session, &objects, &file)?;
     let state_dir = match &args.state_dir {
         Some(dir) => absolute(dir)?,
         None => machine::default_state_dir()?,
@@ -118,6 +119,7 @@ fn cache_of(args: &CacheArgs) -> Result<Option<Cache>, Failure> {
 pub fn choose(
     source: &str,
     typed: &SessionArgs,
+    objects: &ObjectSettings,
     file: &ConfigFile,
 ) -> Result<(Source, BTreeMap<String, SessionConfig>), Failure> {
     if let Some(name) = source.strip_prefix('@') {
@@ -126,6 +128,14 @@ pub fn choose(
                 Code::Usage,
                 format!(
                     "the sessions of @{name} are those of the configuration; leave the session's flags away"
+                ),
+            ));
+        }
+        if *objects != ObjectSettings::default() {
+            return Err(Failure::new(
+                Code::Usage,
+                format!(
+                    "what new objects of @{name} get is said in the configuration; leave these flags away"
                 ),
             ));
         }
@@ -141,11 +151,16 @@ pub fn choose(
     }
     let session = typed.name().to_owned();
     let settings = session_settings(&session, typed, file)?;
+    let new_objects = objects.clone().check().map_err(|error| Failure::coded(Code::Usage, &error))?;
     let source = match S3Url::parse(source)? {
-        S3Url::AllBuckets => Source::Buckets { session: session.clone() },
-        S3Url::Bucket { bucket, prefix } => {
-            Source::Bucket(BucketDir { bucket, prefix, session: session.clone(), read_only: false })
-        }
+        S3Url::AllBuckets => Source::Buckets { session: session.clone(), new_objects },
+        S3Url::Bucket { bucket, prefix } => Source::Bucket(BucketDir {
+            bucket,
+            prefix,
+            session: session.clone(),
+            read_only: false,
+            new_objects,
+        }),
     };
     Ok((source, BTreeMap::from([(session, settings)])))
 }
@@ -160,8 +175,11 @@ pub fn session_settings(
         let code = if name == DEFAULT_SESSION { Code::Config } else { Code::Usage };
         Failure::coded(code, &error)
     })?;
-    let mut settings = configured.overridden_by(typed.settings());
+    let typed = typed.settings().map_err(|message| Failure::new(Code::Usage, message))?;
+    let mut settings = configured.overridden_by(typed);
     settings.ca_bundle = settings.ca_bundle.as_deref().map(absolute).transpose()?;
+    let here = absolute(Path::new("."))?;
+    settings.sse_customer_key = settings.sse_customer_key.map(|place| place.below(&here));
     Ok(settings)
 }
 
@@ -188,7 +206,7 @@ mod tests {
     fn chosen(args: &[&str]) -> Result<(Source, BTreeMap<String, SessionConfig>), Failure> {
         let cli = Cli::try_parse_from([&["pailfs", "mount"], args, &["/mnt"]].concat()).unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount") };
-        choose(&mount.source, &mount.session, &ConfigFile::parse(FILE).unwrap())
+        choose(&mount.source, &mount.session, &mount.objects.settings(), &ConfigFile::parse(FILE).unwrap())
     }
 
     #[test]
@@ -198,7 +216,10 @@ mod tests {
         assert_eq!(sessions["work"].profile.as_deref(), Some("w"));
         assert_eq!(sessions["work"].region.as_deref(), Some("us-west-2"));
         let (source, sessions) = chosen(&["s3://"]).unwrap();
-        assert_eq!(source, Source::Buckets { session: DEFAULT_SESSION.into() });
+        assert_eq!(
+            source,
+            Source::Buckets { session: DEFAULT_SESSION.into(), new_objects: Default::default() }
+        );
         assert_eq!(sessions[DEFAULT_SESSION], SessionConfig::default());
     }
 

@@ -181,7 +181,8 @@ pub async fn check(args: &CheckArgs) -> Result<(), Failure> {
         Some((bucket, prefix)) => Some(check_bucket(&session, bucket, &prefix).await?),
         None => None,
     };
-    let described = with_typed(session.describe().await, &args.session.settings());
+    let typed = args.session.settings().map_err(|message| Failure::new(Code::Usage, message))?;
+    let described = with_typed(session.describe().await, &typed);
     let checked = Checked { session: described, caller, caller_unknown, bucket };
     print(&if args.json { json(&checked)? } else { show_checked(&checked) })
 }

@@ -1,7 +1,7 @@
 //! S3's operations over a [`Store`]: each takes its input apart, asks the store, and dresses the answer.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
@@ -16,10 +16,11 @@ use super::convert::{
     Encoding, attributes, checksum, checksum_fields, etag, failure, head_output, header_condition, hits,
     our_etag, our_tags, page_size, tag_set, timestamp, write_condition,
 };
+use super::encryption::{CustomerKey, customer_key, source_key};
 use crate::base::{ByteRange, Clock, ETag};
 use crate::error::{Error, Kind};
 use crate::s3::{
-    Attributes, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, ListPage,
+    Again, Attributes, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, ListPage,
     ListRequest, ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload,
     Versioning, VersionsPage, whole_checksum,
 };
@@ -32,6 +33,8 @@ pub(super) struct Api {
     pub(super) store: Arc<dyn Store>,
     pub(super) region: String,
     pub(super) clock: Arc<dyn Clock>,
+    /// MD5s of the customers' keys of uploads, by their ids.
+    pub(super) upload_keys: Mutex<HashMap<String, String>>,
 }
 
 /// S3's limit for one Put or part.
@@ -261,6 +264,7 @@ impl S3 for Api {
             false => Condition::Any,
         };
         let found = source.head(&*self.store).await.map_err(fail)?;
+        source_key!(input).opens(found.attributes.encryption.as_ref())?;
         if conditions {
             SourceConditions {
                 if_match: input.copy_source_if_match.as_ref(),
@@ -271,7 +275,7 @@ impl S3 for Api {
             .check(&found)?;
         }
         let pinned = input.copy_source_if_match.as_ref().filter(|_| conditions);
-        let attributes = self.copied_attributes(&input, &source, &found).await?;
+        let (attributes, again) = self.copied_attributes(&input, &source, &found).await?;
         let request = CopyRequest {
             source_bucket: source.bucket,
             source_key: source.key,
@@ -282,6 +286,7 @@ impl S3 for Api {
             key: input.key,
             condition,
             attributes,
+            again,
         };
         let written = self.store.copy(request).await.map_err(fail)?;
         ok(dto::CopyObjectOutput {
@@ -470,7 +475,11 @@ impl S3 for Api {
     ) -> Answer<dto::CreateMultipartUploadOutput> {
         let input = req.input;
         let attributes = attributes!(input);
+        let key = customer_key!(input).checked()?;
         let upload = self.store.create_upload(&input.bucket, &input.key, attributes).await.map_err(fail)?;
+        if let Some(md5) = key {
+            self.keys().insert(upload.upload_id.clone(), md5);
+        }
         ok(dto::CreateMultipartUploadOutput {
             bucket: Some(upload.bucket),
             key: Some(upload.key),
@@ -492,7 +501,9 @@ impl S3 for Api {
             trailers,
         )
         .await?;
+        let key = customer_key!(input);
         let upload = Upload { bucket: input.bucket, key: input.key, upload_id: input.upload_id };
+        self.check_key(&upload, &key)?;
         let part = self
             .store
             .upload_part(&upload, number, received.body, received.checksum.clone())
@@ -519,6 +530,7 @@ impl S3 for Api {
         let number = part_number(input.part_number)?;
         let source = Source::of(&input.copy_source)?;
         let found = source.head(&*self.store).await.map_err(fail)?;
+        source_key!(input).opens(found.attributes.encryption.as_ref())?;
         if conditions {
             SourceConditions {
                 if_match: input.copy_source_if_match.as_ref(),
@@ -529,7 +541,9 @@ impl S3 for Api {
             .check(&found)?;
         }
         let range = copy_range(input.copy_source_range.as_deref(), found.size)?;
+        let key = customer_key!(input);
         let upload = Upload { bucket: input.bucket, key: input.key, upload_id: input.upload_id };
+        self.check_key(&upload, &key)?;
         let part = self.copy_part(&upload, number, source, range, &found).await.map_err(fail)?;
         ok(dto::UploadPartCopyOutput {
             copy_part_result: Some(dto::CopyPartResult {
@@ -577,6 +591,7 @@ impl S3 for Api {
         }
         let written = self.store.complete_upload(&upload, parts, condition).await.map_err(fail)?;
         let sums = checksum_fields(written.checksum.as_slice());
+        self.keys().remove(&upload.upload_id);
         ok(dto::CompleteMultipartUploadOutput {
             checksum_crc64nvme: sums.checksum_crc64nvme,
             checksum_type: sums.checksum_type,
@@ -596,6 +611,7 @@ impl S3 for Api {
         let input = req.input;
         let upload = Upload { bucket: input.bucket, key: input.key, upload_id: input.upload_id };
         self.store.abort_upload(&upload).await.map_err(fail)?;
+        self.keys().remove(&upload.upload_id);
         ok(dto::AbortMultipartUploadOutput::default())
     }
 
@@ -723,6 +739,9 @@ impl Api {
             request.if_match = Some(info.etag);
         }
         let found = self.store.get(request).await?;
+        if let Err(answer) = look.customer_key.opens(found.info.attributes.encryption.as_ref()) {
+            return Ok(Err(answer));
+        }
         let head = head_output(&found.info, look.checksums && !partial);
         let length = found.length;
         let range = partial.then(|| content_range(found.offset, length, found.info.size));
@@ -747,12 +766,35 @@ impl Api {
             e_tag: head.e_tag,
             last_modified: head.last_modified,
             metadata: head.metadata,
+            bucket_key_enabled: head.bucket_key_enabled,
+            expires: head.expires,
             restore: head.restore,
+            server_side_encryption: head.server_side_encryption,
+            sse_customer_algorithm: head.sse_customer_algorithm,
+            sse_customer_key_md5: head.sse_customer_key_md5,
+            ssekms_key_id: head.ssekms_key_id,
             storage_class: head.storage_class,
-            tag_count: i32::try_from(found.info.attributes.tags.len()).ok().filter(|count| *count > 0),
+            website_redirect_location: head.website_redirect_location,
+            tag_count: i32::try_from(found.info.tag_count).ok().filter(|count| *count > 0),
             version_id: head.version_id,
             ..dto::GetObjectOutput::default()
         }))
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.upload_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Parts are encrypted as it was said when their upload began.
+    fn check_key(&self, upload: &Upload, key: &CustomerKey) -> S3Result<()> {
+        if self.keys().get(&upload.upload_id) == key.checked()?.as_ref() {
+            return Ok(());
+        }
+        Err(s3_error!(
+            InvalidRequest,
+            "The multipart upload initiate requested encryption. Subsequent part requests must include the \
+             appropriate encryption parameters."
+        ))
     }
 
     async fn page(&self, request: ListRequest) -> S3Result<ListPage> {
@@ -818,13 +860,13 @@ impl Api {
         outcomes
     }
 
-    /// What the copy's attributes become; `None` where they are the source's.
+    /// What the copy's attributes become, `None` where they are the source's, and what it never takes from there.
     async fn copied_attributes(
         &self,
         input: &dto::CopyObjectInput,
         source: &Source,
         found: &ObjectInfo,
-    ) -> S3Result<Option<Attributes>> {
+    ) -> S3Result<(Option<Attributes>, Again)> {
         let asks_replace = |directive: Option<&str>| match directive {
             None | Some("COPY") => Ok(false),
             Some("REPLACE") => Ok(true),
@@ -833,7 +875,9 @@ impl Api {
         let metadata = asks_replace(input.metadata_directive.as_ref().map(dto::MetadataDirective::as_str))?;
         let tags = asks_replace(input.tagging_directive.as_ref().map(dto::TaggingDirective::as_str))?;
         let onto_itself = source.bucket == input.bucket && source.key == input.key;
-        if onto_itself && source.version_id.is_none() && !metadata && input.storage_class.is_none() {
+        let named = attributes!(*input);
+        let again = Again::of(&named);
+        if onto_itself && source.version_id.is_none() && !metadata && again == Again::default() {
             return Err(s3_error!(
                 InvalidRequest,
                 "This copy request is illegal because it is trying to copy an object to itself without \
@@ -841,18 +885,17 @@ impl Api {
                  attributes."
             ));
         }
-        if !metadata && !tags && input.storage_class.is_none() {
-            return Ok(None);
+        if !metadata && !tags {
+            return Ok((None, again));
         }
-        let named = attributes!(*input);
-        let mut attributes = if metadata { named.clone() } else { found.attributes.clone() };
-        attributes.storage_class = named.storage_class;
+        let mut attributes =
+            if metadata { named.clone() } else { again.clone().lay_over(found.attributes.clone()) };
         attributes.tags = if tags {
             named.tags
         } else {
             self.store.tags(&source.bucket, &source.key).await.map_err(fail)?
         };
-        Ok(Some(attributes))
+        Ok((Some(attributes), again))
     }
 
     /// An older version travels through here, because the store copies parts of the current one alone.
@@ -908,6 +951,7 @@ struct Look {
     if_modified_since: Option<Timestamp>,
     if_unmodified_since: Option<Timestamp>,
     checksums: bool,
+    customer_key: CustomerKey,
 }
 
 /// The two inputs share these fields, but no type.
@@ -925,6 +969,7 @@ macro_rules! look {
             if_none_match: input.if_none_match.clone().filter(|_| conditions),
             if_modified_since: input.if_modified_since.clone().filter(|_| conditions),
             if_unmodified_since: input.if_unmodified_since.clone().filter(|_| conditions),
+            customer_key: customer_key!(input),
             checksums: input.checksum_mode.as_ref().is_some_and(|mode| mode.as_str() == "ENABLED"),
         }
     }};
@@ -950,6 +995,7 @@ impl Look {
 
     /// In the order of precedence that HTTP gives the four conditions.
     fn check(&self, info: &ObjectInfo) -> S3Result<()> {
+        self.customer_key.opens(info.attributes.encryption.as_ref())?;
         let unmodified = self.if_unmodified_since.as_ref().is_none_or(|time| seconds(info) <= *time);
         let holds = match &self.if_match {
             Some(wanted) => hits(wanted, &info.etag),
@@ -1115,8 +1161,8 @@ fn content_range(offset: u64, length: u64, size: u64) -> String {
 
 fn tag_count(info: &ObjectInfo) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if !info.attributes.tags.is_empty() {
-        headers.insert("x-amz-tagging-count", HeaderValue::from(info.attributes.tags.len()));
+    if info.tag_count > 0 {
+        headers.insert("x-amz-tagging-count", HeaderValue::from(info.tag_count));
     }
     headers
 }

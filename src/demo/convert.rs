@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use s3s::dto::{self, ETagCondition, Timestamp};
+use s3s::dto::{self, ETagCondition, Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use crate::base::ETag;
@@ -147,14 +147,51 @@ macro_rules! attributes {
             content_encoding: input.content_encoding.clone().filter(|coding| !coding.is_empty()),
             content_disposition: input.content_disposition.clone(),
             content_language: input.content_language.clone(),
-            storage_class: input.storage_class.as_ref().map(|class| class.as_str().to_owned()),
+            expires: input.expires.as_ref().and_then($crate::demo::convert::http_date),
+            redirect: input.website_redirect_location.clone(),
+            storage_class: $crate::demo::convert::our_class(
+                input.storage_class.as_ref().map(|class| class.as_str()),
+            )?,
             metadata: $crate::demo::convert::our_metadata(input.metadata.as_ref()),
             tags: $crate::demo::convert::header_tags(input.tagging.as_deref())?,
             acl: input.acl.as_ref().map(|acl| acl.as_str().to_owned()),
+            encryption: $crate::demo::encryption::asked(
+                input.server_side_encryption.as_ref().map(|algorithm| algorithm.as_str()),
+                input.ssekms_key_id.as_deref(),
+                input.bucket_key_enabled,
+                &$crate::demo::encryption::customer_key!(input),
+            )?,
         }
     }};
 }
 pub(super) use attributes;
+
+/// A storage class, if it is one of S3's.
+pub(super) fn our_class(class: Option<&str>) -> S3Result<Option<String>> {
+    const CLASSES: [&str; 8] = [
+        "STANDARD",
+        "STANDARD_IA",
+        "ONEZONE_IA",
+        "INTELLIGENT_TIERING",
+        "GLACIER",
+        "GLACIER_IR",
+        "DEEP_ARCHIVE",
+        "REDUCED_REDUNDANCY",
+    ];
+    match class {
+        Some(class) if !CLASSES.contains(&class) => {
+            Err(s3_error!(InvalidStorageClass, "The storage class you specified is not valid"))
+        }
+        class => Ok(class.map(str::to_owned)),
+    }
+}
+
+/// A time as a header carries it.
+pub(super) fn http_date(time: &Timestamp) -> Option<String> {
+    let mut text = Vec::new();
+    time.format(TimestampFormat::HttpDate, &mut text).ok()?;
+    String::from_utf8(text).ok()
+}
 
 pub(super) fn our_metadata(metadata: Option<&dto::Metadata>) -> Metadata {
     let pairs = metadata.into_iter().flatten();
@@ -216,6 +253,7 @@ pub(super) fn tag_set(tags: BTreeMap<String, String>) -> dto::TagSet {
 pub(super) fn head_output(info: &ObjectInfo, with_checksums: bool) -> dto::HeadObjectOutput {
     let Attributes { storage_class, .. } = &info.attributes;
     let checksums = if with_checksums { checksum_fields(&info.checksums) } else { dto::Checksum::default() };
+    let told = super::encryption::told(info.attributes.encryption.as_ref());
     dto::HeadObjectOutput {
         accept_ranges: Some("bytes".to_owned()),
         cache_control: info.attributes.cache_control.clone(),
@@ -232,13 +270,24 @@ pub(super) fn head_output(info: &ObjectInfo, with_checksums: bool) -> dto::HeadO
         content_type: Some(
             info.attributes.content_type.clone().unwrap_or_else(|| "binary/octet-stream".to_owned()),
         ),
+        bucket_key_enabled: told.bucket_key,
         e_tag: Some(etag(&info.etag)),
+        expires: info
+            .attributes
+            .expires
+            .as_deref()
+            .and_then(|text| Timestamp::parse(TimestampFormat::HttpDate, text).ok()),
         last_modified: Some(timestamp(info.last_modified)),
         metadata: metadata(&info.attributes.metadata),
         restore: info.restore.clone(),
+        server_side_encryption: told.algorithm.map(dto::ServerSideEncryption::from_static),
+        sse_customer_algorithm: told.customer_algorithm,
+        sse_customer_key_md5: told.customer_key_md5,
+        ssekms_key_id: told.kms_key_id,
         // S3 leaves the header out for the class that is the rule.
         storage_class: storage_class.clone().filter(|class| class != "STANDARD").map(dto::StorageClass::from),
         version_id: info.version_id.clone(),
+        website_redirect_location: info.attributes.redirect.clone(),
         ..dto::HeadObjectOutput::default()
     }
 }

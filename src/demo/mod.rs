@@ -12,6 +12,7 @@
 mod api;
 mod convert;
 mod counts;
+mod encryption;
 mod faults;
 mod operation;
 mod seed;

@@ -134,7 +134,8 @@ impl Builder {
             Error::new(Kind::InvalidArgument, format!("cannot listen on {address}")).with_source(error)
         })?;
         let address = listener.local_addr()?;
-        let api = Api { store, region: self.region, clock: Arc::new(SystemClock) };
+        let api =
+            Api { store, region: self.region, clock: Arc::new(SystemClock), upload_keys: Mutex::default() };
         let mut service = S3ServiceBuilder::new(api);
         let Credentials { access_key, secret_key } = self.credentials.clone();
         service.set_auth(OneIdentity { access_key, secret_key: secret_key.into() });

@@ -170,7 +170,7 @@ impl Fs {
                 answer => answer?,
             };
             if info.etag == id.etag {
-                source.described(&info);
+                source.described(&volume, &info);
             } else {
                 self.renew(source, &id).await?;
             }

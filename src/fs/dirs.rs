@@ -646,7 +646,7 @@ pub(super) async fn put_marker(volume: &Volume, dir: &DirKey, condition: Conditi
         body: Bytes::new(),
         attributes: Attributes {
             content_type: Some("application/x-directory".to_owned()),
-            ..Attributes::default()
+            ..volume.new_objects.placeholder()
         },
         condition,
         checksum: None,

@@ -15,7 +15,7 @@ use super::{Fs, OnConflict, lock};
 use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
-use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, watch};
+use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, is_archived, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
@@ -328,8 +328,8 @@ impl Source {
 
 impl File {
     /// A file made here: nothing of it is in S3.
-    pub(super) fn new(ino: Ino, expects: Condition, now: SystemTime) -> Self {
-        Self::with(ino, None, expects, Attributes::default(), 1, now)
+    pub(super) fn new(ino: Ino, expects: Condition, attributes: Attributes, now: SystemTime) -> Self {
+        Self::with(ino, None, expects, attributes, 1, now)
     }
 
     /// A file as S3 has it.
@@ -346,10 +346,12 @@ impl File {
     }
 
     /// S3 was asked about the version that the file is of: it is there, and this is stored beside its bytes.
-    pub(super) fn described(&self, info: &ObjectInfo) {
+    pub(super) fn described(&self, volume: &Volume, info: &ObjectInfo) {
         let mut state = lock(&self.state);
-        if !std::mem::replace(&mut state.described, true) {
-            state.attributes = info.attributes.clone();
+        // Only who is about to write asks for tags.
+        let tells_more = info.attributes.tags.len() > state.attributes.tags.len() && state.is_saved();
+        if !std::mem::replace(&mut state.described, true) || tells_more {
+            state.attributes = volume.new_objects.rewritten(info.attributes.clone());
         }
     }
 
@@ -799,7 +801,7 @@ impl Fs {
             answer => answer?,
         };
         let object = volume.object(from.volume, &from.key, info.etag.clone(), info.size);
-        if file.renew(from, object, info.attributes.clone()) {
+        if file.renew(from, object, volume.new_objects.rewritten(info.attributes.clone())) {
             self.renewed(file.ino, &info);
             // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
             // only if its attributes are left alone until then.
@@ -1036,6 +1038,7 @@ impl Fs {
                 staging.forget_gone();
             }
             state.expects = Condition::Matches(etag.clone());
+            let archived = is_archived(state.attributes.storage_class.as_deref(), false);
             let clean = state.is_saved();
             if clean {
                 // Nothing points into them any more.
@@ -1044,8 +1047,7 @@ impl Fs {
                 state.owing.line = None;
             }
             // Before anybody sees the file saved: who opens it asks S3 then, and compares with what the tree says.
-            let facts =
-                Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived: false };
+            let facts = Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived };
             self.tree().committed(file.ino, facts, self.clock.now());
             (before, clean)
         };

@@ -13,9 +13,10 @@ use super::volume::Volume;
 use super::{Attr, Durability, Exclusive, Fs, lock};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, SMALL_FILE_MAX};
-use crate::s3::{Attributes, Condition, ListRequest, PutRequest};
+use crate::s3::{Condition, ListRequest, PutRequest};
 use crate::tree::keys::Name;
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
+use crate::write::head_with_tags;
 
 /// How often an open asks again because the object was replaced meanwhile.
 const OPEN_ROUNDS_MAX: u32 = 8;
@@ -177,7 +178,11 @@ impl Fs {
             (id, key, link, believed)
         };
         let volume = self.volume(id)?;
-        let answer = volume.store.head(&volume.bucket, &key, None).await;
+        let answer = match write {
+            // A rewrite has to say all of them again.
+            true => head_with_tags(&*volume.store, &volume.bucket, &key).await,
+            false => volume.store.head(&volume.bucket, &key, None).await,
+        };
         let found = answer.as_ref().ok().map(|info| Found::File(Facts::from(info)));
         let gone = matches!(&answer, Err(error) if error.is_not_found());
         if gone && self.keeps_its_name(ino) {
@@ -223,11 +228,12 @@ impl Fs {
             // Written here while the question was on its way, or open at this very version.
             Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
                 open.opened(write);
-                open.described(&info);
+                open.described(&volume, &info);
                 Ok(Some(Arc::clone(open)))
             }
             _ => {
-                let file = Arc::new(File::of_object(ino, object, info.attributes, self.clock.wall()));
+                let attributes = volume.new_objects.rewritten(info.attributes);
+                let file = Arc::new(File::of_object(ino, object, attributes, self.clock.wall()));
                 file.opened(write);
                 files.put(Arc::clone(&file));
                 Ok(Some(file))
@@ -284,8 +290,8 @@ impl Fs {
             tree.change_attrs(entry.ino, changes)?
         };
         let file = Arc::new(match claimed {
-            Some(object) => File::of_object(entry.ino, object, Attributes::default(), now),
-            None => File::new(entry.ino, Condition::Absent, now),
+            Some(object) => File::of_object(entry.ino, object, volume.new_objects.file(), now),
+            None => File::new(entry.ino, Condition::Absent, volume.new_objects.file(), now),
         });
         file.opened(true);
         lock(&self.files).put(Arc::clone(&file));
@@ -306,7 +312,7 @@ impl Fs {
             bucket: volume.bucket.clone(),
             key: key.clone(),
             body: Bytes::new(),
-            attributes: Attributes::default(),
+            attributes: volume.new_objects.placeholder(),
             condition: Condition::Absent,
             checksum: None,
         };

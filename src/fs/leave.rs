@@ -13,7 +13,7 @@ use super::{Fs, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Condition, Written};
-use crate::write::{Base, Job, abandon, copy_object, send_ahead, upload};
+use crate::write::{Base, Job, Target, abandon, copy_object, send_ahead, upload};
 
 /// Parts that leave ahead of a commit at once, over all files.
 pub(super) const LEAVING_MAX: usize = 16;
@@ -148,7 +148,9 @@ impl Fs {
                 let source =
                     Base { bucket: volume.bucket.clone(), key: job.key.clone(), etag: theirs.etag.clone() };
                 let (store, bucket) = (&volume.store, &volume.bucket);
-                copy_object(store, store, &source, theirs.size, bucket, copy, Condition::Any).await?;
+                let again = volume.new_objects.moved(&theirs.attributes, true);
+                let target = Target { bucket, key: copy, condition: Condition::Any, again };
+                copy_object(store, store, &source, theirs.size, target).await?;
             }
             job.condition = theirs.map_or(Condition::Absent, |theirs| Condition::Matches(theirs.etag));
             match upload(&job).await {

@@ -20,11 +20,11 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, DeleteKey, GetRequest, ListRequest, ListedObject, limits};
+use crate::s3::{Again, Attributes, Condition, DeleteKey, GetRequest, ListRequest, ListedObject, limits};
 use crate::tree::keys::DirKey;
 use crate::tree::{Entry, Ino};
 use crate::write::journal::{BaseObject, IntentId, Journal, Moving, OwedFile, OwedRename, Place, Record};
-use crate::write::{Base, Conditions, copy_object, delete_objects};
+use crate::write::{Base, Conditions, Target, copy_object, delete_objects};
 
 /// Copies under way at once while a directory is renamed.
 const COPIES_IN_FLIGHT: usize = 64;
@@ -252,13 +252,15 @@ impl Fs {
         let mut here = by_key(all_below(&source, &old.key).await?);
         let there = by_key(all_below(&target, &new.key).await?);
         let honoured = target.honoured().await;
+        let asks = may_have_keys(&source, &target, here.values()).await?;
         let moves = objects.into_values().map(|moving| {
             let object = here.remove(&format!("{}{}", old.key, moving.rest));
             let key = format!("{}{}", new.key, moving.rest);
             let copy = there.get(&key);
             let (source, target) = (&source, &target);
             async move {
-                let fate = move_again(source, target, honoured, &moving, object.as_ref(), copy, &key).await;
+                let (object_now, key) = (object.as_ref(), key.as_str());
+                let fate = move_again(source, target, honoured, &moving, object_now, copy, key, asks).await;
                 (moving, object, fate)
             }
         });
@@ -331,6 +333,7 @@ async fn move_again(
     object: Option<&ListedObject>,
     copy: Option<&ListedObject>,
     key: &str,
+    asks: bool,
 ) -> Result<Fate> {
     let is_ours = |copy: &ListedObject| {
         copy.size == moving.size && (copy.etag == moving.etag || Some(&copy.etag) == moving.made.as_ref())
@@ -351,8 +354,9 @@ async fn move_again(
             let base =
                 Base { bucket: source.bucket.clone(), key: object.key.clone(), etag: object.etag.clone() };
             let condition = if honoured.copy { Condition::Absent } else { Condition::Any };
-            let (from, to) = (&source.store, &target.store);
-            match copy_object(from, to, &base, object.size, &target.bucket, key, condition).await {
+            let again = said_again(source, target, object, asks).await?;
+            let copy = Target { bucket: &target.bucket, key, condition, again };
+            match copy_object(&source.store, &target.store, &base, object.size, copy).await {
                 Ok(written) => Ok(Fate::There(written.etag)),
                 // Somebody was here just now.
                 Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale) => Ok(Fate::Stays),
@@ -445,11 +449,12 @@ async fn copy_all(
     objects: &[ListedObject],
     intent: Option<&Intent>,
 ) -> Result<Vec<Copied>> {
+    let asks = may_have_keys(&from.volume, &to.volume, objects).await?;
     let mut made = Vec::with_capacity(objects.len());
     let mut failed = None;
     {
         let mut copies = futures::stream::iter(objects.to_vec())
-            .map(|object: ListedObject| copy_one(from, to, old, new, object))
+            .map(|object: ListedObject| copy_one(from, to, old, new, object, asks))
             .buffer_unordered(COPIES_IN_FLIGHT);
         while let Some(copy) = copies.next().await {
             match copy {
@@ -474,16 +479,53 @@ async fn copy_all(
     Err(error)
 }
 
-async fn copy_one(from: &At, to: &At, old: &DirKey, new: &DirKey, object: ListedObject) -> Result<Copied> {
+/// Whether objects of a directory may be encrypted with keys that their copies have to be told of, which no listing
+/// tells. Where a server encrypts anything it says so of every object, as Amazon's does, so one is asked about.
+async fn may_have_keys(
+    from: &Volume,
+    to: &Volume,
+    objects: impl IntoIterator<Item = &ListedObject>,
+) -> Result<bool> {
+    if from.bucket != to.bucket {
+        return Ok(false);
+    }
+    if from.new_objects.encryption.is_some() {
+        return Ok(true);
+    }
+    let Some(first) = objects.into_iter().find(|object| object.size > 0) else { return Ok(false) };
+    match from.store.head(&from.bucket, &first.key, None).await {
+        Ok(info) => Ok(info.attributes.encryption.is_some()),
+        Err(error) if error.is_not_found() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the copy of an object has to be told again, because no copy keeps it by itself.
+async fn said_again(from: &Volume, to: &Volume, object: &ListedObject, asks: bool) -> Result<Again> {
+    let had = match asks {
+        true => from.store.head(&from.bucket, &object.key, None).await?.attributes,
+        false => Attributes { storage_class: object.storage_class.clone(), ..Attributes::default() },
+    };
+    Ok(to.new_objects.moved(&had, from.bucket == to.bucket))
+}
+
+async fn copy_one(
+    from: &At,
+    to: &At,
+    old: &DirKey,
+    new: &DirKey,
+    object: ListedObject,
+    asks: bool,
+) -> Result<Copied> {
     let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
     let key = format!("{}{rest}", new.prefix());
     if key.len() > limits::KEY_MAX {
         return Err(too_long(&key));
     }
+    let again = said_again(&from.volume, &to.volume, &object, asks).await?;
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let (store, target) = (&from.volume.store, &to.volume.store);
-    let bucket = &to.volume.bucket;
-    let written = copy_object(store, target, &source, object.size, bucket, &key, Condition::Any).await?;
+    let target = Target { bucket: &to.volume.bucket, key: &key, condition: Condition::Any, again };
+    let written = copy_object(&from.volume.store, &to.volume.store, &source, object.size, target).await?;
     Ok(Copied { from: source.etag, key, etag: written.etag, size: object.size })
 }
 

@@ -11,10 +11,10 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, ObjectInfo};
+use crate::s3::{Condition, ObjectInfo, is_archived};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
-use crate::write::{Base, Conditions, copy_object, delete_object};
+use crate::write::{Base, Conditions, Target, copy_object, delete_object};
 
 /// A name in its directory, with all that an operation on it needs.
 pub(super) struct At {
@@ -30,6 +30,7 @@ struct Moved {
     /// As it was.
     info: ObjectInfo,
     etag: ETag,
+    archived: bool,
     from_key: String,
     to_key: String,
 }
@@ -252,7 +253,7 @@ impl Fs {
             size: moved.info.size,
             etag: Some(moved.etag.clone()),
             mtime: moved.info.last_modified,
-            archived: false,
+            archived: moved.archived,
         };
         self.tree().moved(ino, facts);
         {
@@ -318,14 +319,15 @@ impl Fs {
             (true, true) => Condition::Absent,
             _ => Condition::Any,
         };
+        let again = to.volume.new_objects.moved(&info.attributes, from.volume.bucket == to.volume.bucket);
+        let archived = is_archived(again.storage_class.as_deref(), false);
+        let target = Target { bucket: &to.volume.bucket, key: &to_key, condition, again };
         let written =
-            copy_object(store, &to.volume.store, &source, info.size, &to.volume.bucket, &to_key, condition)
-                .await
-                .inspect_err(|error| {
-                    if let Some(replaced) = &mut replaced {
-                        replaced.failed(error);
-                    }
-                })?;
+            copy_object(store, &to.volume.store, &source, info.size, target).await.inspect_err(|error| {
+                if let Some(replaced) = &mut replaced {
+                    replaced.failed(error);
+                }
+            })?;
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
         let is_gone = match &deleted {
             // Gone already: an earlier attempt's answer was lost, or another client was first.
@@ -349,7 +351,7 @@ impl Fs {
             self.tree().forget_facts(to.parent, &to.name);
             return Err(error);
         }
-        Ok(Moved { info, etag: written.etag, from_key, to_key })
+        Ok(Moved { info, etag: written.etag, archived, from_key, to_key })
     }
 }
 

@@ -9,7 +9,7 @@ use super::deletes::Deletes;
 use crate::base::ETag;
 use crate::error::Result;
 use crate::read::{Object, ObjectId};
-use crate::s3::{Session, Store};
+use crate::s3::{NewObjects, Session, Store};
 use crate::tree::keys::DirKey;
 use crate::tree::listing::Order;
 use crate::write::Conditions;
@@ -21,6 +21,8 @@ pub struct Volume {
     pub prefix: String,
     pub store: Arc<dyn Store>,
     pub read_only: bool,
+    /// What its objects get beside their bytes.
+    pub new_objects: NewObjects,
     /// How far the order of the server's listings is known at the start.
     pub order: Order,
     /// Session and endpoint: server-side copies work between volumes that agree on both.
@@ -48,6 +50,7 @@ impl Volume {
             prefix: prefix.to_owned(),
             store,
             read_only: false,
+            new_objects: NewObjects::default(),
             order: Order::Known,
             reach: String::new(),
             origin: Arc::from(""),
@@ -62,6 +65,12 @@ impl Volume {
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
+        self
+    }
+
+    #[must_use]
+    pub fn new_objects(mut self, new_objects: NewObjects) -> Self {
+        self.new_objects = new_objects;
         self
     }
 

@@ -247,18 +247,20 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
             let volumes = futures::stream::iter(opened).buffered(BUCKETS_AT_ONCE).try_collect().await?;
             Ok(Root::Named(volumes))
         }
-        Source::Buckets { session: name } => {
+        Source::Buckets { session: name, new_objects } => {
             let session = endpoints.session(name)?;
             let store: Arc<dyn Store> = Arc::new(session.client());
             store.list_buckets().await?;
             let open_with = Arc::clone(&session);
             let findings = Arc::clone(&endpoints.findings);
+            let new_objects = new_objects.clone();
             Ok(Root::Buckets(Buckets {
                 store,
                 session: Some(session),
                 read_only,
                 open: Box::new(move |bucket, store| {
                     volume(bucket, "", store, &open_with, read_only, &findings)
+                        .new_objects(new_objects.clone())
                 }),
             }))
         }
@@ -276,7 +278,8 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     };
     store.list(first).await?;
     let read_only = read_only || dir.read_only;
-    Ok(volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings))
+    let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
+    Ok(volume.new_objects(dir.new_objects.clone()))
 }
 
 fn volume(
@@ -684,7 +687,7 @@ mod tests {
     use crate::config::DEFAULT_SESSION;
     use crate::demo::Server;
     use crate::fs::OpenFlags;
-    use crate::s3::{DeleteRequest, MemStore, Secret, SessionConfig};
+    use crate::s3::{DeleteRequest, MemStore, NewObjects, Secret, SessionConfig};
     use crate::tree::ROOT;
 
     const STALL: Duration = Duration::from_secs(60);
@@ -754,6 +757,7 @@ mod tests {
             prefix: String::new(),
             session: session.into(),
             read_only: session == "other",
+            new_objects: NewObjects::default(),
         }
     }
 
@@ -843,7 +847,10 @@ mod tests {
         assert!(matches!(failure.stage, Stage::FirstRequest));
         assert_eq!(failure.error.kind(), Kind::NoSuchBucket, "{}", failure.error.report());
 
-        let all = site(&server.endpoint(), Source::Buckets { session: DEFAULT_SESSION.into() });
+        let all = site(
+            &server.endpoint(),
+            Source::Buckets { session: DEFAULT_SESSION.into(), new_objects: NewObjects::default() },
+        );
         assert!(matches!(connect(&all, false, &Arc::default(), &findings()).await, Ok(Root::Buckets(_))));
         server.stop().await;
         let failure = connect(&all, false, &Arc::default(), &findings()).await.err().unwrap();

@@ -25,8 +25,10 @@ use futures::StreamExt;
 use md5::{Digest, Md5};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::beside::{Again, Encryption, asked_for};
 use super::checksum::{checksum_of, is_of_body, whole_checksum};
 use super::credentials::Refreshing;
+use super::customer_key::CustomerKey;
 use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
 use super::session::Trouble;
 use super::store::Store;
@@ -80,6 +82,8 @@ pub(super) struct ClientSettings {
     /// Whether an endpoint was given. It has one region, whatever was guessed.
     pub(super) own_endpoint: bool,
     pub(super) requester_pays: bool,
+    /// Encrypts what is written, and what was.
+    pub(super) customer_key: Option<CustomerKey>,
     /// How long a request with all its retries may go without progress: the whole of a small one.
     pub(super) timeout: Duration,
     pub(super) trouble: Arc<Trouble>,
@@ -158,6 +162,26 @@ impl Client {
 
     fn payer(&self) -> Option<RequestPayer> {
         self.inner.settings.requester_pays.then_some(RequestPayer::Requester)
+    }
+
+    fn customer_key(&self) -> Option<&CustomerKey> {
+        self.inner.settings.customer_key.as_ref()
+    }
+
+    /// Asks for an object with the session's key, and without where it turns out to be encrypted with none.
+    async fn with_key<'a, T, F>(&'a self, ask: impl Fn(Option<&'a CustomerKey>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let key = self.customer_key();
+        match ask(key).await {
+            Err(error) if key.is_some() && takes_no_key(&error) => match ask(None).await {
+                // It was not about the key.
+                Err(again) if again.status() == Some(400) => Err(error),
+                answer => answer,
+            },
+            answer => answer,
+        }
     }
 
     /// Sends a request whose body takes its time: it goes on for as long as the network takes bytes.
@@ -357,6 +381,24 @@ macro_rules! add_checksum {
     };
 }
 
+/// S3's answer where an object is encrypted with no key of a customer. To HEAD it is a bare 400.
+fn takes_no_key(error: &Error) -> bool {
+    error.status() == Some(400) && matches!(error.code(), None | Some("InvalidRequest" | "InvalidArgument"))
+}
+
+/// A refusal that may be about what was asked for beside the bytes says what that was, and by which option.
+fn explained(error: Error, attributes: &Attributes) -> Error {
+    let may_be = matches!(error.kind(), Kind::InvalidArgument | Kind::Unsupported | Kind::AccessDenied);
+    match asked_for(attributes).filter(|_| may_be) {
+        Some(asked) => error.and(&format!("the request asked for {asked}")),
+        None => error,
+    }
+}
+
+fn http_date(text: &str) -> Option<aws_smithy_types::DateTime> {
+    aws_smithy_types::DateTime::from_str(text, aws_smithy_types::date_time::Format::HttpDate).ok()
+}
+
 /// Collects whatever checksums an answer carries.
 macro_rules! checksums_in {
     ($answer:expr) => {
@@ -383,10 +425,55 @@ macro_rules! add_attributes {
             .set_content_encoding(a.content_encoding.clone())
             .set_content_disposition(a.content_disposition.clone())
             .set_content_language(a.content_language.clone())
-            .set_storage_class(a.storage_class.as_deref().map(StorageClass::from))
-            .set_acl(a.acl.as_deref().map(ObjectCannedAcl::from))
+            .set_expires(a.expires.as_deref().and_then(http_date))
             .set_metadata((!a.metadata.is_empty()).then(|| a.metadata.clone().into_iter().collect()))
             .set_tagging((!a.tags.is_empty()).then(|| tag_header(&a.tags)))
+    }};
+}
+
+/// Says again what a copy would not take from its source; what is made anew has to say it too.
+macro_rules! add_again {
+    ($request:expr, $again:expr, $key:expr) => {{
+        let again: &Again = $again;
+        let request = $request
+            .set_storage_class(again.storage_class.as_deref().map(StorageClass::from))
+            .set_acl(again.acl.as_deref().map(ObjectCannedAcl::from))
+            .set_website_redirect_location(again.redirect.clone());
+        // What is encrypted with the session's key is encrypted with no other.
+        match ($key, &again.encryption) {
+            (Some(key), _) => add_key!(request, Some(key)),
+            (None, Some(Encryption::S3)) => request.server_side_encryption(ServerSideEncryption::Aes256),
+            (None, Some(Encryption::Kms { key_id, bucket_key, twice })) => request
+                .server_side_encryption(match twice {
+                    true => ServerSideEncryption::AwsKmsDsse,
+                    false => ServerSideEncryption::AwsKms,
+                })
+                .set_ssekms_key_id(key_id.clone())
+                .set_bucket_key_enabled(*bucket_key),
+            (None, Some(Encryption::Customer { .. }) | None) => request,
+        }
+    }};
+}
+
+/// Sends the session's key along.
+macro_rules! add_key {
+    ($request:expr, $key:expr) => {{
+        let key: Option<&CustomerKey> = $key;
+        $request
+            .set_sse_customer_algorithm(key.map(|_| CustomerKey::ALGORITHM.to_owned()))
+            .set_sse_customer_key(key.map(|key| key.reveal().to_owned()))
+            .set_sse_customer_key_md5(key.map(|key| key.md5().to_owned()))
+    }};
+}
+
+/// The same for the source of a copy.
+macro_rules! add_source_key {
+    ($request:expr, $key:expr) => {{
+        let key: Option<&CustomerKey> = $key;
+        $request
+            .set_copy_source_sse_customer_algorithm(key.map(|_| CustomerKey::ALGORITHM.to_owned()))
+            .set_copy_source_sse_customer_key(key.map(|key| key.reveal().to_owned()))
+            .set_copy_source_sse_customer_key_md5(key.map(|key| key.md5().to_owned()))
     }};
 }
 
@@ -412,9 +499,24 @@ macro_rules! info_from {
                     .metadata()
                     .map(|m| m.iter().map(|(k, v)| (k.to_ascii_lowercase(), v.clone())).collect())
                     .unwrap_or_default(),
+                expires: $answer.expires_string().map(str::to_owned),
+                redirect: $answer.website_redirect_location().map(str::to_owned),
                 tags: BTreeMap::new(),
                 acl: None,
+                encryption: match ($answer.server_side_encryption(), $answer.sse_customer_key_md5()) {
+                    (_, Some(md5)) => Some(Encryption::Customer { key_md5: md5.to_owned() }),
+                    (Some(ServerSideEncryption::Aes256), _) => Some(Encryption::S3),
+                    (Some(kms @ (ServerSideEncryption::AwsKms | ServerSideEncryption::AwsKmsDsse)), _) => {
+                        Some(Encryption::Kms {
+                            key_id: $answer.ssekms_key_id().map(str::to_owned),
+                            bucket_key: $answer.bucket_key_enabled(),
+                            twice: *kms == ServerSideEncryption::AwsKmsDsse,
+                        })
+                    }
+                    _ => None,
+                },
             },
+            tag_count: $answer.tag_count().and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
             restore: $answer.restore().map(str::to_owned),
             checksums: checksums_in!($answer),
         }
@@ -514,14 +616,17 @@ impl Store for Client {
 
     async fn head(&self, bucket: &str, key: &str, version_id: Option<&str>) -> Result<ObjectInfo> {
         let answer = self
-            .call("HeadObject", bucket, key, &Condition::Any, |s3| {
-                s3.head_object()
-                    .bucket(bucket)
-                    .key(key)
-                    .checksum_mode(ChecksumMode::Enabled)
-                    .set_version_id(version_id.map(str::to_owned))
-                    .set_request_payer(self.payer())
-                    .send()
+            .with_key(|sse| {
+                self.call("HeadObject", bucket, key, &Condition::Any, move |s3| {
+                    let head = s3
+                        .head_object()
+                        .bucket(bucket)
+                        .key(key)
+                        .checksum_mode(ChecksumMode::Enabled)
+                        .set_version_id(version_id.map(str::to_owned))
+                        .set_request_payer(self.payer());
+                    add_key!(head, sse).send()
+                })
             })
             .await?;
         let size = length_of(answer.content_length()).map_err(|e| e.on("HeadObject", bucket, key))?;
@@ -531,23 +636,28 @@ impl Store for Client {
     async fn get(&self, request: GetRequest) -> Result<GetOutput> {
         let condition = request.if_match.clone().map_or(Condition::Any, Condition::Matches);
         let (bucket, key, checksum) = (&request.bucket, &request.key, request.checksum);
+        let (asked, under) = (&request, &condition);
         let answer = self
-            .call("GetObject", bucket, key, &condition, |s3| {
-                s3.get_object()
-                    .bucket(bucket)
-                    .key(key)
-                    .set_range(request.range.map(ByteRange::header))
-                    .set_if_match(request.if_match.as_ref().map(ETag::quoted))
-                    .set_version_id(request.version_id.clone())
-                    .set_request_payer(self.payer())
-                    .customize()
-                    .mutate_request(move |http| {
-                        // As a header, because the SDK would check the body itself, once more.
-                        if checksum {
-                            http.headers_mut().insert("x-amz-checksum-mode", "ENABLED");
-                        }
-                    })
-                    .send()
+            .with_key(|sse| {
+                self.call("GetObject", bucket, key, under, move |s3| {
+                    let get = s3
+                        .get_object()
+                        .bucket(bucket)
+                        .key(key)
+                        .set_range(asked.range.map(ByteRange::header))
+                        .set_if_match(asked.if_match.as_ref().map(ETag::quoted))
+                        .set_version_id(asked.version_id.clone())
+                        .set_request_payer(self.payer());
+                    add_key!(get, sse)
+                        .customize()
+                        .mutate_request(move |http| {
+                            // As a header, because the SDK would check the body itself, once more.
+                            if checksum {
+                                http.headers_mut().insert("x-amz-checksum-mode", "ENABLED");
+                            }
+                        })
+                        .send()
+                })
             })
             .await?;
         let on = |error: Error| error.on("GetObject", bucket, key);
@@ -606,6 +716,7 @@ impl Store for Client {
                         .set_request_payer(self.payer())
                         .body(ByteStream::from(request.body.clone()));
                     let put = add_attributes!(put, &request.attributes);
+                    let put = add_again!(put, &Again::of(&request.attributes), self.customer_key());
                     let put = add_checksum!(put, sent.clone());
                     async move {
                         if size < WATCHED_FROM_BYTES {
@@ -616,7 +727,8 @@ impl Store for Client {
                 });
                 Ok((answer.await?, checksum))
             })
-            .await?;
+            .await
+            .map_err(|error| explained(error, &request.attributes))?;
         let mut written =
             written(answer.e_tag(), answer.version_id()).map_err(|e| e.on("PutObject", bucket, key))?;
         written.checksum = crc64_in(answer.checksum_crc64_nvme()).or_else(|| {
@@ -691,26 +803,34 @@ impl Store for Client {
             (Condition::Any, Some(etag)) => Condition::Matches(etag.clone()),
             (condition, _) => condition.clone(),
         };
+        let (asked, under, source) = (&request, &condition, &source);
+        let again = &asked.attributes.as_ref().map_or_else(|| asked.again.clone(), Again::of);
         let answer = self
-            .call("CopyObject", bucket, key, &condition, |s3| {
-                let copy = s3
-                    .copy_object()
-                    .bucket(bucket)
-                    .key(key)
-                    .copy_source(&source)
-                    .set_copy_source_if_match(request.source_if_match.as_ref().map(ETag::quoted))
-                    .set_if_none_match(if_none_match(&request.condition))
-                    .set_if_match(if_match(&request.condition))
-                    .set_request_payer(self.payer());
-                let copy = match &request.attributes {
-                    None => copy,
-                    Some(attributes) => add_attributes!(copy, attributes)
-                        .metadata_directive(MetadataDirective::Replace)
-                        .tagging_directive(TaggingDirective::Replace),
-                };
-                copy.customize().config_override(self.copy_deadlines(request.size)).send()
+            .with_key(|sse| {
+                self.call("CopyObject", bucket, key, under, move |s3| {
+                    let copy = s3
+                        .copy_object()
+                        .bucket(bucket)
+                        .key(key)
+                        .copy_source(source)
+                        .set_copy_source_if_match(asked.source_if_match.as_ref().map(ETag::quoted))
+                        .set_if_none_match(if_none_match(&asked.condition))
+                        .set_if_match(if_match(&asked.condition))
+                        .set_request_payer(self.payer());
+                    let copy = match &asked.attributes {
+                        None => copy,
+                        Some(attributes) => add_attributes!(copy, attributes)
+                            .metadata_directive(MetadataDirective::Replace)
+                            .tagging_directive(TaggingDirective::Replace),
+                    };
+                    let copy = add_source_key!(add_again!(copy, again, self.customer_key()), sse);
+                    copy.customize().config_override(self.copy_deadlines(asked.size)).send()
+                })
             })
-            .await?;
+            .await
+            .map_err(|error| {
+                explained(error, &again.clone().lay_over(asked.attributes.clone().unwrap_or_default()))
+            })?;
         let result = answer.copy_object_result();
         written(result.and_then(|r| r.e_tag()), answer.version_id())
             .map_err(|e| e.on("CopyObject", bucket, key))
@@ -851,6 +971,7 @@ impl Store for Client {
                 let create =
                     s3.create_multipart_upload().bucket(bucket).key(key).set_request_payer(self.payer());
                 let create = add_attributes!(create, &attributes);
+                let create = add_again!(create, &Again::of(&attributes), self.customer_key());
                 let create = match self.inner.checksums.load(Ordering::Relaxed) {
                     CRC64 => create
                         .checksum_algorithm(aws_sdk_s3::types::ChecksumAlgorithm::Crc64Nvme)
@@ -868,7 +989,7 @@ impl Store for Client {
                 tracing::warn!(error = %error.report(), "the endpoint refuses a checksum; sending Content-MD5 from now on");
                 return self.create_upload(bucket, key, attributes).await;
             }
-            answer => answer?,
+            answer => answer.map_err(|error| explained(error, &attributes))?,
         };
         let upload_id = answer.upload_id().ok_or_else(|| {
             Error::new(Kind::Corrupt, "the answer has no upload id").on("CreateMultipartUpload", bucket, key)
@@ -900,6 +1021,7 @@ impl Store for Client {
                                 .set_request_payer(self.payer())
                                 .body(ByteStream::from(body.clone()));
                             let part = add_checksum!(part, checksum.clone());
+                            let part = add_key!(part, self.customer_key());
                             self.patiently(part.customize().config_override(Self::no_deadlines()).send())
                         })
                         .await?;
@@ -918,20 +1040,25 @@ impl Store for Client {
     async fn upload_part_copy(&self, upload: &Upload, number: u16, source: PartSource) -> Result<Part> {
         let from = copy_source(&source.bucket, &source.key, None);
         let condition = source.if_match.clone().map_or(Condition::Any, Condition::Matches);
+        let (source, from, under) = (&source, &from, &condition);
         let answer = self
-            .call("UploadPartCopy", &upload.bucket, &upload.key, &condition, |s3| {
-                s3.upload_part_copy()
-                    .bucket(&upload.bucket)
-                    .key(&upload.key)
-                    .upload_id(&upload.upload_id)
-                    .part_number(i32::from(number))
-                    .copy_source(&from)
-                    .copy_source_range(source.range.header())
-                    .set_copy_source_if_match(source.if_match.as_ref().map(ETag::quoted))
-                    .set_request_payer(self.payer())
-                    .customize()
-                    .config_override(self.copy_deadlines(source.range.len()))
-                    .send()
+            .with_key(|sse| {
+                self.call("UploadPartCopy", &upload.bucket, &upload.key, under, move |s3| {
+                    let part = s3
+                        .upload_part_copy()
+                        .bucket(&upload.bucket)
+                        .key(&upload.key)
+                        .upload_id(&upload.upload_id)
+                        .part_number(i32::from(number))
+                        .copy_source(from)
+                        .copy_source_range(source.range.header())
+                        .set_copy_source_if_match(source.if_match.as_ref().map(ETag::quoted))
+                        .set_request_payer(self.payer());
+                    add_source_key!(add_key!(part, self.customer_key()), sse)
+                        .customize()
+                        .config_override(self.copy_deadlines(source.range.len()))
+                        .send()
+                })
             })
             .await?;
         let on = |error: Error| error.on("UploadPartCopy", &upload.bucket, &upload.key);
@@ -986,7 +1113,10 @@ impl Store for Client {
                         .checksum_type(aws_sdk_s3::types::ChecksumType::FullObject),
                     None => complete,
                 };
-                complete.customize().config_override(self.copy_deadlines(size)).send()
+                add_key!(complete, self.customer_key())
+                    .customize()
+                    .config_override(self.copy_deadlines(size))
+                    .send()
             })
         };
         let answer = match complete(whole.clone()).await {
@@ -1032,13 +1162,14 @@ impl Store for Client {
         loop {
             let answer = self
                 .call("ListParts", &upload.bucket, &upload.key, &Condition::Any, |s3| {
-                    s3.list_parts()
+                    let list = s3
+                        .list_parts()
                         .bucket(&upload.bucket)
                         .key(&upload.key)
                         .upload_id(&upload.upload_id)
                         .set_part_number_marker(marker.clone())
-                        .set_request_payer(self.payer())
-                        .send()
+                        .set_request_payer(self.payer());
+                    add_key!(list, self.customer_key()).send()
                 })
                 .await?;
             for part in answer.parts() {

@@ -196,8 +196,8 @@ impl MemStore {
         self.hold("ListObjectsV2")
     }
 
-    /// Holds every answer to a LIST or a Get, or to a request that changes an object, back, as a slow network does, until
-    /// the semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
+    /// Holds every answer to a LIST, a Get, or to a request that changes an object, back, as a slow network does, until the
+    /// semaphore has a permit for it. What an answer says was true when it was asked for, and what it did is done.
     pub fn hold(&self, operation: &'static str) -> Arc<Semaphore> {
         let held = Arc::new(Semaphore::new(0));
         self.lock().held.insert(operation, Arc::clone(&held));
@@ -211,6 +211,16 @@ impl MemStore {
         {
             permit.forget();
         }
+    }
+
+    /// The canned ACL that an object was made with.
+    pub fn acl(&self, bucket: &str, key: &str) -> Result<Option<String>> {
+        self.lock().model.acl(bucket, key)
+    }
+
+    /// Brings an archived object back for reading.
+    pub fn restore(&self, bucket: &str, key: &str) -> Result<()> {
+        self.lock().model.restore(bucket, key)
     }
 
     /// API names of the calls so far, in order.

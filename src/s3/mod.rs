@@ -7,11 +7,13 @@
 //! Everything that talks to S3 does so through [`Store`]. [`Client`] is S3 over HTTP; [`MemStore`] is the pure
 //! [`model`] in memory. `tests/store` holds both, and servers that we did not write, to the same promises.
 
+mod beside;
 mod capability;
 mod changes;
 mod checksum;
 mod client;
 mod credentials;
+mod customer_key;
 mod failure;
 mod http;
 pub mod limits;
@@ -25,9 +27,11 @@ mod settings;
 mod store;
 mod types;
 
+pub use beside::{Again, Encryption, NewObjects};
 pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verdict, probe};
 pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksum};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
+pub use customer_key::KeyPlace;
 pub use mem::{Listing, MemStore, When};
 pub use patience::{Progress, watch};
 pub use resource::{Bucket, Object};

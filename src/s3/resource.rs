@@ -292,7 +292,8 @@ impl Object {
         self.bucket.store().await?.put(request).await
     }
 
-    /// Copies this object on the server, attributes included. Both have to be reached by one session.
+    /// Copies this object on the server with its metadata and tags; storage class, encryption and ACL are what a new
+    /// object's are. Both have to be reached by one session.
     pub async fn copy_to(&self, target: &Self) -> Result<Written> {
         let request = CopyRequest {
             source_bucket: self.bucket.name.to_string(),

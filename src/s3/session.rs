@@ -32,6 +32,7 @@ use serde::Serialize;
 
 use super::client::{Client, ClientSettings};
 use super::credentials::{Provider, Refreshing, env, load};
+use super::customer_key::{CustomerKey, KeyPlace};
 use super::failure::region_hint;
 use super::http::HttpSettings;
 use super::patience::WatchedClient;
@@ -72,6 +73,7 @@ struct Inner {
     region: Option<Described>,
     sdk: SdkConfig,
     credentials: Option<Arc<Refreshing>>,
+    customer_key: Option<CustomerKey>,
     http: Arc<HttpSettings>,
     stats: Arc<Stats>,
     trouble: Arc<Trouble>,
@@ -174,6 +176,12 @@ impl SessionBuilder {
         self.config.path_style = Some(style);
         self
     }
+    /// Encrypts what is written with a key that S3 forgets, and reads with it: SSE-C.
+    #[must_use]
+    pub fn sse_customer_key(mut self, place: KeyPlace) -> Self {
+        self.config.sse_customer_key = Some(place);
+        self
+    }
     /// Where requests are counted.
     #[must_use]
     pub fn stats(mut self, stats: Arc<Stats>) -> Self {
@@ -215,6 +223,11 @@ impl SessionBuilder {
             None => profile.endpoint()?,
             configured => configured,
         };
+        let customer_key = self.config.sse_customer_key.as_ref().map(CustomerKey::load).transpose()?;
+        if customer_key.is_some() && endpoint.as_ref().is_some_and(|endpoint| is_overheard(&endpoint.value)) {
+            let told = "a customer key is sent with each request, so the endpoint has to be an https:// one";
+            return Err(invalid(told.to_owned()));
+        }
         let region = configured(&self.config.region)
             .or_else(|| profile.region())
             // The SDK takes an empty variable for a region.
@@ -231,6 +244,7 @@ impl SessionBuilder {
                 region,
                 sdk,
                 credentials,
+                customer_key,
                 http,
                 stats: self.stats.unwrap_or_default(),
                 trouble: Arc::default(),
@@ -493,6 +507,7 @@ impl Session {
             ClientSettings {
                 own_endpoint: !self.is_aws(),
                 requester_pays: inner.config.requester_pays.unwrap_or(false),
+                customer_key: inner.customer_key.clone(),
                 timeout: inner.timeout,
                 trouble: Arc::clone(&inner.trouble),
             },
@@ -575,6 +590,19 @@ fn masked(access_key_id: &str) -> String {
     format!("{head}…{tail}")
 }
 
+/// Whether what is sent to an endpoint can be read on its way: over plain HTTP, to another machine.
+fn is_overheard(url: &str) -> bool {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    let here = host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    !scheme.eq_ignore_ascii_case("https") && !here
+}
+
 /// Whether the host of an endpoint's address is one of Amazon's.
 fn is_amazons(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -591,6 +619,22 @@ fn described(value: &str, source: &str) -> Described {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_sent_over_plain_http_to_another_machine_is_overheard() {
+        for url in [
+            "http://example.com",
+            "HTTP://10.0.0.1:9000/x",
+            "http://[fe80::1]:80",
+            "http://127.0.0.1.example.com",
+        ] {
+            assert!(is_overheard(url), "{url}");
+        }
+        for url in ["https://example.com", "http://localhost:9000", "http://127.0.0.1:1/", "http://[::1]:80"]
+        {
+            assert!(!is_overheard(url), "{url}");
+        }
+    }
 
     #[test]
     fn access_keys_are_shown_in_part() {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
+use super::customer_key::KeyPlace;
+
 /// The settings of one session; what is `None` is left to the standard AWS chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +24,8 @@ pub struct SessionConfig {
     /// A PEM file of certificates to trust beside the system's own.
     pub ca_bundle: Option<PathBuf>,
     pub path_style: Option<PathStyle>,
+    /// Where the key is that everything is written and read with: SSE-C.
+    pub sse_customer_key: Option<KeyPlace>,
 }
 
 impl SessionConfig {
@@ -43,6 +47,7 @@ impl SessionConfig {
             requester_pays: over.requester_pays.or(self.requester_pays),
             ca_bundle: over.ca_bundle.or(self.ca_bundle),
             path_style: over.path_style.or(self.path_style),
+            sse_customer_key: over.sse_customer_key.or(self.sse_customer_key),
         }
     }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::Stream;
 use serde::{Deserialize, Serialize};
 
+use super::beside::{Again, Encryption};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 
@@ -61,11 +62,19 @@ pub struct Attributes {
     pub content_encoding: Option<String>,
     pub content_disposition: Option<String>,
     pub content_language: Option<String>,
+    /// An HTTP date.
+    #[serde(default)]
+    pub expires: Option<String>,
+    /// Where a website sends who asks for the object.
+    #[serde(default)]
+    pub redirect: Option<String>,
     pub storage_class: Option<String>,
     pub metadata: Metadata,
     pub tags: BTreeMap<String, String>,
     /// A canned ACL (`private`, `public-read`, ...), for servers that keep ACLs.
     pub acl: Option<String>,
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
 }
 
 /// One object as HEAD and GET tell it; LIST leaves what it does not know empty.
@@ -77,7 +86,10 @@ pub struct ObjectInfo {
     pub etag: ETag,
     pub last_modified: SystemTime,
     pub version_id: Option<String>,
+    /// Without tags and ACL, which have requests of their own.
     pub attributes: Attributes,
+    /// How many tags it has; 0 as well where the server does not tell.
+    pub tag_count: u32,
     /// `ongoing-request="..."` of `x-amz-restore`, where the object is or was archived.
     pub restore: Option<String>,
     /// Stored checksums of the whole object.
@@ -231,8 +243,10 @@ pub struct CopyRequest {
     pub size: u64,
     /// At the target.
     pub condition: Condition,
-    /// `None` keeps the source's attributes; `Some` replaces all of them.
+    /// `None` keeps the source's headers, metadata and tags; `Some` replaces all of them, and `again` does not count.
     pub attributes: Option<Attributes>,
+    #[serde(default)]
+    pub again: Again,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -45,6 +45,6 @@ pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
 pub use staging::{Room, Staging};
 pub use sums::{Sum, Sums};
 pub use upload::{
-    Base, Conditions, Job, Lanes, Origin, abandon, copy_object, delete_object, delete_objects, send_ahead,
-    upload,
+    Base, Conditions, Job, Lanes, Origin, Target, abandon, copy_object, delete_object, delete_objects,
+    head_with_tags, send_ahead, upload,
 };

@@ -14,9 +14,9 @@ use crate::base::crc::{crc64, joined, of_zeros};
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
-    Attributes, Checksum, ChecksumAlgorithm, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest,
-    Part, PartSource, PutRequest, Store, Upload, Written, checksum_from, content_etag, limits,
-    multipart_etag, whole_checksum,
+    Again, Attributes, Checksum, ChecksumAlgorithm, Condition, CopyRequest, DeleteKey, DeleteRequest,
+    GetRequest, ObjectInfo, Part, PartSource, PutRequest, Store, Upload, Written, checksum_from,
+    content_etag, limits, multipart_etag, whole_checksum,
 };
 
 /// Parts of one file under way at once.
@@ -578,18 +578,25 @@ async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
     }
 }
 
-/// Copies an object of `size` bytes on the server, however large, and keeps its attributes.
+/// Where a copy goes, and what is said of it.
+pub struct Target<'a> {
+    pub bucket: &'a str,
+    pub key: &'a str,
+    pub condition: Condition,
+    pub again: Again,
+}
+
+/// Copies an object of `size` bytes on the server, however large, and keeps its attributes, but for what has to be said
+/// again.
 ///
-/// The copy is of `etag` or fails `Stale`; the target takes it under `condition`. What is copied to is asked for the
+/// The copy is of `etag` or fails `Stale`; the target takes it under its condition. What is copied to is asked for the
 /// copy, because its region may be another; what is copied from is asked about the object.
 pub async fn copy_object(
     from: &Arc<dyn Store>,
     store: &Arc<dyn Store>,
     source: &Base,
     size: u64,
-    bucket: &str,
-    key: &str,
-    condition: Condition,
+    target: Target<'_>,
 ) -> Result<Written> {
     if size <= limits::SINGLE_MAX {
         let request = CopyRequest {
@@ -597,21 +604,23 @@ pub async fn copy_object(
             source_key: source.key.clone(),
             source_if_match: Some(source.etag.clone()),
             size,
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-            condition: condition.clone(),
+            bucket: target.bucket.to_owned(),
+            key: target.key.to_owned(),
+            condition: target.condition.clone(),
+            again: target.again.clone(),
             ..CopyRequest::default()
         };
         return match store.copy(request).await {
             // Some servers keep a directory's marker as a directory, and cannot copy it (SeaweedFS 4.48).
             Err(error) if error.is_not_found() && size == 0 => {
-                make_empty_again(from, store, source, bucket, key, condition).await
+                make_empty_again(from, store, source, target).await
             }
             answer => answer,
         };
     }
-    let info = from.head(&source.bucket, &source.key, None).await?;
-    let upload = store.create_upload(bucket, key, info.attributes).await?;
+    let info = head_with_tags(&**from, &source.bucket, &source.key).await?;
+    let Target { bucket, key, condition, again } = target;
+    let upload = store.create_upload(bucket, key, again.lay_over(info.attributes)).await?;
     let result = async {
         let mut parts: Vec<Part> = futures::stream::iter(copy_parts(size))
             .map(|(range, number)| {
@@ -650,23 +659,30 @@ async fn make_empty_again(
     from: &Arc<dyn Store>,
     store: &Arc<dyn Store>,
     source: &Base,
-    bucket: &str,
-    key: &str,
-    condition: Condition,
+    target: Target<'_>,
 ) -> Result<Written> {
-    let info = from.head(&source.bucket, &source.key, None).await?;
+    let info = head_with_tags(&**from, &source.bucket, &source.key).await?;
     if info.size != 0 || info.etag != source.etag {
         return Err(Error::new(Kind::Stale, "another client changed the object"));
     }
     let request = PutRequest {
-        bucket: bucket.to_owned(),
-        key: key.to_owned(),
+        bucket: target.bucket.to_owned(),
+        key: target.key.to_owned(),
         body: Bytes::new(),
-        attributes: info.attributes,
-        condition,
+        attributes: target.again.lay_over(info.attributes),
+        condition: target.condition,
         checksum: None,
     };
     store.put(request).await
+}
+
+/// An object with its tags, which have a request of their own. It is sent only where HEAD counts some.
+pub async fn head_with_tags(store: &dyn Store, bucket: &str, key: &str) -> Result<ObjectInfo> {
+    let mut info = store.head(bucket, key, None).await?;
+    if info.tag_count > 0 {
+        info.attributes.tags = store.tags(bucket, key).await?;
+    }
+    Ok(info)
 }
 
 /// Deletes keys, each only if it still is the version it names where the server can tell; one answer for each, in order.

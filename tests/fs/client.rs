@@ -8,7 +8,7 @@ use std::time::Duration;
 use pailfs::base::{Clock, ETag, ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
 use pailfs::fs::{Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
-use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, PutRequest, Store};
+use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, NewObjects, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
 use pailfs::write::Conditions;
@@ -110,6 +110,23 @@ impl Client {
         Self { fs, store, clock, stats, _staging: staging }
     }
 
+    /// A mount of a bucket that is there already.
+    pub fn of_store(store: Arc<MemStore>) -> Self {
+        Self::on(store, Arc::new(ManualClock::new()), Arc::default())
+    }
+
+    /// The same, with what its objects get beside their bytes.
+    pub fn with_new_objects(self, new_objects: NewObjects) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        Self::of_volume(volume.new_objects(new_objects), self.store, self.clock, self.stats)
+    }
+
+    /// The same with two directories, `one` and `two`, that are these.
+    pub fn with_volumes(self, one: Volume, two: Volume) -> Self {
+        let root = Root::Named(vec![("one".to_owned(), one), ("two".to_owned(), two)]);
+        Self::of_root(root, usual(), self.store, self.clock, self.stats)
+    }
+
     /// The same with two directories, `one` and `two`, that are prefixes of the bucket and belong to these sessions.
     pub fn with_sessions(self, one: &str, two: &str) -> Self {
         let volume = |prefix: &str, session: &str| {
@@ -182,9 +199,19 @@ impl Client {
 
     /// Another mount of the same bucket, which writes down there what it owes. What was owed there comes with it.
     pub fn again_with_journal(&self, disk: &Path, durability: Durability) -> (Self, Vec<Owed>) {
+        self.journaling(disk, durability, NewObjects::default())
+    }
+
+    /// The same, with what its objects get beside their bytes.
+    pub fn again_with(&self, disk: &Path, new_objects: NewObjects) -> (Self, Vec<Owed>) {
+        self.journaling(disk, Durability::Close, new_objects)
+    }
+
+    fn journaling(&self, disk: &Path, durability: Durability, new_objects: NewObjects) -> (Self, Vec<Owed>) {
         let (journal, owed) = Journal::open(disk, "a test").expect("nobody else has the directory");
         let options = Options { journal: Some(Arc::new(journal)), durability, ..usual() };
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let volume = volume.new_objects(new_objects);
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
     }

@@ -8,6 +8,7 @@
 mod harness;
 
 mod behaviour;
+mod beside;
 mod client;
 mod copying;
 mod crash;

@@ -2,14 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::harness::mount::{Mounted, wait_for};
+use crate::harness::mount::{Mounted, endpoint, fresh_place, pailfs, wait_for};
 use crate::harness::server::{faults, requests};
 use crate::harness::{Server, block_on};
 use crate::semantics::{errno, pattern, python, status};
@@ -191,6 +192,86 @@ fn t19_removing_and_opening_again_at_once_work() {
     fs::write(m.at("last"), b"x").unwrap();
     File::open(m.path()).unwrap().sync_all().unwrap();
     assert_eq!(block_on(m.place.keys()).unwrap(), ["last"]);
+}
+
+/// Passes connections on to the demo server, and closes those it has when told to, as a server does with idle ones.
+struct Forwarder {
+    url: String,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Forwarder {
+    fn start(to: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let to = to.trim_start_matches("http://").to_owned();
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let opened = Arc::clone(&open);
+        // It ends with the process.
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let far = TcpStream::connect(&to).unwrap();
+                for (mut from, mut to) in
+                    [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near.try_clone().unwrap())]
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                opened.lock().unwrap().push(near);
+            }
+        });
+        Self { url, open }
+    }
+
+    /// How many it closed.
+    fn close_all(&self) -> usize {
+        let closed = std::mem::take(&mut *self.open.lock().unwrap());
+        closed.iter().for_each(|connection| drop(connection.shutdown(Shutdown::Both)));
+        closed.len()
+    }
+}
+
+/// T27: the server closes connections that were idle, and then a large file is put.
+#[test]
+fn t27_connections_that_the_server_closed_while_idle_cost_nothing() {
+    let Some(place) = fresh_place(Server::Demo, "t27") else { return };
+    let at = endpoint(Server::Demo);
+    let forwarder = Forwarder::start(&at.url);
+    let dirs = tempfile::tempdir().unwrap();
+    let mnt = dirs.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let mount = pailfs(&at)
+        .args(["mount", &format!("s3://{}", place.bucket)])
+        .arg(&mnt)
+        .args(["--endpoint-url", &forwarder.url, "--region", &at.region, "--timeout", "15s", "--state-dir"])
+        .arg(dirs.path().join("state"))
+        .status();
+    assert!(mount.unwrap().success());
+    let bytes = pattern(64 * MIB, 53);
+    let mut closed = 0;
+    for round in 0..3 {
+        // Several connections, idle from here on.
+        std::thread::scope(|scope| {
+            for i in 0..8 {
+                let path = mnt.join(format!("small{round}-{i}"));
+                scope.spawn(move || fs::write(path, b"x").unwrap());
+            }
+        });
+        closed += forwarder.close_all();
+        let mut file = File::create(mnt.join("large")).unwrap();
+        file.write_all(&bytes[round..]).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        assert!(block_on(place.get("large")).unwrap() == bytes[round..]);
+        closed += forwarder.close_all();
+        fs::write(mnt.join("after"), b"y").unwrap();
+    }
+    assert!(closed > 6, "{closed} connections were closed");
+    let umount = pailfs(&at).arg("umount").arg(&mnt).status();
+    assert!(umount.unwrap().success());
+    assert_eq!(block_on(place.keys()).unwrap().len(), 26);
 }
 
 /// T29: a copy on the server that says nothing for longer than `--timeout`, because it is large.

@@ -13,6 +13,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod beside;
 mod buckets;
 mod conditions;
 mod copies;
@@ -219,6 +220,16 @@ behaviours! {
         a_copy_goes_across_buckets
         a_copy_takes_odd_keys
         a_copy_of_a_missing_key_is_not_found;
+    beside:
+        a_storage_class_comes_back
+        an_upload_takes_its_class
+        a_copy_takes_the_class_it_is_told
+        encryption_comes_back
+        a_copy_takes_the_encryption_it_is_told
+        tags_are_counted
+        a_copy_keeps_tags
+        expiry_and_redirect_come_back
+        what_one_key_encrypts_no_other_reads;
     versions:
         versioning_is_switched_on_and_off
         versions_are_listed_newest_first

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use super::beside::{Again, Encryption};
 use super::types::*;
 use super::{content_etag, limits};
 use crate::base::{ByteRange, ETag};
@@ -169,7 +170,7 @@ impl Model {
         self.bucket(&request.bucket)?.check(&request.key, &request.condition)?;
         let checksums = verified(request.checksum, &request.body)?;
         let object = Stored {
-            etag: content_etag(&request.body),
+            etag: self.etag_of(&request.attributes, content_etag(&request.body)),
             body: request.body,
             attributes: request.attributes,
             checksums,
@@ -223,7 +224,7 @@ impl Model {
         let itself = request.source_bucket == request.bucket
             && request.source_key == request.key
             && request.source_version_id.is_none();
-        if itself && request.attributes.is_none() {
+        if itself && request.attributes.is_none() && request.again == Again::default() {
             return Err(refused(
                 Kind::InvalidArgument,
                 400,
@@ -232,11 +233,11 @@ impl Model {
             ));
         }
         self.bucket(&request.bucket)?.check(&request.key, &request.condition)?;
-        let attributes = request.attributes.unwrap_or(source.attributes);
+        let attributes = request.attributes.unwrap_or_else(|| request.again.lay_over(source.attributes));
         check_metadata(&attributes)?;
         // A copy is stored in one piece, whatever its source was.
         let object = Stored {
-            etag: content_etag(&source.body),
+            etag: self.etag_of(&attributes, content_etag(&source.body)),
             body: source.body,
             attributes,
             checksums: source.checksums,
@@ -252,6 +253,11 @@ impl Model {
     pub fn set_tags(&mut self, bucket: &str, key: &str, tags: BTreeMap<String, String>) -> Result<()> {
         self.current_mut(bucket, key)?.attributes.tags = tags;
         Ok(())
+    }
+
+    /// The canned ACL that an object was made with.
+    pub fn acl(&self, bucket: &str, key: &str) -> Result<Option<String>> {
+        Ok(self.bucket(bucket)?.find(key, None)?.1.attributes.acl.clone())
     }
 
     /// Brings an archived object back for reading.
@@ -278,6 +284,16 @@ impl Model {
     fn fresh_id(&mut self, prefix: &str) -> String {
         self.next_id += 1;
         format!("{prefix}{:016x}", self.next_id)
+    }
+
+    /// The tag of an object that KMS or its owner has the key of tells nothing of its bytes.
+    fn etag_of(&mut self, attributes: &Attributes, of_bytes: ETag) -> ETag {
+        match attributes.encryption {
+            None | Some(Encryption::S3) => of_bytes,
+            Some(Encryption::Kms { .. } | Encryption::Customer { .. }) => {
+                content_etag(self.fresh_id("e").as_bytes())
+            }
+        }
     }
 
     fn store(&mut self, bucket: &str, key: &str, object: Stored, now: SystemTime) -> Result<Written> {
@@ -368,8 +384,9 @@ impl Version {
             etag: object.etag.clone(),
             last_modified: self.at,
             version_id: self.id.clone(),
-            // Tags have a request of their own.
-            attributes: Attributes { tags: BTreeMap::new(), ..object.attributes.clone() },
+            // Tags and ACLs have requests of their own.
+            attributes: Attributes { tags: BTreeMap::new(), acl: None, ..object.attributes.clone() },
+            tag_count: u32::try_from(object.attributes.tags.len()).unwrap_or(u32::MAX),
             restore: (archived && object.restored).then(|| "ongoing-request=\"false\"".to_owned()),
             checksums: object.checksums.clone(),
         }

@@ -58,6 +58,9 @@ impl Model {
             if source.if_match.as_ref().is_some_and(|etag| *etag != object.etag) {
                 return Err(precondition_failed(Kind::Stale));
             }
+            if is_archived(object.attributes.storage_class.as_deref(), object.restored) {
+                return Err(refused(Kind::Archived, 403, "InvalidObjectState", "the source is archived"));
+            }
             if source.range.end() > object.body.len() as u64 {
                 return Err(refused(
                     Kind::InvalidRange,
@@ -116,7 +119,7 @@ impl Model {
         };
         self.bucket(&upload.bucket)?.check(&upload.key, condition)?;
         let object = Stored {
-            etag: multipart_etag(parts),
+            etag: self.etag_of(&attributes, multipart_etag(parts)),
             checksums: vec![crate::s3::checksum_of(&body)],
             body,
             attributes,
