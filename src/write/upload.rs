@@ -370,6 +370,10 @@ async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
             Err(error) if job.parts.wrong().is_some() && error.kind() == Kind::Corrupt && !job.has_gone() => {
                 again(job, &error);
             }
+            // By a rule of the bucket, or by another mount that had taken up what this one owed.
+            Err(error) if error.code() == Some("NoSuchUpload") && !job.has_gone() => {
+                tracing::info!(key = job.key, "its upload was ended by somebody else; beginning a new one");
+            }
             answer => return answer,
         }
     }
@@ -704,11 +708,7 @@ pub async fn copy_object(
         None => store.create_upload(bucket, key, attributes).await?,
     };
     let result = async {
-        let ranges = (0..size.div_ceil(COPY_PART_BYTES)).zip(1u16..).filter_map(|(i, number)| {
-            let start = i * COPY_PART_BYTES;
-            Some((ByteRange::new(start, (start + COPY_PART_BYTES).min(size))?, number))
-        });
-        let mut parts: Vec<Part> = futures::stream::iter(ranges)
+        let mut parts: Vec<Part> = futures::stream::iter(copy_parts(size))
             .map(|(range, number)| {
                 let source = PartSource {
                     bucket: source.bucket.clone(),
@@ -730,6 +730,15 @@ pub async fn copy_object(
         line.note(Record::UploadEnded { file: line.file, upload_id: upload.upload_id });
     }
     result
+}
+
+/// The parts of a copy that is too large for one request: larger ones where it would need more than 10,000 of them.
+fn copy_parts(size: u64) -> impl Iterator<Item = (ByteRange, u16)> {
+    let step = COPY_PART_BYTES.max(size.div_ceil(u64::from(limits::PARTS_MAX)));
+    (0..size.div_ceil(step)).zip(1u16..).filter_map(move |(i, number)| {
+        let start = i * step;
+        Some((ByteRange::new(start, (start + step).min(size))?, number))
+    })
 }
 
 /// An empty object's copy is a new empty object with the same attributes.
@@ -828,4 +837,26 @@ pub async fn delete_object(
     let request =
         DeleteRequest { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, condition };
     store.delete(request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T32: an object of 6 GiB is renamed by copying parts; one of 40 TiB too.
+    #[test]
+    fn t32_a_copy_of_more_than_five_gibibytes_is_parts_within_the_limits() {
+        for size in [(5 << 30) + 1, 6 << 30, 5 << 40, (40 << 40) + 12_345] {
+            let parts: Vec<_> = copy_parts(size).collect();
+            assert!(parts.len() <= usize::from(limits::PARTS_MAX), "{size}: {} parts", parts.len());
+            let (mut at, mut before) = (0, 0);
+            for (range, number) in &parts {
+                assert_eq!((range.start(), *number), (at, before + 1), "{size}");
+                assert!(range.len() <= limits::PART_MAX, "{size}: {range}");
+                (at, before) = (range.end(), *number);
+            }
+            assert_eq!(at, size);
+            assert!(parts[..parts.len() - 1].iter().all(|(range, _)| range.len() >= limits::PART_MIN));
+        }
+    }
 }
