@@ -15,6 +15,7 @@ mod harness;
 mod cache;
 mod cli;
 mod copying;
+mod drain;
 mod full;
 mod kills;
 mod reading;
