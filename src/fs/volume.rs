@@ -9,10 +9,10 @@ use super::deletes::Deletes;
 use crate::base::ETag;
 use crate::error::Result;
 use crate::read::{Object, ObjectId};
-use crate::s3::{NewObjects, Session, Store};
+use crate::s3::{NewObjects, Session, Store, try_new_objects};
 use crate::tree::keys::DirKey;
 use crate::tree::listing::Order;
-use crate::write::Conditions;
+use crate::write::{Conditions, PartRule};
 
 /// A bucket, and the part of it that is mounted.
 pub struct Volume {
@@ -23,6 +23,8 @@ pub struct Volume {
     pub read_only: bool,
     /// What its objects get beside their bytes.
     pub new_objects: NewObjects,
+    /// Whether the server has to show that it gives that to them.
+    unproven: bool,
     /// How far the order of the server's listings is known at the start.
     pub order: Order,
     /// Session and endpoint: server-side copies work between volumes that agree on both.
@@ -33,6 +35,8 @@ pub struct Volume {
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
     pub(super) deletes: Box<Deletes>,
+    /// Of which sizes the server takes parts.
+    pub(super) part_rule: Arc<PartRule>,
     probe: Option<Probe>,
     order_probe: Option<OrderProbe>,
     /// Whether the probe was asked.
@@ -51,11 +55,13 @@ impl Volume {
             store,
             read_only: false,
             new_objects: NewObjects::default(),
+            unproven: false,
             order: Order::Known,
             reach: String::new(),
             origin: Arc::from(""),
             namespace: RwLock::new(()),
             deletes: Box::default(),
+            part_rule: Arc::default(),
             probe: None,
             order_probe: None,
             order_asked: AtomicBool::new(false),
@@ -72,6 +78,21 @@ impl Volume {
     pub fn new_objects(mut self, new_objects: NewObjects) -> Self {
         self.new_objects = new_objects;
         self
+    }
+
+    /// Has the server show that its objects get what is asked for; see [`Volume::prove`].
+    #[must_use]
+    pub fn unproven(mut self) -> Self {
+        self.unproven = true;
+        self
+    }
+
+    /// Fails where something is asked for new objects that the server refuses or forgets.
+    pub async fn prove(&self) -> Result<()> {
+        if self.read_only || !self.unproven || self.new_objects == NewObjects::default() {
+            return Ok(());
+        }
+        try_new_objects(&*self.store, &self.bucket, &self.prefix, &self.new_objects).await
     }
 
     #[must_use]
@@ -96,6 +117,12 @@ impl Volume {
     #[must_use]
     pub fn order_probe(mut self, probe: OrderProbe) -> Self {
         self.order_probe = Some(probe);
+        self
+    }
+
+    #[must_use]
+    pub fn part_rule(mut self, rule: PartRule) -> Self {
+        self.part_rule = Arc::new(rule);
         self
     }
 
@@ -169,6 +196,8 @@ impl Buckets {
             None => Arc::clone(&self.store),
         };
         store.head_bucket(bucket).await?;
-        Ok((self.open)(bucket, store).read_only(self.read_only))
+        let volume = (self.open)(bucket, store).read_only(self.read_only);
+        volume.prove().await?;
+        Ok(volume)
     }
 }

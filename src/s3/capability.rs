@@ -94,6 +94,8 @@ pub struct Capabilities {
     pub versioning: Verdict,
     pub list_order: Verdict,
     pub start_after_with_delimiter: Verdict,
+    /// It refused parts of different sizes. No probe asks, because parts have 5 MiB at least.
+    pub equal_parts: bool,
 }
 
 impl Capabilities {
@@ -117,6 +119,7 @@ impl Capabilities {
             versioning: works,
             list_order: works,
             start_after_with_delimiter: works,
+            equal_parts: false,
         }
     }
 
@@ -151,6 +154,7 @@ impl Capabilities {
 
     /// Takes from `before` what only a full probe asks for, where this one did not.
     fn fill_in(&mut self, before: &Self) {
+        self.equal_parts |= before.equal_parts;
         for (mine, theirs) in [
             (&mut self.upload_part_copy, before.upload_part_copy),
             (&mut self.batch_delete, before.batch_delete),
@@ -191,9 +195,7 @@ pub struct Probed {
 
 /// Probes a bucket under `prefix`, and takes away what it wrote. An error means that nothing was found out.
 pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Probed> {
-    let root = format!("{prefix}{SCRATCH}{:016x}.", rand::random::<u64>());
-    let scratch =
-        Scratch { store, bucket, root, made: Mutex::default(), keeps_versions: AtomicBool::new(false) };
+    let scratch = Scratch::new(store, bucket, prefix);
     let found = match scratch.may_clean().await {
         Ok(None) => scratch.run(depth).await.map(|capabilities| (capabilities, None)),
         // Without a way back nothing is written.
@@ -211,7 +213,7 @@ pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) 
 }
 
 /// Keys of one probe, side by side: a directory of them would outlive them on some servers.
-struct Scratch<'a> {
+pub(super) struct Scratch<'a> {
     store: &'a dyn Store,
     bucket: &'a str,
     root: String,
@@ -221,9 +223,16 @@ struct Scratch<'a> {
     keeps_versions: AtomicBool,
 }
 
+impl<'a> Scratch<'a> {
+    pub(super) fn new(store: &'a dyn Store, bucket: &'a str, prefix: &str) -> Self {
+        let root = format!("{prefix}{SCRATCH}{:016x}.", rand::random::<u64>());
+        Self { store, bucket, root, made: Mutex::default(), keeps_versions: AtomicBool::new(false) }
+    }
+}
+
 impl Scratch<'_> {
     /// Whether what is written can be taken away again; why not, if so. Deletes a key that was never there.
-    async fn may_clean(&self) -> Result<Option<String>> {
+    pub(super) async fn may_clean(&self) -> Result<Option<String>> {
         let denied = |error: Error| match error.kind() {
             Kind::AccessDenied => Ok(Some(format!("the identity may not delete: {}", error.message()))),
             _ => told_by(error).map(|_| None),
@@ -474,7 +483,7 @@ impl Scratch<'_> {
 
     // ---- the pieces
 
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.root)
     }
 
@@ -489,7 +498,7 @@ impl Scratch<'_> {
         self.put_request(request).await
     }
 
-    async fn put_request(&self, request: PutRequest) -> Result<Written> {
+    pub(super) async fn put_request(&self, request: PutRequest) -> Result<Written> {
         let key = request.key.clone();
         let answer = self.store.put(request).await;
         // Without an answer it may be there all the same.
@@ -588,12 +597,14 @@ impl Scratch<'_> {
     }
 
     /// Takes everything away that a probe made, and names what it could not.
-    async fn clean(&self) -> Vec<String> {
+    pub(super) async fn clean(&self) -> Vec<String> {
         let keeps_versions = self.keeps_versions.load(Ordering::Relaxed);
         let mut left = Vec::new();
         for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
-            match self.store.abort_upload(&upload).await {
-                Err(error) if !error.is_not_found() => left.push(format!("{} (an upload)", upload.key)),
+            match self.store.abort_upload(&upload.upload).await {
+                Err(error) if !error.is_not_found() => {
+                    left.push(format!("{} (an upload)", upload.upload.key))
+                }
                 _ => {}
             }
         }
@@ -783,7 +794,7 @@ impl CapabilityCache {
     fn keep(&self, endpoint: &str, bucket: &str, found: &Capabilities) -> Kept {
         let key = format!("{endpoint} {bucket}");
         let mut all = self.read();
-        all.retain(|_, kept| self.is_recent(kept));
+        all.retain(|_, kept| self.is_recent(kept) || kept.capabilities.equal_parts);
         let mut fresh = Kept { at: self.clock.wall(), capabilities: found.clone() };
         if let Some(before) = all.remove(&key) {
             fresh.capabilities.fill_in(&before.capabilities);
@@ -796,6 +807,25 @@ impl CapabilityCache {
     /// Keeps the answer to a probe that somebody else asked for.
     pub fn learn(&self, endpoint: &str, bucket: &str, found: &Capabilities) {
         self.keep(endpoint, bucket, found);
+    }
+
+    /// Whether the parts of an upload have to be of one size: known of Cloudflare R2 by its name, and of others since they
+    /// said so, however long ago.
+    pub fn wants_equal_parts(&self, endpoint: &str, bucket: &str) -> bool {
+        let host = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+        let host = host.split(['/', ':']).next().unwrap_or_default();
+        let learned = || self.read().remove(&format!("{endpoint} {bucket}"));
+        host.to_ascii_lowercase().ends_with(".r2.cloudflarestorage.com")
+            || learned().is_some_and(|kept| kept.capabilities.equal_parts)
+    }
+
+    /// Keeps that parts have to be of one size, beside what else is known.
+    pub fn learn_equal_parts(&self, endpoint: &str, bucket: &str) {
+        let mut all = self.read();
+        let fresh = || Kept { at: self.clock.wall(), capabilities: Capabilities::default() };
+        let kept = all.entry(format!("{endpoint} {bucket}")).or_insert_with(fresh);
+        kept.capabilities.equal_parts = true;
+        self.write(&all);
     }
 
     fn write(&self, all: &HashMap<String, Kept>) {
@@ -852,6 +882,30 @@ mod tests {
         assert_eq!(found.upload_part_copy, Verdict::Unknown, "not asked for");
         assert_eq!(found.list_order, Verdict::Works);
         assert!(is_empty(&store).await);
+    }
+
+    #[test]
+    fn that_parts_have_to_be_equal_is_known_by_name_or_once_it_was_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new());
+        let cache = || CapabilityCache::new(Some(dir.path()), clock.clone());
+        for (endpoint, wants) in [
+            ("https://0123.r2.cloudflarestorage.com", true),
+            ("https://0123.eu.R2.cloudflarestorage.com:443/", true),
+            ("https://r2.cloudflarestorage.com.example.org", false),
+            ("http://127.0.0.1:9000", false),
+        ] {
+            assert_eq!(cache().wants_equal_parts(endpoint, "b"), wants, "{endpoint}");
+        }
+        cache().learn_equal_parts("http://h", "b");
+        clock.advance(LIFETIME * 3);
+        cache().learn(
+            "http://h",
+            "b",
+            &Capabilities { checksums: Verdict::Works, ..Capabilities::default() },
+        );
+        assert!(cache().wants_equal_parts("http://h", "b"));
+        assert!(!cache().wants_equal_parts("http://h", "other"));
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ pub mod resource;
 mod session;
 mod settings;
 mod store;
+mod trial;
 mod types;
 
 pub use beside::{Again, Encryption, NewObjects};
@@ -32,10 +33,12 @@ pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verd
 pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksum};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use customer_key::KeyPlace;
+pub(crate) use mem::require_equal;
 pub use mem::{Listing, MemStore, When};
 pub use patience::{Progress, watch};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};
 pub use store::Store;
+pub use trial::try_new_objects;
 pub use types::*;

@@ -23,3 +23,4 @@ mod reading;
 mod renames;
 mod reports;
 mod streaming;
+mod uploads;
