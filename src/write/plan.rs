@@ -222,7 +222,7 @@ mod tests {
         for layout in [Layout::Growing, Layout::equal(100 << 30)] {
             let full = full_parts(layout, 1, 0, 100 << 30);
             let (number, range) = full.last().unwrap();
-            assert!(*number < limits::PARTS_MAX / 2, "{layout:?}: {number}");
+            assert!(*number < limits::PARTS_MAX, "{layout:?}: {number}");
             // All but a tail leaves while it is written.
             assert!((100 << 30) - range.end() < layout.size(range.end()), "{layout:?}");
             assert!(full.iter().all(|(_, range)| range.len() <= limits::PART_MAX));
