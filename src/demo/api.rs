@@ -22,12 +22,16 @@ use crate::error::{Error, Kind};
 use crate::s3::{
     Again, Attributes, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, ListPage,
     ListRequest, ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload,
-    Versioning, VersionsPage, whole_checksum,
+    Versioning, VersionsPage, require_equal, whole_checksum,
 };
 
 /// Marks a request whose conditions a fault rule takes away. Not done on the headers, which are signed.
 #[derive(Clone, Copy)]
 pub(super) struct IgnoreConditions;
+
+/// Marks a request whose parts have to be of one size.
+#[derive(Clone, Copy)]
+pub(super) struct EqualParts;
 
 pub(super) struct Api {
     pub(super) store: Arc<dyn Store>,
@@ -561,6 +565,7 @@ impl S3 for Api {
         req: S3Request<dto::CompleteMultipartUploadInput>,
     ) -> Answer<dto::CompleteMultipartUploadOutput> {
         let conditions = !ignores_conditions(&req.extensions);
+        let equal_parts = req.extensions.get::<EqualParts>().is_some();
         let input = req.input;
         let condition = match conditions {
             true => write_condition(input.if_match.as_ref(), input.if_none_match.as_ref())?,
@@ -583,6 +588,9 @@ impl S3 for Api {
                 size: held.map_or(0, |held| held.size),
                 checksum: held.and_then(|held| held.checksum.clone()),
             });
+        }
+        if equal_parts {
+            require_equal(&parts).map_err(fail)?;
         }
         let whole = whole_checksum(&parts);
         let said = input.checksum_crc64nvme.as_ref();
@@ -665,7 +673,13 @@ impl S3 for Api {
         let max_uploads = page_size(input.max_uploads)?;
         let prefix = input.prefix.clone().unwrap_or_default();
         let delimiter = input.delimiter.clone().filter(|delimiter| !delimiter.is_empty());
-        let mut uploads = self.store.list_uploads(&input.bucket, &prefix).await.map_err(fail)?;
+        let listed = self.store.list_uploads(&input.bucket, &prefix).await.map_err(fail)?;
+        let mut initiated = HashMap::new();
+        let mut uploads = Vec::with_capacity(listed.len());
+        for unfinished in listed {
+            initiated.extend(unfinished.initiated.map(|at| (unfinished.upload.upload_id.clone(), at)));
+            uploads.push(unfinished.upload);
+        }
         uploads.sort_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
         if let Some(marker) = input.key_marker.as_ref().filter(|marker| !marker.is_empty()) {
             let id = input.upload_id_marker.as_ref().filter(|id| !id.is_empty());
@@ -703,6 +717,7 @@ impl S3 for Api {
         }
         let uploads = uploads.into_iter().map(|upload| dto::MultipartUpload {
             key: Some(encoding.text(&upload.key)),
+            initiated: initiated.get(&upload.upload_id).map(|at| timestamp(*at)),
             upload_id: Some(upload.upload_id),
             initiator: Some(dto::Initiator { id: owner().id, display_name: None }),
             owner: Some(owner()),

@@ -43,6 +43,8 @@ pub enum Fault {
     IgnoreConditions,
     /// `refuse-checksums`: 400 `InvalidRequest` to a request that carries `x-amz-checksum-*`.
     RefuseChecksums,
+    /// `equal-parts`: 400 `InvalidPart` to a Complete whose parts but the last are not of one size.
+    EqualParts,
     /// `lose-response`: the request takes effect, then the connection is reset.
     LoseResponse,
 }
@@ -167,6 +169,7 @@ impl FromStr for Fault {
             "denied" => Self::Denied,
             "ignore-conditions" => Self::IgnoreConditions,
             "refuse-checksums" => Self::RefuseChecksums,
+            "equal-parts" => Self::EqualParts,
             "lose-response" => Self::LoseResponse,
             _ => return Err(unknown(text)),
         };
@@ -194,8 +197,8 @@ fn example(name: &str) -> &'static str {
 fn unknown(text: &str) -> String {
     format!(
         "fault={text} is unknown; faults are latency:50ms, bandwidth:90MB, slowdown, error:500, reset, \
-         truncate:BYTES, status:NNN, stall, expired-token, denied, ignore-conditions, refuse-checksums and \
-         lose-response"
+         truncate:BYTES, status:NNN, stall, expired-token, denied, ignore-conditions, refuse-checksums, \
+         equal-parts and lose-response"
     )
 }
 
@@ -215,6 +218,7 @@ impl fmt::Display for Fault {
             Self::Denied => f.write_str("denied"),
             Self::IgnoreConditions => f.write_str("ignore-conditions"),
             Self::RefuseChecksums => f.write_str("refuse-checksums"),
+            Self::EqualParts => f.write_str("equal-parts"),
             Self::LoseResponse => f.write_str("lose-response"),
         }
     }
@@ -320,6 +324,7 @@ mod tests {
             "fault=denied",
             "fault=ignore-conditions",
             "fault=refuse-checksums",
+            "fault=equal-parts",
             "fault=lose-response",
         ] {
             let rule: FaultRule = text.parse().unwrap();

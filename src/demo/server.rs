@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::api::{Api, IgnoreConditions};
+use super::api::{Api, EqualParts, IgnoreConditions};
 use super::convert::CHECKSUM_HEADERS;
 use super::counts::{Counts, Tally};
 use super::faults::{Fault, FaultRule, Faults};
@@ -356,6 +356,9 @@ impl Front {
         if plan.ignore_conditions {
             parts.extensions.insert(IgnoreConditions);
         }
+        if plan.equal_parts {
+            parts.extensions.insert(EqualParts);
+        }
         let request = Request::from_parts(parts, s3s::Body::http_body_unsync(body.clone()));
         let answer = match self.service.call(request).await {
             Ok(answer) => answer,
@@ -428,6 +431,7 @@ struct Plan {
     stall: bool,
     truncate: Option<u64>,
     ignore_conditions: bool,
+    equal_parts: bool,
 }
 
 impl Plan {
@@ -462,6 +466,10 @@ impl Plan {
                 }
                 Fault::IgnoreConditions => {
                     plan.ignore_conditions = true;
+                    None
+                }
+                Fault::EqualParts => {
+                    plan.equal_parts = true;
                     None
                 }
                 Fault::SlowDown => Some(Instead::new(503, "SlowDown", "Please reduce your request rate.")),

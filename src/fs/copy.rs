@@ -297,7 +297,7 @@ impl File {
     /// Takes over a run of an object; 0 where it has too many already.
     fn take_over(&self, fs: &Fs, range: ByteRange, copied: Copied) -> Result<u64> {
         let mut state = self.current()?;
-        if state.has_gone(range.start()) {
+        if state.needs_commit(range) {
             return Ok(0);
         }
         let same = |known: &Copied| known.object.id == copied.object.id && known.shift == copied.shift;
@@ -331,7 +331,7 @@ impl File {
 
     fn copy_hole(&self, fs: &Fs, range: ByteRange) -> Result<u64> {
         let mut state = self.current()?;
-        if state.has_gone(range.start()) {
+        if state.needs_commit(range) {
             return Ok(0);
         }
         if range.end() > state.extents.len() {

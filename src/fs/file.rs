@@ -19,7 +19,7 @@ use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, is_arch
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What,
+    Base, Conditions, Extents, Job, Layout, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What,
     full_parts, upload,
 };
 
@@ -120,13 +120,15 @@ struct Ahead {
     next: (u16, u64),
     /// None leaves: one could not, which the commit will tell, or the file has bytes of an object before them.
     stopped: bool,
+    /// How large those parts are, once one has been told to leave.
+    layout: Option<Layout>,
     /// Bytes written since the disk was looked at.
     unchecked: u64,
 }
 
 impl Default for Ahead {
     fn default() -> Self {
-        Self { in_order: 0, next: (1, 0), stopped: false, unchecked: 0 }
+        Self { in_order: 0, next: (1, 0), stopped: false, layout: None, unchecked: 0 }
     }
 }
 
@@ -138,7 +140,7 @@ impl Ahead {
         }
         self.in_order = self.in_order.min(len);
         if self.next.1 > self.in_order {
-            let last = full_parts(1, 0, self.in_order).pop();
+            let last = self.layout.and_then(|layout| full_parts(layout, 1, 0, self.in_order).pop());
             self.next = last.map_or((1, 0), |(number, range)| (number + 1, range.end()));
         }
     }
@@ -149,23 +151,54 @@ const CHECK_BYTES: u64 = 4 << 20;
 
 impl State {
     /// The parts that became full by the latest write.
-    fn leaving(&mut self) -> Vec<(u16, ByteRange)> {
+    fn leaving(&mut self, wants_equal: impl FnOnce() -> bool) -> Vec<(u16, ByteRange)> {
         let before = self.ahead.in_order;
         self.ahead.in_order = self.extents.staged_until(before);
         if self.ahead.stopped || self.orphan || self.ahead.in_order <= SINGLE_PUT_MAX {
             return Vec::new();
         }
+        let len = self.extents.len();
+        let choose = || if wants_equal() { Layout::equal(len) } else { Layout::Growing };
+        let layout = *self.ahead.layout.get_or_insert_with(choose);
+        if !layout.reaches(len) {
+            // All of it goes again, in larger parts, when it is saved.
+            self.ahead.stopped = true;
+            return Vec::new();
+        }
         let (number, start) = self.ahead.next;
-        let full = full_parts(number, start, self.ahead.in_order);
+        let full = full_parts(layout, number, start, self.ahead.in_order);
         if let Some((number, range)) = full.last() {
             self.ahead.next = (number + 1, range.end());
         }
         full
     }
 
-    /// Whether bytes before `end` were let go, so that S3 has to have the file before they change.
-    pub(super) fn has_gone(&self, end: u64) -> bool {
-        self.staging.as_ref().is_some_and(|staging| staging.gone_until() > end)
+    /// Whether bytes behind `start` were let go, so that S3 has to have the file before they change.
+    pub(super) fn has_gone(&self, start: u64) -> bool {
+        self.staging.as_ref().is_some_and(|staging| staging.gone_until() > start)
+    }
+
+    /// Whether S3 has to have the file before a range of it changes: bytes in or behind it were let go, or some were and
+    /// the file would outgrow the parts that they are in.
+    pub(super) fn needs_commit(&self, range: ByteRange) -> bool {
+        self.has_gone(range.start()) || self.outgrows(range.end())
+    }
+
+    /// Whether the file would not fit any more into the parts that bytes of it are in alone.
+    pub(super) fn outgrows(&self, len: u64) -> bool {
+        self.has_gone(0) && self.ahead.layout.is_some_and(|layout| !layout.reaches(len))
+    }
+
+    /// How large the parts of its next upload are.
+    fn layout(&self, wants_equal: bool) -> Layout {
+        let len = self.extents.len();
+        match self.ahead.layout {
+            // What has left counts.
+            Some(layout @ Layout::Equal(_)) if layout.reaches(len) => layout,
+            Some(Layout::Growing) if wants_equal && self.has_gone(0) => Layout::equal_from_growing(),
+            _ if wants_equal => Layout::equal(len),
+            _ => Layout::Growing,
+        }
     }
 
     fn is_saved(&self) -> bool {
@@ -400,6 +433,8 @@ impl File {
             state.copies = copies;
             state.staging = Some(Arc::new(staging));
             state.ahead.stopped = true;
+            let first = owed.upload.as_ref().and_then(|upload| upload.parts.get(&1));
+            state.ahead.layout = first.map(|sent| Layout::of_first(sent.range));
             state.owing = Owing { line: Some(line), staging: Some(owed.staging) };
             file.note_uploads(&state);
         }
@@ -533,7 +568,7 @@ impl File {
         if range.end() > FILE_MAX {
             return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
         }
-        if state.has_gone(range.start()) {
+        if state.needs_commit(range) {
             return Ok(Taken::NeedsCommit);
         }
         state.ahead.unchecked += range.len();
@@ -553,7 +588,7 @@ impl File {
         };
         self.note_uploads(&state);
         state.extents.write(range, stamp);
-        Ok(Taken::Here(state.leaving()))
+        Ok(Taken::Here(state.leaving(|| fs.wants_equal_parts(self.ino))))
     }
 
     /// Writes once more, after room was made for it as far as that could be done.
@@ -567,7 +602,7 @@ impl File {
         if len == state.extents.len() {
             return Ok(true);
         }
-        if len > 0 && state.has_gone(len) {
+        if len > 0 && (state.has_gone(len) || state.outgrows(len)) {
             return Ok(false);
         }
         let stamp =
@@ -734,6 +769,12 @@ impl Fs {
     fn is_any_within(&self, files: Vec<Ino>, ino: Ino) -> bool {
         let tree = self.tree();
         files.into_iter().any(|file| tree.is_within(file, ino))
+    }
+
+    /// Whether the parts of a file have to be of one size.
+    fn wants_equal_parts(&self, ino: Ino) -> bool {
+        let place = self.tree().saving_place(ino);
+        place.and_then(|(id, _)| self.volume(id)).is_ok_and(|volume| volume.part_rule.is_equal())
     }
 
     /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
@@ -1207,6 +1248,7 @@ impl Fs {
             honoured,
             len: state.extents.len(),
             stamp: state.stamp,
+            begun_at: self.clock.wall(),
             segments: state.all_segments(),
             base: state.object.as_ref().map(|object| Base {
                 bucket: object.bucket.to_string(),
@@ -1216,6 +1258,8 @@ impl Fs {
             copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
             parts: Arc::clone(&file.parts),
+            layout: state.layout(volume.part_rule.is_equal()),
+            rule: Arc::clone(&volume.part_rule),
             lanes: state.behind.as_ref().map_or_else(|| self.lanes.clone(), |turn| self.lanes.behind(turn)),
         }
     }

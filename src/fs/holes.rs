@@ -62,7 +62,7 @@ impl File {
     /// Whether anything changed; `None` where bytes of the range were let go of.
     fn allocate(&self, fs: &Fs, range: ByteRange, space: Space) -> Result<Option<bool>> {
         let mut state = self.current()?;
-        if space.zero && state.has_gone(range.start()) {
+        if space.zero && state.has_gone(range.start()) || !space.keep_size && state.outgrows(range.end()) {
             return Ok(None);
         }
         let len = state.extents.len();

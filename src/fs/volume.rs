@@ -12,7 +12,7 @@ use crate::read::{Object, ObjectId};
 use crate::s3::{NewObjects, Session, Store, try_new_objects};
 use crate::tree::keys::DirKey;
 use crate::tree::listing::Order;
-use crate::write::Conditions;
+use crate::write::{Conditions, PartRule};
 
 /// A bucket, and the part of it that is mounted.
 pub struct Volume {
@@ -35,6 +35,8 @@ pub struct Volume {
     /// Shared by whatever changes one key, exclusive for the rename of a directory.
     pub(super) namespace: RwLock<()>,
     pub(super) deletes: Box<Deletes>,
+    /// Of which sizes the server takes parts.
+    pub(super) part_rule: Arc<PartRule>,
     probe: Option<Probe>,
     order_probe: Option<OrderProbe>,
     /// Whether the probe was asked.
@@ -59,6 +61,7 @@ impl Volume {
             origin: Arc::from(""),
             namespace: RwLock::new(()),
             deletes: Box::default(),
+            part_rule: Arc::default(),
             probe: None,
             order_probe: None,
             order_asked: AtomicBool::new(false),
@@ -114,6 +117,12 @@ impl Volume {
     #[must_use]
     pub fn order_probe(mut self, probe: OrderProbe) -> Self {
         self.order_probe = Some(probe);
+        self
+    }
+
+    #[must_use]
+    pub fn part_rule(mut self, rule: PartRule) -> Self {
+        self.part_rule = Arc::new(rule);
         self
     }
 

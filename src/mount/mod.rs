@@ -33,8 +33,8 @@ use crate::fuse::{self, Mounted};
 use crate::s3::unreachable_because;
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
-use crate::write::Conditions;
 use crate::write::journal::Journal;
+use crate::write::{Conditions, PartRule};
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -300,6 +300,7 @@ fn volume(
     // Amazon's own S3 keeps what it documents; any other server has to show it.
     let Some(endpoint) = endpoint.filter(|_| !session.is_aws()) else { return volume };
     let volume = volume.unproven().order(order_of(findings.capabilities.kept(&endpoint, bucket)));
+    let volume = volume.part_rule(part_rule(&endpoint, bucket, findings));
     let (bucket_name, noting) = (bucket.to_owned(), Arc::clone(findings));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
     let find = Arc::new(move || {
@@ -328,6 +329,14 @@ fn volume(
         let found = find_order();
         Box::pin(async move { found.await.ok().map(|found| order_of(Some(found))) })
     }))
+}
+
+/// Which sizes of parts an endpoint takes, as far as that is known; what it says later is kept.
+fn part_rule(endpoint: &str, bucket: &str, findings: &Arc<Findings>) -> PartRule {
+    let equal = findings.capabilities.wants_equal_parts(endpoint, bucket);
+    let (endpoint, bucket, findings) = (endpoint.to_owned(), bucket.to_owned(), Arc::clone(findings));
+    let keep = move || findings.capabilities.learn_equal_parts(&endpoint, &bucket);
+    PartRule::new(equal, Some(Box::new(keep)))
 }
 
 /// How far the order of an endpoint's listings is known.

@@ -94,6 +94,8 @@ pub struct Capabilities {
     pub versioning: Verdict,
     pub list_order: Verdict,
     pub start_after_with_delimiter: Verdict,
+    /// It refused parts of different sizes. No probe asks, because parts have 5 MiB at least.
+    pub equal_parts: bool,
 }
 
 impl Capabilities {
@@ -117,6 +119,7 @@ impl Capabilities {
             versioning: works,
             list_order: works,
             start_after_with_delimiter: works,
+            equal_parts: false,
         }
     }
 
@@ -151,6 +154,7 @@ impl Capabilities {
 
     /// Takes from `before` what only a full probe asks for, where this one did not.
     fn fill_in(&mut self, before: &Self) {
+        self.equal_parts |= before.equal_parts;
         for (mine, theirs) in [
             (&mut self.upload_part_copy, before.upload_part_copy),
             (&mut self.batch_delete, before.batch_delete),
@@ -597,8 +601,10 @@ impl Scratch<'_> {
         let keeps_versions = self.keeps_versions.load(Ordering::Relaxed);
         let mut left = Vec::new();
         for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
-            match self.store.abort_upload(&upload).await {
-                Err(error) if !error.is_not_found() => left.push(format!("{} (an upload)", upload.key)),
+            match self.store.abort_upload(&upload.upload).await {
+                Err(error) if !error.is_not_found() => {
+                    left.push(format!("{} (an upload)", upload.upload.key))
+                }
                 _ => {}
             }
         }
@@ -788,7 +794,7 @@ impl CapabilityCache {
     fn keep(&self, endpoint: &str, bucket: &str, found: &Capabilities) -> Kept {
         let key = format!("{endpoint} {bucket}");
         let mut all = self.read();
-        all.retain(|_, kept| self.is_recent(kept));
+        all.retain(|_, kept| self.is_recent(kept) || kept.capabilities.equal_parts);
         let mut fresh = Kept { at: self.clock.wall(), capabilities: found.clone() };
         if let Some(before) = all.remove(&key) {
             fresh.capabilities.fill_in(&before.capabilities);
@@ -801,6 +807,25 @@ impl CapabilityCache {
     /// Keeps the answer to a probe that somebody else asked for.
     pub fn learn(&self, endpoint: &str, bucket: &str, found: &Capabilities) {
         self.keep(endpoint, bucket, found);
+    }
+
+    /// Whether the parts of an upload have to be of one size: known of Cloudflare R2 by its name, and of others since they
+    /// said so, however long ago.
+    pub fn wants_equal_parts(&self, endpoint: &str, bucket: &str) -> bool {
+        let host = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+        let host = host.split(['/', ':']).next().unwrap_or_default();
+        let learned = || self.read().remove(&format!("{endpoint} {bucket}"));
+        host.to_ascii_lowercase().ends_with(".r2.cloudflarestorage.com")
+            || learned().is_some_and(|kept| kept.capabilities.equal_parts)
+    }
+
+    /// Keeps that parts have to be of one size, beside what else is known.
+    pub fn learn_equal_parts(&self, endpoint: &str, bucket: &str) {
+        let mut all = self.read();
+        let fresh = || Kept { at: self.clock.wall(), capabilities: Capabilities::default() };
+        let kept = all.entry(format!("{endpoint} {bucket}")).or_insert_with(fresh);
+        kept.capabilities.equal_parts = true;
+        self.write(&all);
     }
 
     fn write(&self, all: &HashMap<String, Kept>) {
@@ -857,6 +882,30 @@ mod tests {
         assert_eq!(found.upload_part_copy, Verdict::Unknown, "not asked for");
         assert_eq!(found.list_order, Verdict::Works);
         assert!(is_empty(&store).await);
+    }
+
+    #[test]
+    fn that_parts_have_to_be_equal_is_known_by_name_or_once_it_was_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new());
+        let cache = || CapabilityCache::new(Some(dir.path()), clock.clone());
+        for (endpoint, wants) in [
+            ("https://0123.r2.cloudflarestorage.com", true),
+            ("https://0123.eu.R2.cloudflarestorage.com:443/", true),
+            ("https://r2.cloudflarestorage.com.example.org", false),
+            ("http://127.0.0.1:9000", false),
+        ] {
+            assert_eq!(cache().wants_equal_parts(endpoint, "b"), wants, "{endpoint}");
+        }
+        cache().learn_equal_parts("http://h", "b");
+        clock.advance(LIFETIME * 3);
+        cache().learn(
+            "http://h",
+            "b",
+            &Capabilities { checksums: Verdict::Works, ..Capabilities::default() },
+        );
+        assert!(cache().wants_equal_parts("http://h", "b"));
+        assert!(!cache().wants_equal_parts("http://h", "other"));
     }
 
     #[tokio::test]

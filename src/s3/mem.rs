@@ -41,6 +41,8 @@ struct State {
     /// Bodies to come that are damaged before they arrive, and answers that tell another checksum.
     damaged_arrivals: u64,
     misstated: u64,
+    /// Parts but the last have to be of one size.
+    equal_parts: bool,
     listing: Listing,
     /// Calls that all fail, by API name, and how.
     refused: BTreeMap<&'static str, (Kind, When)>,
@@ -93,6 +95,7 @@ impl MemStore {
             damaged: None,
             damaged_arrivals: 0,
             misstated: 0,
+            equal_parts: false,
             listing: Listing::default(),
             refused: BTreeMap::new(),
             protected: BTreeSet::new(),
@@ -166,6 +169,11 @@ impl MemStore {
     /// a server that stores other bytes than it was sent.
     pub fn misstate_checksums(&self, n: u64) {
         self.lock().misstated = n;
+    }
+
+    /// Refuses to complete an upload of parts of different sizes, as Cloudflare R2 does.
+    pub fn want_equal_parts(&self) {
+        self.lock().equal_parts = true;
     }
 
     /// Lists in some way of its own from now on.
@@ -369,6 +377,18 @@ impl State {
     }
 }
 
+/// Cloudflare R2's rule, in its own words.
+pub(crate) fn require_equal(parts: &[Part]) -> Result<()> {
+    let whole = parts.len().saturating_sub(1);
+    let first = parts.first().map_or(0, |part| part.size);
+    let equal = parts[..whole].iter().all(|part| part.size == first);
+    if equal && parts.last().is_none_or(|last| last.size <= first) {
+        return Ok(());
+    }
+    let told = "All non-trailing parts must have the same length.";
+    Err(Error::s3(Kind::InvalidArgument, "InvalidPart", told).with_answer(Some(400), None, None))
+}
+
 #[async_trait]
 impl Store for MemStore {
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>> {
@@ -511,7 +531,10 @@ impl Store for MemStore {
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {
         let change = Change::CreateUpload(bucket.to_owned(), key.to_owned(), attributes);
         let now = self.clock.wall();
-        self.call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload())
+        let created = self
+            .call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload());
+        self.let_out("CreateMultipartUpload").await;
+        created
     }
 
     async fn upload_part(
@@ -553,6 +576,9 @@ impl Store for MemStore {
         let now = self.clock.wall();
         let answer = self.call("CompleteMultipartUpload", &upload.bucket, &upload.key, |s| {
             let condition = s.heed(condition);
+            if s.equal_parts {
+                require_equal(&parts)?;
+            }
             let change = Change::CompleteUpload(upload.clone(), parts, condition);
             let written = s.change(change, Bytes::new(), now)?.written()?;
             Ok(Written { checksum: s.told(written.checksum), ..written })
@@ -573,7 +599,7 @@ impl Store for MemStore {
         self.call("ListParts", &upload.bucket, &upload.key, |s| s.model.list_parts(upload))
     }
 
-    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
+    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
         self.call("ListMultipartUploads", bucket, prefix, |s| s.model.list_uploads(bucket, prefix))
     }
 }

@@ -33,6 +33,7 @@ pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verd
 pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksum};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use customer_key::KeyPlace;
+pub(crate) use mem::require_equal;
 pub use mem::{Listing, MemStore, When};
 pub use patience::{Progress, watch};
 pub use resource::{Bucket, Object};

@@ -41,10 +41,10 @@ mod upload;
 
 pub use extents::{Extents, Segment, What};
 pub use parts::{Line, Parts};
-pub use plan::{PartPlan, Plan, SINGLE_PUT_MAX, full_parts, plan};
+pub use plan::{Layout, PartPlan, Plan, SINGLE_PUT_MAX, equal, full_parts, plan};
 pub use staging::{Room, Staging};
 pub use sums::{Sum, Sums};
 pub use upload::{
-    Base, Conditions, Job, Lanes, Origin, Target, abandon, copy_object, delete_object, delete_objects,
-    head_with_tags, send_ahead, upload,
+    Base, Conditions, Job, Lanes, Noted, Origin, PartRule, Target, abandon, copy_object, delete_object,
+    delete_objects, head_with_tags, send_ahead, upload,
 };

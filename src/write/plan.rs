@@ -28,31 +28,69 @@ pub struct PartPlan {
     pub copy: bool,
 }
 
-/// Size of the upload part that begins at `offset`.
-///
-/// It grows with the offset, so that S3's 10,000 parts reach past 5 TiB without a flag: 1,000 parts of
-/// 8 MiB, 2,000 of 32 MiB, 3,000 of 160 MiB, then 1.25 GiB. A part being uploaded is held in memory, which
-/// is why the first 540 GiB stay with the smaller ones.
-pub fn part_size(offset: u64) -> u64 {
-    const MIB: u64 = 1 << 20;
-    const STEP_1: u64 = 1_000 * 8 * MIB;
-    const STEP_2: u64 = STEP_1 + 2_000 * 32 * MIB;
-    const STEP_3: u64 = STEP_2 + 3_000 * 160 * MIB;
-    const _: () = assert!(STEP_3 + 4_000 * 1_280 * MIB > 5 << 40);
-    const _: () = assert!(1_280 * MIB <= limits::PART_MAX && 8 * MIB >= limits::PART_MIN);
-    match offset {
-        _ if offset < STEP_1 => 8 * MIB,
-        _ if offset < STEP_2 => 32 * MIB,
-        _ if offset < STEP_3 => 160 * MIB,
-        _ => 1_280 * MIB,
+/// How large parts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// They grow with the offset, so that S3's 10,000 parts reach past 5 TiB without a flag, whatever the file's length
+    /// will be: 1,000 parts of 8 MiB, 2,000 of 32 MiB, 3,000 of 160 MiB, then 1.25 GiB. A part being uploaded is held in
+    /// memory, which is why the first 540 GiB stay with the smaller ones.
+    Growing,
+    /// All of this size but the last, for a server that takes no others (Cloudflare R2).
+    Equal(u64),
+}
+
+impl Layout {
+    /// Equal parts for a file of at least this length, as far as that is known. One that outgrows their reach needs larger
+    /// ones from its beginning.
+    pub fn equal(len: u64) -> Self {
+        const SIZES: [u64; 3] = [16 * MIB, 128 * MIB, 544 * MIB];
+        const _: () = assert!(SIZES[2] * limits::PARTS_MAX as u64 > 5 << 40 && SIZES[2] <= limits::PART_MAX);
+        let fits = |size: &&u64| Self::Equal(**size).reaches(len);
+        Self::Equal(*SIZES.iter().find(fits).unwrap_or(&SIZES[2]))
+    }
+
+    /// Equal parts that go on where parts that grow have left already: those are all of one size at first.
+    pub fn equal_from_growing() -> Self {
+        Self::Equal(Self::Growing.size(0))
+    }
+
+    /// The layout of an upload whose first part is this.
+    pub fn of_first(part: ByteRange) -> Self {
+        if part.len() <= Self::Growing.size(0) { Self::Growing } else { Self::Equal(part.len()) }
+    }
+
+    /// Whether 10,000 parts are enough for so many bytes.
+    pub fn reaches(self, len: u64) -> bool {
+        match self {
+            Self::Growing => true,
+            Self::Equal(size) => len <= size * u64::from(limits::PARTS_MAX),
+        }
+    }
+
+    /// Size of the upload part that begins at `offset`.
+    fn size(self, offset: u64) -> u64 {
+        const STEP_1: u64 = 1_000 * 8 * MIB;
+        const STEP_2: u64 = STEP_1 + 2_000 * 32 * MIB;
+        const STEP_3: u64 = STEP_2 + 3_000 * 160 * MIB;
+        const _: () = assert!(STEP_3 + 4_000 * 1_280 * MIB > 5 << 40);
+        const _: () = assert!(1_280 * MIB <= limits::PART_MAX && 8 * MIB >= limits::PART_MIN);
+        match self {
+            Self::Equal(size) => size,
+            Self::Growing if offset < STEP_1 => 8 * MIB,
+            Self::Growing if offset < STEP_2 => 32 * MIB,
+            Self::Growing if offset < STEP_3 => 160 * MIB,
+            Self::Growing => 1_280 * MIB,
+        }
     }
 }
 
+const MIB: u64 = 1 << 20;
+
 /// The parts that are full where a file is written in order and everything before `end` is there: from the part
 /// `number` at `start` on. These are the parts of a [`plan`] as long as nothing before their end is copied.
-pub fn full_parts(mut number: u16, mut start: u64, end: u64) -> Vec<(u16, ByteRange)> {
+pub fn full_parts(layout: Layout, mut number: u16, mut start: u64, end: u64) -> Vec<(u16, ByteRange)> {
     let mut full = Vec::new();
-    while let Some(range) = ByteRange::at(start, part_size(start)).filter(|range| range.end() <= end) {
+    while let Some(range) = ByteRange::at(start, layout.size(start)).filter(|range| range.end() <= end) {
         full.push((number, range));
         (number, start) = (number + 1, range.end());
     }
@@ -63,7 +101,7 @@ pub fn full_parts(mut number: u16, mut start: u64, end: u64) -> Vec<(u16, ByteRa
 ///
 /// Every part is within S3's limits, the parts cover the file in order, and bytes that S3 has already are copied
 /// where a whole part is of one object.
-pub fn plan(len: u64, segments: &[Segment]) -> Plan {
+pub fn plan(layout: Layout, len: u64, segments: &[Segment]) -> Plan {
     if len <= SINGLE_PUT_MAX {
         return match ByteRange::new(0, len).map(|range| (range, origin(segments, range))) {
             Some((range, Some(What::Copied(..)))) => Plan::Parts(vec![PartPlan { range, copy: true }]),
@@ -74,10 +112,11 @@ pub fn plan(len: u64, segments: &[Segment]) -> Plan {
     let mut before = None;
     let mut at = 0;
     while at < len {
-        let end = (at + part_size(at)).min(len);
+        let end = (at + layout.size(at)).min(len);
         let Some(range) = ByteRange::new(at, end) else { break };
         let from = origin(segments, range);
-        let goes_on = from.zip(before).is_some_and(|(from, before)| from.is_of_same_object(before));
+        let goes_on = layout == Layout::Growing
+            && from.zip(before).is_some_and(|(from, before)| from.is_of_same_object(before));
         match parts.last_mut() {
             Some(last) if goes_on && last.range.len() + range.len() <= COPY_PART_MAX => {
                 last.range = ByteRange::new(last.range.start(), end).unwrap_or(range);
@@ -91,8 +130,30 @@ pub fn plan(len: u64, segments: &[Segment]) -> Plan {
 }
 
 /// The same parts with every byte sent from here, for a server that cannot copy parts.
-pub fn plan_without_copies(len: u64) -> Plan {
-    plan(len, &[])
+pub fn plan_without_copies(layout: Layout, len: u64) -> Plan {
+    plan(layout, len, &[])
+}
+
+impl Plan {
+    /// Whether all parts but the last are of one size, and the last is no larger.
+    pub fn is_of_equal_parts(&self) -> bool {
+        match self {
+            Self::Put => true,
+            Self::Parts(parts) => equal(parts.iter().map(|part| part.range.len())),
+        }
+    }
+}
+
+/// The same of any sizes.
+pub fn equal(sizes: impl IntoIterator<Item = u64>) -> bool {
+    let mut sizes = sizes.into_iter();
+    let Some(first) = sizes.next() else { return true };
+    let mut before = first;
+    sizes.all(|size| {
+        let fits = before == first && size <= first;
+        before = size;
+        fits
+    })
 }
 
 /// The object that a whole part is copied from, if it can be.
@@ -114,16 +175,56 @@ mod tests {
     use crate::write::Extents;
     use proptest::prelude::*;
 
-    const MIB: u64 = 1 << 20;
-
     #[test]
     fn one_byte_changed_in_ten_gib_uploads_one_part() {
         let mut extents = Extents::of_base(10 << 30);
         extents.write(ByteRange::at(5 << 30, 1).unwrap(), 1);
-        let Plan::Parts(parts) = plan(extents.len(), &extents.all()) else { panic!("a Put of 10 GiB") };
+        let Plan::Parts(parts) = plan(Layout::Growing, extents.len(), &extents.all()) else {
+            panic!("a Put of 10 GiB")
+        };
         let uploaded: u64 = parts.iter().filter(|p| !p.copy).map(|p| p.range.len()).sum();
         assert_eq!(uploaded, 8 * MIB);
         assert!(parts.len() < 40, "copies are merged: {}", parts.len());
+    }
+
+    /// T10: three bytes here and there of 500 MB, and no part is too small.
+    #[test]
+    fn t10_small_changes_anywhere_make_no_small_part() {
+        let len = 500_000_000;
+        let mut extents = Extents::of_base(len);
+        let places = (0..6).map(|mb| mb * 1_000_000).chain([400_000_000, 495_000_000, len - 3]);
+        for (at, stamp) in places.clone().zip(1..) {
+            extents.write(ByteRange::at(at, 3).unwrap(), stamp);
+        }
+        let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of 500 MB") };
+        let (last, others) = parts.split_last().unwrap();
+        assert!(others.iter().all(|part| part.range.len() >= limits::PART_MIN), "{parts:?}");
+        assert!(last.range.len() > 0 && last.range.end() == len);
+        let sent: u64 = parts.iter().filter(|part| !part.copy).map(|part| part.range.len()).sum();
+        assert!(sent <= 4 * 8 * MIB, "{sent} bytes for {} places", places.count());
+    }
+
+    /// T11: a gibibyte of nothing.
+    #[test]
+    fn t11_a_file_that_was_only_grown_is_a_plan_within_the_limits() {
+        let mut extents = Extents::of_base(0);
+        extents.truncate(1 << 30, 1);
+        let Plan::Parts(parts) = plan(1 << 30, &extents.all()) else { panic!("a Put of 1 GiB") };
+        assert_eq!(parts.iter().map(|part| part.range.len()).sum::<u64>(), 1 << 30);
+        assert!(parts.iter().all(|part| part.range.len() >= limits::PART_MIN && !part.copy));
+    }
+
+    /// T32: 100 GiB written in order; a mount that counts 10,000 parts of 8 MiB ends at 80 GB.
+    #[test]
+    fn t32_a_hundred_gibibytes_in_order_need_few_parts() {
+        let full = full_parts(1, 0, 100 << 30);
+        let (number, range) = full.last().unwrap();
+        assert!(*number < limits::PARTS_MAX / 2, "{number}");
+        assert!(
+            (100 << 30) - range.end() < part_size(range.end()),
+            "all but a tail leaves while it is written"
+        );
+        assert!(full.iter().all(|(_, range)| range.len() <= limits::PART_MAX));
     }
 
     #[test]
@@ -131,20 +232,57 @@ mod tests {
         let len = 5u64 << 40;
         let mut extents = Extents::of_base(0);
         extents.truncate(len, 1);
-        let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of 5 TiB") };
+        let Plan::Parts(parts) = plan(Layout::Growing, len, &extents.all()) else { panic!("a Put of 5 TiB") };
         assert!(parts.len() <= limits::PARTS_MAX as usize);
     }
 
     #[test]
-    fn parts_that_left_early_are_those_of_the_plan() {
-        for len in [16 * MIB + 1, 24 * MIB, 100 * MIB + 5, 9_000 * MIB] {
+    fn equal_parts_reach_five_tebibytes_where_the_length_is_known() {
+        for (len, size) in [(0, 16), (156 << 30, 16), (157 << 30, 128), (1 << 40, 128), (5 << 40, 544)] {
+            assert_eq!(Layout::equal(len), Layout::Equal(size * MIB), "{len}");
+            assert!(Layout::equal(len).reaches(len));
             let mut extents = Extents::of_base(0);
             extents.truncate(len, 1);
-            let Plan::Parts(parts) = plan(len, &extents.all()) else { panic!("a Put of {len} bytes") };
-            let (first, rest) = (full_parts(1, 0, len / 2), full_parts(1, 0, len));
+            let Plan::Parts(parts) = plan(Layout::equal(len), len, &extents.all()) else { continue };
+            assert!(parts.len() <= limits::PARTS_MAX as usize, "{len}: {} parts", parts.len());
+        }
+        assert!(!Layout::equal(0).reaches(157 << 30), "it has to begin anew");
+    }
+
+    #[test]
+    fn sizes_are_equal_but_for_a_smaller_last_one() {
+        for (sizes, are) in [
+            (&[5][..], true),
+            (&[], true),
+            (&[8, 8, 3], true),
+            (&[8, 8], true),
+            (&[8, 9], false),
+            (&[8, 3, 8], false),
+            (&[8, 3, 3], false),
+        ] {
+            assert_eq!(equal(sizes.iter().copied()), are, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn parts_that_left_early_are_those_of_the_plan() {
+        let lens = [16 * MIB + 1, 24 * MIB, 100 * MIB + 5, 9_000 * MIB];
+        let layouts =
+            [Layout::Growing, Layout::equal(0), Layout::equal(1 << 40), Layout::equal_from_growing()];
+        for (len, layout) in lens.iter().flat_map(|len| layouts.map(|layout| (*len, layout))) {
+            let mut extents = Extents::of_base(0);
+            extents.truncate(len, 1);
+            let Plan::Parts(parts) = plan(layout, len, &extents.all()) else {
+                panic!("a Put of {len} bytes")
+            };
+            let (first, rest) = (full_parts(layout, 1, 0, len / 2), full_parts(layout, 1, 0, len));
             assert_eq!(rest[..first.len()], first, "growing changes none of them");
             let (number, start) = first.last().map_or((1, 0), |(number, range)| (number + 1, range.end()));
-            assert_eq!(full_parts(number, start, len), rest[first.len()..], "whoever goes on finds the same");
+            assert_eq!(
+                full_parts(layout, number, start, len),
+                rest[first.len()..],
+                "whoever goes on finds the same"
+            );
             for (number, range) in rest {
                 assert_eq!(parts[usize::from(number) - 1], PartPlan { range, copy: false });
             }
@@ -160,13 +298,19 @@ mod tests {
                 let end = (at + (4 << 30) - 4096).min(len);
                 extents.copy(ByteRange::new(at, end).unwrap(), at + 1, 0);
             }
-            let Plan::Parts(planned) = plan(len, &extents.all()) else { panic!("a Put of {len} bytes") };
+            let Plan::Parts(planned) = plan(Layout::Growing, len, &extents.all()) else {
+                panic!("a Put of {len} bytes")
+            };
             assert!(planned.iter().all(|part| part.copy), "{len}: {planned:?}");
             assert!(planned.len() <= parts + parts / 4, "{len}: {} parts", planned.len());
         }
         let mut small = Extents::of_base(0);
         small.copy(ByteRange::new(0, limits::PART_MIN).unwrap(), 1, 0);
-        assert_eq!(plan(small.len(), &small.all()), Plan::Put, "ranges of so small an object are not copied");
+        assert_eq!(
+            plan(Layout::Growing, small.len(), &small.all()),
+            Plan::Put,
+            "ranges of so small an object are not copied"
+        );
     }
 
     #[test]
@@ -174,7 +318,9 @@ mod tests {
         let mut extents = Extents::of_base(0);
         extents.copy(ByteRange::new(0, 20 * MIB).unwrap(), 1, 0);
         extents.copy(ByteRange::new(20 * MIB, 64 * MIB).unwrap(), 2, 1);
-        let Plan::Parts(parts) = plan(extents.len(), &extents.all()) else { panic!("a Put") };
+        let Plan::Parts(parts) = plan(Layout::Growing, extents.len(), &extents.all()) else {
+            panic!("a Put")
+        };
         let copies: Vec<_> = parts.iter().map(|part| (part.range.start() / MIB, part.copy)).collect();
         assert_eq!(copies, [(0, true), (16, false), (24, true)]);
     }
@@ -186,6 +332,7 @@ mod tests {
             writes in proptest::collection::vec((0u64..200 * MIB, 1u64..12 * MIB), 0..6),
             copies in proptest::collection::vec((0u64..200 * MIB, 1u64..60 * MIB, 0u32..2), 0..4),
             cut in proptest::option::of(0u64..220 * MIB),
+            layout in proptest::sample::select(vec![Layout::Growing, Layout::equal(0), Layout::equal_from_growing()]),
         ) {
             let mut extents = Extents::of_base(base_mib * MIB);
             for (stamp, (at, len)) in writes.iter().enumerate() {
@@ -198,9 +345,13 @@ mod tests {
                 extents.truncate(len, 99);
             }
             let len = extents.len();
-            match plan(len, &extents.all()) {
+            match plan(layout, len, &extents.all()) {
                 Plan::Put => prop_assert!(len <= SINGLE_PUT_MAX),
                 Plan::Parts(parts) => {
+                    if let Layout::Equal(size) = layout {
+                        prop_assert!(Plan::Parts(parts.clone()).is_of_equal_parts());
+                        prop_assert!(parts[0].range.len() == size.min(len));
+                    }
                     let mut at = 0;
                     for (i, part) in parts.iter().enumerate() {
                         prop_assert_eq!(part.range.start(), at);
@@ -216,7 +367,7 @@ mod tests {
                     }
                     prop_assert_eq!(at, len);
                     prop_assert!(parts.len() <= limits::PARTS_MAX as usize);
-                    prop_assert_eq!(plan(len, &extents.all()), plan(len, &extents.all()));
+                    prop_assert_eq!(plan(layout, len, &extents.all()), plan(layout, len, &extents.all()));
                 }
             }
         }

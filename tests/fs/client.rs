@@ -11,8 +11,8 @@ use pailfs::fs::{Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root,
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, NewObjects, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
-use pailfs::write::Conditions;
 use pailfs::write::journal::{Journal, Owed};
+use pailfs::write::{Conditions, PartRule};
 
 pub const BUCKET: &str = "bucket";
 pub const TTL: Duration = Duration::from_secs(1);
@@ -157,6 +157,14 @@ impl Client {
     pub fn with_a_short_disk(self) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
         let options = Options { staging_reserve: Some(u64::MAX), ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
+    /// The same, on a server that is known to want equal parts.
+    pub fn with_equal_parts(self, short: bool) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let volume = volume.part_rule(PartRule::new(true, None));
+        let options = Options { staging_reserve: short.then_some(u64::MAX), ..usual() };
         Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
     }
 

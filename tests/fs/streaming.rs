@@ -239,6 +239,25 @@ fn another_client_s_version_moves_aside_where_ours_is_in_parts_alone() {
     }
 }
 
+/// Buckets have rules that end uploads after a day, and a program may write for longer.
+#[test]
+fn an_upload_that_somebody_else_ended_is_begun_anew() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(30 * MIB, 14);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body[..20 * MIB]).await;
+        until_uploads(&client, 1).await;
+        for upload in client.store.list_uploads(BUCKET, "").await.unwrap() {
+            client.store.abort_upload(&upload).await.unwrap();
+        }
+        write(&client, file.1, 20 * MIB, &body[20 * MIB..]).await;
+        client.close(file).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        assert_eq!(uploads(&client).await, 0);
+    });
+}
+
 #[test]
 fn no_byte_is_lost_whichever_request_fails() {
     block_on(async {
@@ -277,5 +296,71 @@ fn an_append_to_a_large_object_sends_what_is_new() {
         client.close(file).await.unwrap();
         assert!(client.object("f").await.unwrap() == body);
         assert_eq!(client.stats.bytes_sent.value() - sent, 4);
+    });
+}
+
+async fn write_and_close(client: &Client, name: &str, body: &[u8]) {
+    let file = client.open(name, REWRITE).await.unwrap();
+    write(client, file.1, 0, body).await;
+    client.close(file).await.unwrap();
+    assert!(client.object(name).await.unwrap() == body);
+    assert_eq!(uploads(client).await, 0);
+}
+
+#[test]
+fn a_server_that_refuses_unequal_parts_gets_equal_ones_and_is_remembered() {
+    block_on(async {
+        let client = Client::new();
+        client.store.want_equal_parts();
+        // A large object with a change in its middle: copies of different sizes, until the server says no.
+        let mut body = bytes(100 * MIB + 77, 20);
+        client.put_object("f", &body).await;
+        let (sent, expected) = (client.stats.bytes_sent.value(), 8 * MIB + 16 * MIB);
+        body[50 * MIB..50 * MIB + 3].fill(b'!');
+        client.write_at("f", 50 * MIB as u64, b"!!!").await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        assert_eq!(client.stats.bytes_sent.value() - sent, expected as u64, "a part of each size");
+        assert_eq!((count(&client, "CompleteMultipartUpload"), uploads(&client).await), (2, 0));
+        // The next one is right at once.
+        client.store.clear_calls();
+        body[90 * MIB] ^= 1;
+        client.write_at("f", 90 * MIB as u64, &body[90 * MIB..=90 * MIB]).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        assert_eq!(count(&client, "CompleteMultipartUpload"), 1);
+        assert_eq!((count(&client, "UploadPart"), count(&client, "UploadPartCopy")), (1, 6));
+    });
+}
+
+#[test]
+fn equal_parts_leave_while_the_program_writes_where_the_server_is_known_to_want_them() {
+    block_on(async {
+        for short in [false, true] {
+            let client = Client::new().with_equal_parts(short);
+            client.store.want_equal_parts();
+            let body = bytes(70 * MIB, 21);
+            let file = client.open("f", REWRITE).await.unwrap();
+            write(&client, file.1, 0, &body).await;
+            until("parts have left", || client.stats.parts_ahead.value() == 4).await;
+            client.store.clear_calls();
+            client.close(file).await.unwrap();
+            assert_eq!(
+                client.store.calls(),
+                ["UploadPart", "CompleteMultipartUpload"],
+                "four of 16 MiB had left"
+            );
+            assert!(client.object("f").await.unwrap() == body);
+            assert_eq!(uploads(&client).await, 0);
+        }
+    });
+}
+
+#[test]
+fn parts_that_had_left_in_the_growing_layout_count_when_the_server_turns_out_to_want_equal_ones() {
+    block_on(async {
+        let client = Client::new().with_a_short_disk();
+        client.store.want_equal_parts();
+        // All of 8 MiB: they are equal as they are, gone from the disk or not.
+        write_and_close(&client, "f", &bytes(40 * MIB, 22)).await;
+        assert_eq!(count(&client, "CompleteMultipartUpload"), 1);
     });
 }

@@ -4,7 +4,8 @@
 //! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
 //! passthrough; `beside` is what S3 is told beside the bytes; `reading` counts what reading costs; `writing` is large
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` is
-//! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room.
+//! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
+//! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -18,8 +19,10 @@ mod cli;
 mod copying;
 mod full;
 mod kills;
+mod programs;
 mod reading;
 mod removals;
+mod reports;
 mod semantics;
 mod servers;
 mod sessions;
