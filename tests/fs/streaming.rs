@@ -249,7 +249,7 @@ fn an_upload_that_somebody_else_ended_is_begun_anew() {
         write(&client, file.1, 0, &body[..20 * MIB]).await;
         until_uploads(&client, 1).await;
         for upload in client.store.list_uploads(BUCKET, "").await.unwrap() {
-            client.store.abort_upload(&upload).await.unwrap();
+            client.store.abort_upload(&upload.upload).await.unwrap();
         }
         write(&client, file.1, 20 * MIB, &body[20 * MIB..]).await;
         client.close(file).await.unwrap();
