@@ -453,7 +453,7 @@ async fn make_bucket(measured: &Measured) -> Result<()> {
 async fn drop_bucket(measured: &Measured) -> Result<()> {
     let Measured { store, bucket, .. } = measured;
     for upload in store.list_uploads(bucket, "").await? {
-        store.abort_upload(&upload).await?;
+        store.abort_upload(&upload.upload).await?;
     }
     for page in list(measured, "", None).await?.chunks(1000) {
         let keys = page.iter().map(|object| DeleteKey::any(&object.key)).collect();

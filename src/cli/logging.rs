@@ -4,7 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -46,12 +48,18 @@ fn filter(level: &str) -> Result<EnvFilter, Failure> {
         .map_err(|error| Failure::new(Code::Usage, format!("--log-level {level:?}: {error}")))
 }
 
+/// Whether an event may be shown, whoever asks: at its most talkative the SDK tells requests with all their headers, and
+/// some of those are keys.
+fn is_no_secret(event: &Metadata<'_>) -> bool {
+    *event.level() != Level::TRACE || !event.target().starts_with("aws_")
+}
+
 fn install(
     filter: EnvFilter,
     format: LogFormat,
     writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
 ) {
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(FilterFn::new(is_no_secret));
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     // It can only have been started before by a test in this process, whose log is as good.
     let _ = match format {

@@ -109,6 +109,8 @@ fn look(dir: &Path) -> Debts {
                             .then(|| "the machine went down before the bytes were on its disk".to_owned())),
                     }),
                     Owed::Upload(_) => debts.uploads += 1,
+                    // An hour after it the next mount looks; it has no bytes.
+                    Owed::Unheard { .. } => {}
                     Owed::Rename(rename) if rename.begun => debts.renames.push(RenameDebt {
                         from: name(&rename.from.bucket, &rename.from.key),
                         to: name(&rename.to.bucket, &rename.to.key),

@@ -673,7 +673,13 @@ impl S3 for Api {
         let max_uploads = page_size(input.max_uploads)?;
         let prefix = input.prefix.clone().unwrap_or_default();
         let delimiter = input.delimiter.clone().filter(|delimiter| !delimiter.is_empty());
-        let mut uploads = self.store.list_uploads(&input.bucket, &prefix).await.map_err(fail)?;
+        let listed = self.store.list_uploads(&input.bucket, &prefix).await.map_err(fail)?;
+        let mut initiated = HashMap::new();
+        let mut uploads = Vec::with_capacity(listed.len());
+        for unfinished in listed {
+            initiated.extend(unfinished.initiated.map(|at| (unfinished.upload.upload_id.clone(), at)));
+            uploads.push(unfinished.upload);
+        }
         uploads.sort_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
         if let Some(marker) = input.key_marker.as_ref().filter(|marker| !marker.is_empty()) {
             let id = input.upload_id_marker.as_ref().filter(|id| !id.is_empty());
@@ -711,6 +717,7 @@ impl S3 for Api {
         }
         let uploads = uploads.into_iter().map(|upload| dto::MultipartUpload {
             key: Some(encoding.text(&upload.key)),
+            initiated: initiated.get(&upload.upload_id).map(|at| timestamp(*at)),
             upload_id: Some(upload.upload_id),
             initiator: Some(dto::Initiator { id: owner().id, display_name: None }),
             owner: Some(owner()),

@@ -32,6 +32,8 @@ pub struct Pending {
     pub path: String,
     /// Bytes not in S3 yet.
     pub bytes: u64,
+    /// Of these, what S3 has in parts of an upload that is not completed.
+    pub sent_bytes: u64,
     pub last_error: Option<String>,
 }
 
@@ -1253,6 +1255,7 @@ impl Fs {
             honoured,
             len: state.extents.len(),
             stamp: state.stamp,
+            begun_at: self.clock.wall(),
             segments: state.all_segments(),
             base: state.object.as_ref().map(|object| Base {
                 bucket: object.bucket.to_string(),
@@ -1408,11 +1411,17 @@ impl Fs {
         files
             .iter()
             .map(|file| {
-                let (bytes, last_error) = {
+                let held = file.parts.held();
+                let (bytes, sent_bytes, last_error) = {
                     let state = lock(&file.state);
-                    (state.extents.dirty_bytes(), state.last_error.clone())
+                    let sent = held.iter().filter(|(range, sent, _)| {
+                        let (newest, all_written_here) = state.extents.newest(*range);
+                        all_written_here && newest <= *sent
+                    });
+                    let sent_bytes = sent.map(|(range, ..)| range.len()).sum();
+                    (state.extents.dirty_bytes(), sent_bytes, state.last_error.clone())
                 };
-                Pending { path: self.tree().path_of(file.ino), bytes, last_error }
+                Pending { path: self.tree().path_of(file.ino), bytes, sent_bytes, last_error }
             })
             .collect()
     }

@@ -24,7 +24,7 @@ use crate::s3::{Again, Attributes, Condition, DeleteKey, GetRequest, ListRequest
 use crate::tree::keys::DirKey;
 use crate::tree::{Entry, Ino};
 use crate::write::journal::{BaseObject, IntentId, Journal, Moving, OwedFile, OwedRename, Place, Record};
-use crate::write::{Base, Conditions, Target, copy_object, delete_objects};
+use crate::write::{Base, Conditions, Noted, Target, copy_object, delete_objects};
 
 /// Copies under way at once while a directory is renamed.
 const COPIES_IN_FLIGHT: usize = 64;
@@ -158,7 +158,7 @@ impl Fs {
             self.keep_dir(&from.volume, from.parent, &from.dir).await?;
         }
         let intent = self.intend_rename(from, to, &old, &new, &objects).await;
-        let copied = copy_all(from, to, &old, &new, &objects, intent.as_ref()).await;
+        let copied = copy_all(from, to, &old, &new, &objects, intent.as_ref(), self.noted()).await;
         if copied.is_err()
             && let Some(intent) = &intent
         {
@@ -257,10 +257,11 @@ impl Fs {
             let object = here.remove(&format!("{}{}", old.key, moving.rest));
             let key = format!("{}{}", new.key, moving.rest);
             let copy = there.get(&key);
-            let (source, target) = (&source, &target);
+            let (source, target, noted) = (&source, &target, self.noted());
             async move {
                 let (object_now, key) = (object.as_ref(), key.as_str());
-                let fate = move_again(source, target, honoured, &moving, object_now, copy, key, asks).await;
+                let fate =
+                    move_again(source, target, honoured, &moving, object_now, copy, key, (asks, noted)).await;
                 (moving, object, fate)
             }
         });
@@ -325,6 +326,7 @@ enum Fate {
     Stays,
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn move_again(
     source: &Volume,
     target: &Volume,
@@ -333,7 +335,7 @@ async fn move_again(
     object: Option<&ListedObject>,
     copy: Option<&ListedObject>,
     key: &str,
-    asks: bool,
+    (asks, noted): (bool, Noted<'_>),
 ) -> Result<Fate> {
     let is_ours = |copy: &ListedObject| {
         copy.size == moving.size && (copy.etag == moving.etag || Some(&copy.etag) == moving.made.as_ref())
@@ -355,7 +357,7 @@ async fn move_again(
                 Base { bucket: source.bucket.clone(), key: object.key.clone(), etag: object.etag.clone() };
             let condition = if honoured.copy { Condition::Absent } else { Condition::Any };
             let again = said_again(source, target, object, asks).await?;
-            let copy = Target { bucket: &target.bucket, key, condition, again };
+            let copy = Target { bucket: &target.bucket, key, condition, again, noted };
             match copy_object(&source.store, &target.store, &base, object.size, copy).await {
                 Ok(written) => Ok(Fate::There(written.etag)),
                 // Somebody was here just now.
@@ -448,13 +450,14 @@ async fn copy_all(
     new: &DirKey,
     objects: &[ListedObject],
     intent: Option<&Intent>,
+    noted: Noted<'_>,
 ) -> Result<Vec<Copied>> {
     let asks = may_have_keys(&from.volume, &to.volume, objects).await?;
     let mut made = Vec::with_capacity(objects.len());
     let mut failed = None;
     {
         let mut copies = futures::stream::iter(objects.to_vec())
-            .map(|object: ListedObject| copy_one(from, to, old, new, object, asks))
+            .map(|object: ListedObject| copy_one(from, to, old, new, object, (asks, noted)))
             .buffer_unordered(COPIES_IN_FLIGHT);
         while let Some(copy) = copies.next().await {
             match copy {
@@ -515,7 +518,7 @@ async fn copy_one(
     old: &DirKey,
     new: &DirKey,
     object: ListedObject,
-    asks: bool,
+    (asks, noted): (bool, Noted<'_>),
 ) -> Result<Copied> {
     let rest = object.key.strip_prefix(old.prefix()).unwrap_or(&object.key);
     let key = format!("{}{rest}", new.prefix());
@@ -524,7 +527,7 @@ async fn copy_one(
     }
     let again = said_again(&from.volume, &to.volume, &object, asks).await?;
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let target = Target { bucket: &to.volume.bucket, key: &key, condition: Condition::Any, again };
+    let target = Target { bucket: &to.volume.bucket, key: &key, condition: Condition::Any, again, noted };
     let written = copy_object(&from.volume.store, &to.volume.store, &source, object.size, target).await?;
     Ok(Copied { from: source.etag, key, etag: written.etag, size: object.size })
 }

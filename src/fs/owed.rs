@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::copy::Copied;
 use super::file::{File, State, typed};
@@ -14,13 +15,20 @@ use super::{Fs, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::read::Object;
-use crate::s3::Condition;
+use crate::s3::{Condition, Part, Unfinished};
 use crate::tree::keys::{Name, path_of};
 use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
 use crate::write::journal::{
-    BaseObject, Begun, FileId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record,
+    BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
 };
-use crate::write::{Line, Staging, Sums, What};
+use crate::write::{Line, Noted, Staging, Sums, What};
+
+/// An upload without a part after so long is nobody's any more: who begins one sends parts within minutes.
+const UPLOAD_QUIET: Duration = Duration::from_secs(3600);
+/// Unfinished uploads of one key and time that are looked at.
+const CANDIDATES_MAX: usize = 16;
+/// S3 refuses requests of who is further from its time than this.
+const CLOCKS_APART: Duration = Duration::from_secs(15 * 60);
 
 /// What became of what an earlier mount owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,6 +177,7 @@ impl Fs {
             match owed {
                 Owed::File(file) => files.push(*file),
                 Owed::Upload(upload) => self.end_upload(upload),
+                Owed::Unheard { id, place, at } => self.end_unheard(id, place, at).await,
                 Owed::Rename(rename) => renames.push(*rename),
                 Owed::Delete { id, bucket, doomed } => deletes.push((id, bucket, doomed)),
             }
@@ -245,6 +254,11 @@ impl Fs {
         }
     }
 
+    /// Where an upload that is begun beside a file's own is written down.
+    pub(super) fn noted(&self) -> Noted<'_> {
+        self.options.journal.as_ref().map(|journal| (journal, self.clock.wall()))
+    }
+
     /// A file whose name was being removed.
     fn drop_file(self: &Arc<Self>, owed: OwedFile) {
         if let Some(upload) = owed.upload {
@@ -273,9 +287,96 @@ impl Fs {
         });
     }
 
-    async fn take_up_file(self: &Arc<Self>, owed: OwedFile) -> Result<()> {
+    /// The process ended between S3's answer to CreateMultipartUpload and its note of the id, or before S3 was asked.
+    ///
+    /// Nothing that S3 tells of an upload says who began it, so that it was we is concluded: it is of the very key, it was
+    /// begun when we were about to, it has no part, as one whose id nobody heard cannot, and another client's would have
+    /// some by now; and it is the only one that this is true of. Otherwise it stays: without parts it costs nothing.
+    async fn end_unheard(self: &Arc<Self>, id: IntentId, place: Place, at: SystemTime) {
+        let quiet = (at + UPLOAD_QUIET).duration_since(self.clock.wall()).unwrap_or_default();
+        let fs = Arc::downgrade(self);
+        let ending = async move {
+            tokio::time::sleep(quiet).await;
+            let Some(fs) = fs.upgrade() else { return };
+            match fs.within(fs.abort_unheard(&place, at)).await {
+                Ok(()) => fs.owe_no_more(Record::Started { id }),
+                Err(error) => {
+                    let key = place.key;
+                    tracing::debug!(key, error = %error.report(), "an upload may have been left behind");
+                }
+            }
+        };
+        match quiet.is_zero() {
+            true => ending.await,
+            false => drop(self.reader.runtime().spawn(ending)),
+        }
+    }
+
+    async fn abort_unheard(&self, place: &Place, at: SystemTime) -> Result<()> {
+        let (_, volume) = self.known_volume(&place.bucket, &place.key).await?;
+        let apart = self.options.timeout + CLOCKS_APART;
+        let is_then = |begun: SystemTime| begun + CLOCKS_APART >= at && begun <= at + apart;
+        let listed = volume.store.list_uploads(&place.bucket, &place.key).await?;
+        // Read after the listing: whatever it shows of this mount is in there.
+        let known =
+            self.options.journal.as_ref().map_or_else(HashSet::new, |journal| uploads_of(journal.owed()));
+        let candidates = listed.into_iter().filter(|unfinished| {
+            unfinished.upload.key == place.key
+                && unfinished.initiated.is_some_and(is_then)
+                && !known.contains(&unfinished.upload.upload_id)
+        });
+        let mut empty = Vec::new();
+        for Unfinished { upload, .. } in candidates.take(CANDIDATES_MAX) {
+            if volume.store.list_parts(&upload).await?.is_empty() {
+                empty.push(upload);
+            }
+        }
+        let [upload] = &empty[..] else { return Ok(()) };
+        match volume.store.abort_upload(upload).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Of the upload that a file's parts are in, only what S3 has still goes on: a rule of the bucket may have aborted it,
+    /// and then the file begins anew.
+    async fn look_at_parts(&self, volume: &Volume, owed: &mut OwedFile) {
+        let Some(upload) = &mut owed.upload else { return };
+        let key = upload.upload.key.clone();
+        match self.within(volume.store.list_parts(&upload.upload)).await {
+            Ok(parts) => {
+                let is_there = |sent: &SentPart| parts.iter().any(|part| is_same_part(part, &sent.part));
+                let lost: Vec<u16> = upload
+                    .parts
+                    .values()
+                    .filter(|sent| !is_there(sent))
+                    .map(|sent| sent.part.number)
+                    .collect();
+                for number in lost {
+                    upload.parts.remove(&number);
+                    self.owe_no_more(Record::Unsent { file: owed.file, number });
+                }
+            }
+            Err(error) if error.is_not_found() => {
+                // It may have been completed, and the object is what its parts were in.
+                let place = &owed.place;
+                let object = self.within(volume.store.head(&place.bucket, &place.key, None)).await.ok();
+                if object.is_some_and(|info| owed.saving.iter().any(|(_, made)| made.etag == info.etag)) {
+                    return;
+                }
+                tracing::info!(key, "the upload that an earlier mount began is gone; its file is sent anew");
+                let upload_id = upload.upload.upload_id.clone();
+                self.owe_no_more(Record::UploadEnded { file: owed.file, upload_id });
+                owed.upload = None;
+            }
+            // It is heard when the file is saved.
+            Err(error) => tracing::debug!(key, error = %error.report(), "its parts cannot be asked for now"),
+        }
+    }
+
+    async fn take_up_file(self: &Arc<Self>, mut owed: OwedFile) -> Result<()> {
         let Some(journal) = self.options.journal.clone() else { return Ok(()) };
-        if let Some(damage) = owed.damage {
+        if let Some(damage) = &owed.damage {
             return Err(Error::new(Kind::Corrupt, format!("its bytes are not all there: {damage}")));
         }
         if owed.suspect {
@@ -284,6 +385,7 @@ impl Fs {
         }
         let (id, volume) = self.known_volume(&owed.place.bucket, &owed.place.key).await?;
         let staging = Staging::named(&journal.staging_dir(), &owed.staging, owed.sums.clone())?;
+        self.look_at_parts(&volume, &mut owed).await;
         let (upload, saving, key) = (owed.upload.clone(), owed.saving.clone(), owed.place.key.clone());
         find_what_was_let_go(&staging, &owed)?;
         let ino = self.plant(id, &volume, &owed)?;
@@ -373,6 +475,20 @@ impl Fs {
             self.volume_with(&base.place.bucket, &base.place.key).unwrap_or((id, Arc::clone(volume)));
         volume.object(id.0, &base.place.key, base.etag.clone(), base.size)
     }
+}
+
+fn is_same_part(one: &Part, other: &Part) -> bool {
+    (one.number, &one.etag, one.size) == (other.number, &other.etag, other.size)
+}
+
+/// Every upload that is known.
+fn uploads_of(owed: Vec<Owed>) -> HashSet<String> {
+    let uploads = owed.into_iter().filter_map(|owed| match owed {
+        Owed::File(file) => Some(file.upload?.upload.upload_id),
+        Owed::Upload(upload) => Some(upload.upload.upload_id),
+        _ => None,
+    });
+    uploads.collect()
 }
 
 /// Where the staging file has holes in what was written, the bytes were let go of, and are in a part of the upload.

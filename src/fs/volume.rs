@@ -9,7 +9,7 @@ use super::deletes::Deletes;
 use crate::base::ETag;
 use crate::error::Result;
 use crate::read::{Object, ObjectId};
-use crate::s3::{NewObjects, Session, Store};
+use crate::s3::{NewObjects, Session, Store, try_new_objects};
 use crate::tree::keys::DirKey;
 use crate::tree::listing::Order;
 use crate::write::{Conditions, PartRule};
@@ -23,6 +23,8 @@ pub struct Volume {
     pub read_only: bool,
     /// What its objects get beside their bytes.
     pub new_objects: NewObjects,
+    /// Whether the server has to show that it gives that to them.
+    unproven: bool,
     /// How far the order of the server's listings is known at the start.
     pub order: Order,
     /// Session and endpoint: server-side copies work between volumes that agree on both.
@@ -53,6 +55,7 @@ impl Volume {
             store,
             read_only: false,
             new_objects: NewObjects::default(),
+            unproven: false,
             order: Order::Known,
             reach: String::new(),
             origin: Arc::from(""),
@@ -75,6 +78,21 @@ impl Volume {
     pub fn new_objects(mut self, new_objects: NewObjects) -> Self {
         self.new_objects = new_objects;
         self
+    }
+
+    /// Has the server show that its objects get what is asked for; see [`Volume::prove`].
+    #[must_use]
+    pub fn unproven(mut self) -> Self {
+        self.unproven = true;
+        self
+    }
+
+    /// Fails where something is asked for new objects that the server refuses or forgets.
+    pub async fn prove(&self) -> Result<()> {
+        if self.read_only || !self.unproven || self.new_objects == NewObjects::default() {
+            return Ok(());
+        }
+        try_new_objects(&*self.store, &self.bucket, &self.prefix, &self.new_objects).await
     }
 
     #[must_use]
@@ -148,7 +166,8 @@ impl Volume {
 /// Finds out in which order a server lists; `None` where that cannot be told now.
 pub type OrderProbe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Option<Order>> + Send + Sync>;
 
-/// What a mount shows at its root.
+/// What a mount shows at its root. Made once, so its size matters to nobody.
+#[allow(clippy::large_enum_variant)]
 pub enum Root {
     /// One bucket, or a prefix of it.
     Volume(Volume),
@@ -178,6 +197,8 @@ impl Buckets {
             None => Arc::clone(&self.store),
         };
         store.head_bucket(bucket).await?;
-        Ok((self.open)(bucket, store).read_only(self.read_only))
+        let volume = (self.open)(bucket, store).read_only(self.read_only);
+        volume.prove().await?;
+        Ok(volume)
     }
 }

@@ -84,9 +84,21 @@ impl Failure {
     }
 }
 
+/// How the end of a mount goes.
+#[derive(Debug)]
+pub enum Heard<'a> {
+    Left(&'a Unsaved),
+    End { all: bool },
+}
+
 /// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
-/// the control socket. If `ready` fails, nobody wants the mount any more.
-pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
+/// the control socket. If `ready` fails, nobody wants the mount any more. While it ends by a signal, `heard` is told what
+/// is left to save, and in the end whether all is.
+pub async fn run(
+    config: MountConfig,
+    ready: impl FnOnce() -> io::Result<()>,
+    heard: Box<dyn FnMut(Heard<'_>) + Send>,
+) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
@@ -125,7 +137,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
     fs.find_orders();
 
     let mut live =
-        Live { fs, mounted: Arc::new(mounted), signals, stall: stall(&config.site), given_up: None };
+        Live { fs, mounted: Arc::new(mounted), signals, stall: stall(&config.site), given_up: None, heard };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
     let mut answers = Vec::new();
     if wanted.is_ok() {
@@ -138,6 +150,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
         // Who does not listen any more does not need the answer.
         let _ = answer.send(saved.clone());
     }
+    (live.heard)(Heard::End { all: saved.is_ok() });
     control.stop().await;
     tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
     wanted?;
@@ -281,7 +294,9 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     store.list(first).await?;
     let read_only = read_only || dir.read_only;
     let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
-    Ok(volume.new_objects(dir.new_objects.clone()))
+    let volume = volume.new_objects(dir.new_objects.clone());
+    volume.prove().await?;
+    Ok(volume)
 }
 
 fn volume(
@@ -299,7 +314,7 @@ fn volume(
         .origin(endpoint.as_deref().unwrap_or("aws"));
     // Amazon's own S3 keeps what it documents; any other server has to show it.
     let Some(endpoint) = endpoint.filter(|_| !session.is_aws()) else { return volume };
-    let volume = volume.order(order_of(findings.capabilities.kept(&endpoint, bucket)));
+    let volume = volume.unproven().order(order_of(findings.capabilities.kept(&endpoint, bucket)));
     let volume = volume.part_rule(part_rule(&endpoint, bucket, findings));
     let (bucket_name, noting) = (bucket.to_owned(), Arc::clone(findings));
     let (bucket, prefix, findings) = (bucket.to_owned(), prefix.to_owned(), Arc::clone(findings));
@@ -486,11 +501,14 @@ async fn start_control(config: &MountConfig, handle: &Arc<control::Handle>) -> R
 }
 
 fn unsaved(fs: &Fs) -> Unsaved {
-    Unsaved::of(fs.pending().into_iter().map(|file| UnsavedFile {
+    let pending = fs.pending();
+    let sent = pending.iter().map(|file| file.sent_bytes).sum();
+    let files = pending.into_iter().map(|file| UnsavedFile {
         path: file.path,
         bytes: file.bytes,
         last_error: file.last_error,
-    }))
+    });
+    Unsaved { sent, ..Unsaved::of(files) }
 }
 
 fn counters(stats: &Stats) -> Vec<CounterValue> {
@@ -516,6 +534,15 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
 ///
 /// Giving up is not cancelling: a request that S3 has taken and we have forgotten would look like another client's.
 async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
+    save_and_tell(fs, stall, &mut |_| {}).await
+}
+
+/// The same, with word of what is left.
+async fn save_and_tell(
+    fs: &Arc<Fs>,
+    stall: Duration,
+    heard: &mut (dyn FnMut(Heard<'_>) + Send),
+) -> Result<(), Refusal> {
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = progress(fs);
@@ -529,6 +556,7 @@ async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
                 break flushed.unwrap_or_else(panicked).err();
             }
             now = ticks.tick() => {
+                heard(Heard::Left(&unsaved(fs)));
                 let current = progress(fs);
                 if current != seen {
                     (seen, deadline) = (current, now + stall);
@@ -577,6 +605,7 @@ struct Live {
     stall: Duration,
     /// Why what is not saved by now will not be.
     given_up: Option<String>,
+    heard: Box<dyn FnMut(Heard<'_>) + Send>,
 }
 
 impl Live {
@@ -629,7 +658,7 @@ impl Live {
     /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
     async fn end(&mut self) {
         let saved = tokio::select! {
-            saved = save(&self.fs, self.stall) => saved.map_err(|refusal| refusal.message),
+            saved = save_and_tell(&self.fs, self.stall, &mut *self.heard) => saved.map_err(|refusal| refusal.message),
             () = self.signals.next() => Err("told to stop before everything was saved".to_owned()),
         };
         self.given_up = saved.err();

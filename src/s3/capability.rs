@@ -195,9 +195,7 @@ pub struct Probed {
 
 /// Probes a bucket under `prefix`, and takes away what it wrote. An error means that nothing was found out.
 pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) -> Result<Probed> {
-    let root = format!("{prefix}{SCRATCH}{:016x}.", rand::random::<u64>());
-    let scratch =
-        Scratch { store, bucket, root, made: Mutex::default(), keeps_versions: AtomicBool::new(false) };
+    let scratch = Scratch::new(store, bucket, prefix);
     let found = match scratch.may_clean().await {
         Ok(None) => scratch.run(depth).await.map(|capabilities| (capabilities, None)),
         // Without a way back nothing is written.
@@ -215,7 +213,7 @@ pub async fn probe(store: &dyn Store, bucket: &str, prefix: &str, depth: Depth) 
 }
 
 /// Keys of one probe, side by side: a directory of them would outlive them on some servers.
-struct Scratch<'a> {
+pub(super) struct Scratch<'a> {
     store: &'a dyn Store,
     bucket: &'a str,
     root: String,
@@ -225,9 +223,16 @@ struct Scratch<'a> {
     keeps_versions: AtomicBool,
 }
 
+impl<'a> Scratch<'a> {
+    pub(super) fn new(store: &'a dyn Store, bucket: &'a str, prefix: &str) -> Self {
+        let root = format!("{prefix}{SCRATCH}{:016x}.", rand::random::<u64>());
+        Self { store, bucket, root, made: Mutex::default(), keeps_versions: AtomicBool::new(false) }
+    }
+}
+
 impl Scratch<'_> {
     /// Whether what is written can be taken away again; why not, if so. Deletes a key that was never there.
-    async fn may_clean(&self) -> Result<Option<String>> {
+    pub(super) async fn may_clean(&self) -> Result<Option<String>> {
         let denied = |error: Error| match error.kind() {
             Kind::AccessDenied => Ok(Some(format!("the identity may not delete: {}", error.message()))),
             _ => told_by(error).map(|_| None),
@@ -478,7 +483,7 @@ impl Scratch<'_> {
 
     // ---- the pieces
 
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.root)
     }
 
@@ -493,7 +498,7 @@ impl Scratch<'_> {
         self.put_request(request).await
     }
 
-    async fn put_request(&self, request: PutRequest) -> Result<Written> {
+    pub(super) async fn put_request(&self, request: PutRequest) -> Result<Written> {
         let key = request.key.clone();
         let answer = self.store.put(request).await;
         // Without an answer it may be there all the same.
@@ -592,12 +597,14 @@ impl Scratch<'_> {
     }
 
     /// Takes everything away that a probe made, and names what it could not.
-    async fn clean(&self) -> Vec<String> {
+    pub(super) async fn clean(&self) -> Vec<String> {
         let keeps_versions = self.keeps_versions.load(Ordering::Relaxed);
         let mut left = Vec::new();
         for upload in self.store.list_uploads(self.bucket, &self.root).await.unwrap_or_default() {
-            match self.store.abort_upload(&upload).await {
-                Err(error) if !error.is_not_found() => left.push(format!("{} (an upload)", upload.key)),
+            match self.store.abort_upload(&upload.upload).await {
+                Err(error) if !error.is_not_found() => {
+                    left.push(format!("{} (an upload)", upload.upload.key))
+                }
                 _ => {}
             }
         }

@@ -92,7 +92,7 @@ impl Change {
                 Done::Nothing
             }
             Self::CreateUpload(bucket, key, attributes) => {
-                Done::Upload(model.create_upload(&bucket, &key, attributes)?)
+                Done::Upload(model.create_upload(&bucket, &key, attributes, now)?)
             }
             Self::UploadPart(upload, number, checksum) => {
                 Done::Part(model.upload_part(&upload, number, body, checksum)?)

@@ -1188,7 +1188,7 @@ impl Store for Client {
         }
     }
 
-    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
+    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
         let mut uploads = Vec::new();
         let mut marker: (Option<String>, Option<String>) = (None, None);
         loop {
@@ -1206,10 +1206,10 @@ impl Store for Client {
             let encoded = answer.encoding_type() == Some(&EncodingType::Url);
             for upload in answer.uploads() {
                 let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
-                uploads.push(Upload {
-                    bucket: bucket.to_owned(),
-                    key: decoded(key, encoded)?,
-                    upload_id: id.to_owned(),
+                let (bucket, upload_id) = (bucket.to_owned(), id.to_owned());
+                uploads.push(Unfinished {
+                    upload: Upload { bucket, key: decoded(key, encoded)?, upload_id },
+                    initiated: upload.initiated().map(|at| time_of(Some(at))),
                 });
             }
             let key_marker = answer.next_key_marker().map(|key| decoded(key, encoded)).transpose()?;

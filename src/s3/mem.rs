@@ -531,7 +531,10 @@ impl Store for MemStore {
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {
         let change = Change::CreateUpload(bucket.to_owned(), key.to_owned(), attributes);
         let now = self.clock.wall();
-        self.call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload())
+        let created = self
+            .call("CreateMultipartUpload", bucket, key, |s| s.change(change, Bytes::new(), now)?.upload());
+        self.let_out("CreateMultipartUpload").await;
+        created
     }
 
     async fn upload_part(
@@ -596,7 +599,7 @@ impl Store for MemStore {
         self.call("ListParts", &upload.bucket, &upload.key, |s| s.model.list_parts(upload))
     }
 
-    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
+    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
         self.call("ListMultipartUploads", bucket, prefix, |s| s.model.list_uploads(bucket, prefix))
     }
 }

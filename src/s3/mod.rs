@@ -25,6 +25,7 @@ pub mod resource;
 mod session;
 mod settings;
 mod store;
+mod trial;
 mod types;
 
 pub use beside::{Again, Encryption, NewObjects};
@@ -39,4 +40,5 @@ pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};
 pub use store::Store;
+pub use trial::try_new_objects;
 pub use types::*;

@@ -71,5 +71,5 @@ pub trait Store: Send + Sync + 'static {
     async fn abort_upload(&self, upload: &Upload) -> Result<()>;
     async fn list_parts(&self, upload: &Upload) -> Result<Vec<Part>>;
     /// Unfinished uploads under a prefix.
-    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>>;
+    async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>>;
 }

@@ -319,6 +319,14 @@ pub struct Upload {
     pub upload_id: String,
 }
 
+/// An upload that was neither completed nor aborted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    pub upload: Upload,
+    /// By the server's clock, where it tells.
+    pub initiated: Option<SystemTime>,
+}
+
 /// A part that S3 holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-use super::journal::{BaseObject, FileId, Journal, Record, remember};
+use super::journal::{BaseObject, FileId, IntentId, Journal, Place, Record, remember};
 use crate::base::{ByteRange, ETag};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::s3::{Attributes, Part, Store, Upload};
 
 /// Where the journal has a file.
@@ -22,6 +23,34 @@ impl Line {
     /// Writes down what happened to the file.
     pub fn append(&self, record: impl FnOnce(FileId) -> Record) -> Result<()> {
         self.journal.append(&record(self.file))
+    }
+
+    /// Begins an upload in parts so that it is known of, or can be found, whatever becomes of the answer and of us.
+    pub(super) async fn begin_upload(
+        &self,
+        store: &Arc<dyn Store>,
+        place: Place,
+        attributes: Attributes,
+        at: SystemTime,
+    ) -> Result<Upload> {
+        let id = IntentId(self.journal.fresh_id());
+        let Place { bucket, key } = place.clone();
+        self.note(Record::Starting { id, place, at });
+        let created = store.create_upload(&bucket, &key, attributes).await;
+        if let Ok(upload) = &created {
+            self.note(Record::Uploading { file: self.file, upload: upload.clone() });
+        }
+        if !created.as_ref().is_err_and(Error::may_have_happened) {
+            self.journal.end(Record::Started { id });
+        }
+        created
+    }
+
+    /// What cannot be written down is aborted or found out by the next mount; nothing is lost.
+    pub(super) fn note(&self, record: Record) {
+        if let Err(error) = self.journal.append(&record) {
+            tracing::warn!(error = %error.report(), "an upload could not be written down");
+        }
     }
 }
 
@@ -70,13 +99,12 @@ impl Parts {
         *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
     }
 
-    /// An upload of this object is under way from now on.
-    pub(super) fn begin(&self, store: Arc<dyn Store>, upload: Upload, attributes: Attributes) {
-        self.note(|file| Record::Uploading { file, upload: upload.clone() });
-        self.resume(store, upload, attributes, Vec::new());
+    /// Where uploads are written down.
+    pub(super) fn line(&self) -> Option<Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// An upload that an earlier process began goes on: S3 has these parts, with everything up to the stamps in them.
+    /// An upload of this object is under way from now on: S3 has these parts, with everything up to the stamps in them.
     pub fn resume(
         &self,
         store: Arc<dyn Store>,
@@ -181,11 +209,9 @@ impl Parts {
         self.note(|file| Record::UploadEnded { file, upload_id: upload.upload_id.clone() });
     }
 
-    /// What cannot be written down is aborted or found out by the next mount; nothing is lost.
     fn note(&self, record: impl FnOnce(FileId) -> Record) {
-        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(Err(error)) = line.map(|line| line.append(record)) {
-            tracing::warn!(error = %error.report(), "an upload could not be written down");
+        if let Some(line) = self.line() {
+            line.note(record(line.file));
         }
     }
 

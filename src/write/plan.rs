@@ -187,6 +187,50 @@ mod tests {
         assert!(parts.len() < 40, "copies are merged: {}", parts.len());
     }
 
+    /// T10: three bytes here and there of 500 MB, and no part is too small.
+    #[test]
+    fn t10_small_changes_anywhere_make_no_small_part() {
+        let len = 500_000_000;
+        let mut extents = Extents::of_base(len);
+        let places = (0..6).map(|mb| mb * 1_000_000).chain([400_000_000, 495_000_000, len - 3]);
+        for (at, stamp) in places.clone().zip(1..) {
+            extents.write(ByteRange::at(at, 3).unwrap(), stamp);
+        }
+        let Plan::Parts(parts) = plan(Layout::Growing, len, &extents.all()) else {
+            panic!("a Put of 500 MB")
+        };
+        let (last, others) = parts.split_last().unwrap();
+        assert!(others.iter().all(|part| part.range.len() >= limits::PART_MIN), "{parts:?}");
+        assert!(last.range.len() > 0 && last.range.end() == len);
+        let sent: u64 = parts.iter().filter(|part| !part.copy).map(|part| part.range.len()).sum();
+        assert!(sent <= 4 * 8 * MIB, "{sent} bytes for {} places", places.count());
+    }
+
+    /// T11: a gibibyte of nothing.
+    #[test]
+    fn t11_a_file_that_was_only_grown_is_a_plan_within_the_limits() {
+        let mut extents = Extents::of_base(0);
+        extents.truncate(1 << 30, 1);
+        let Plan::Parts(parts) = plan(Layout::Growing, 1 << 30, &extents.all()) else {
+            panic!("a Put of 1 GiB")
+        };
+        assert_eq!(parts.iter().map(|part| part.range.len()).sum::<u64>(), 1 << 30);
+        assert!(parts.iter().all(|part| part.range.len() >= limits::PART_MIN && !part.copy));
+    }
+
+    /// T32: 100 GiB written in order; a mount that counts 10,000 parts of 8 MiB ends at 80 GB.
+    #[test]
+    fn t32_a_hundred_gibibytes_in_order_need_few_parts() {
+        let full = full_parts(Layout::Growing, 1, 0, 100 << 30);
+        let (number, range) = full.last().unwrap();
+        assert!(*number < limits::PARTS_MAX / 2, "{number}");
+        assert!(
+            (100 << 30) - range.end() < Layout::Growing.size(range.end()),
+            "all but a tail leaves while it is written"
+        );
+        assert!(full.iter().all(|(_, range)| range.len() <= limits::PART_MAX));
+    }
+
     #[test]
     fn ten_thousand_parts_reach_five_tebibytes() {
         let len = 5u64 << 40;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::extents::{Segment, What};
-use super::journal::{BaseObject, Place};
-use super::parts::Parts;
+use super::journal::{BaseObject, FileId, Journal, Place, Record};
+use super::parts::{Line, Parts};
 use super::plan::{Layout, PartPlan, Plan, plan, plan_without_copies};
 use super::staging::Staging;
 use crate::base::crc::{crc64, joined, of_zeros};
@@ -136,6 +137,7 @@ pub struct Job {
     pub len: u64,
     /// Of the latest change that it carries.
     pub stamp: u64,
+    pub begun_at: SystemTime,
     /// Sources of the bytes, in order, covering `0..len`, or what leaves of it.
     pub segments: Vec<Segment>,
     pub base: Option<Base>,
@@ -368,6 +370,10 @@ async fn multipart(job: &Job, parts: Vec<PartPlan>) -> Result<Written> {
             Err(error) if job.parts.wrong().is_some() && error.kind() == Kind::Corrupt && !job.has_gone() => {
                 again(job, &error);
             }
+            // By a rule of the bucket, or by another mount that had taken up what this one owed.
+            Err(error) if error.code() == Some("NoSuchUpload") && !job.has_gone() => {
+                tracing::info!(key = job.key, "its upload was ended by somebody else; beginning a new one");
+            }
             answer => return answer,
         }
     }
@@ -396,8 +402,15 @@ async fn begin(job: &Job) -> Result<Upload> {
         return Ok(upload);
     }
     abandon(&job.parts).await;
-    let upload = job.store.create_upload(&job.bucket, &job.key, job.attributes.clone()).await?;
-    job.parts.begin(Arc::clone(&job.store), upload.clone(), job.attributes.clone());
+    let attributes = job.attributes.clone();
+    let upload = match job.parts.line() {
+        Some(line) => {
+            let place = Place { bucket: job.bucket.clone(), key: job.key.clone() };
+            line.begin_upload(&job.store, place, attributes.clone(), job.begun_at).await?
+        }
+        None => job.store.create_upload(&job.bucket, &job.key, attributes.clone()).await?,
+    };
+    job.parts.resume(Arc::clone(&job.store), upload.clone(), attributes, Vec::new());
     Ok(upload)
 }
 
@@ -642,13 +655,18 @@ pub struct Target<'a> {
     pub key: &'a str,
     pub condition: Condition,
     pub again: Again,
+    /// Where a copy in parts is written down, and the time of now.
+    pub noted: Noted<'a>,
 }
+
+pub type Noted<'a> = Option<(&'a Arc<Journal>, SystemTime)>;
 
 /// Copies an object of `size` bytes on the server, however large, and keeps its attributes, but for what has to be said
 /// again.
 ///
 /// The copy is of `etag` or fails `Stale`; the target takes it under its condition. What is copied to is asked for the
 /// copy, because its region may be another; what is copied from is asked about the object.
+/// A copy in parts is written down, so that the next mount aborts it where this one is killed.
 pub async fn copy_object(
     from: &Arc<dyn Store>,
     store: &Arc<dyn Store>,
@@ -677,14 +695,20 @@ pub async fn copy_object(
         };
     }
     let info = head_with_tags(&**from, &source.bucket, &source.key).await?;
-    let Target { bucket, key, condition, again } = target;
-    let upload = store.create_upload(bucket, key, again.lay_over(info.attributes)).await?;
+    let Target { bucket, key, condition, again, noted } = target;
+    let attributes = again.lay_over(info.attributes);
+    // Of no file: whoever finds it unended aborts it.
+    let line = noted
+        .map(|(journal, at)| (Line { journal: Arc::clone(journal), file: FileId(journal.fresh_id()) }, at));
+    let upload = match &line {
+        Some((line, at)) => {
+            let place = Place { bucket: bucket.to_owned(), key: key.to_owned() };
+            line.begin_upload(store, place, attributes, *at).await?
+        }
+        None => store.create_upload(bucket, key, attributes).await?,
+    };
     let result = async {
-        let ranges = (0..size.div_ceil(COPY_PART_BYTES)).zip(1u16..).filter_map(|(i, number)| {
-            let start = i * COPY_PART_BYTES;
-            Some((ByteRange::new(start, (start + COPY_PART_BYTES).min(size))?, number))
-        });
-        let mut parts: Vec<Part> = futures::stream::iter(ranges)
+        let mut parts: Vec<Part> = futures::stream::iter(copy_parts(size))
             .map(|(range, number)| {
                 let source = PartSource {
                     bucket: source.bucket.clone(),
@@ -701,10 +725,20 @@ pub async fn copy_object(
         store.complete_upload(&upload, parts, condition).await
     }
     .await;
-    if result.is_err() {
-        let _ = store.abort_upload(&upload).await;
+    let ended = result.is_ok() || matches!(store.abort_upload(&upload).await, Ok(()));
+    if let (true, Some((line, _))) = (ended, line) {
+        line.note(Record::UploadEnded { file: line.file, upload_id: upload.upload_id });
     }
     result
+}
+
+/// The parts of a copy that is too large for one request: larger ones where it would need more than 10,000 of them.
+fn copy_parts(size: u64) -> impl Iterator<Item = (ByteRange, u16)> {
+    let step = COPY_PART_BYTES.max(size.div_ceil(u64::from(limits::PARTS_MAX)));
+    (0..size.div_ceil(step)).zip(1u16..).filter_map(move |(i, number)| {
+        let start = i * step;
+        Some((ByteRange::new(start, (start + step).min(size))?, number))
+    })
 }
 
 /// An empty object's copy is a new empty object with the same attributes.
@@ -803,4 +837,26 @@ pub async fn delete_object(
     let request =
         DeleteRequest { bucket: bucket.to_owned(), key: key.to_owned(), version_id: None, condition };
     store.delete(request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T32: an object of 6 GiB is renamed by copying parts; one of 40 TiB too.
+    #[test]
+    fn t32_a_copy_of_more_than_five_gibibytes_is_parts_within_the_limits() {
+        for size in [(5 << 30) + 1, 6 << 30, 5 << 40, (40 << 40) + 12_345] {
+            let parts: Vec<_> = copy_parts(size).collect();
+            assert!(parts.len() <= usize::from(limits::PARTS_MAX), "{size}: {} parts", parts.len());
+            let (mut at, mut before) = (0, 0);
+            for (range, number) in &parts {
+                assert_eq!((range.start(), *number), (at, before + 1), "{size}");
+                assert!(range.len() <= limits::PART_MAX, "{size}: {range}");
+                (at, before) = (range.end(), *number);
+            }
+            assert_eq!(at, size);
+            assert!(parts[..parts.len() - 1].iter().all(|(range, _)| range.len() >= limits::PART_MIN));
+        }
+    }
 }

@@ -468,7 +468,7 @@ struct Process {
     open: (pailfs::tree::Ino, u64),
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 

@@ -247,7 +247,7 @@ fn run(ops: &[Op], unit: usize, len: usize) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
     fn a_small_file_is_a_byte_array_in_any_order(ops in proptest::collection::vec(op(), 1..25)) {
         run(&ops, 100, 12)?;

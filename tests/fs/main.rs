@@ -22,4 +22,6 @@ mod model;
 mod races;
 mod reading;
 mod renames;
+mod reports;
 mod streaming;
+mod uploads;

@@ -94,7 +94,7 @@ fn many_writers_wait_for_each_other() {
     });
 }
 
-/// D9: "A failed `close()` keeps the bytes in memory as long as the process lives, and they are tried again".
+/// D10: "A failed `close()` keeps the bytes in memory as long as the process lives, and they are tried again".
 #[test]
 fn a_failed_save_keeps_the_bytes_while_the_process_lives() {
     block_on(async {

@@ -239,6 +239,25 @@ fn another_client_s_version_moves_aside_where_ours_is_in_parts_alone() {
     }
 }
 
+/// Buckets have rules that end uploads after a day, and a program may write for longer.
+#[test]
+fn an_upload_that_somebody_else_ended_is_begun_anew() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(30 * MIB, 14);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body[..20 * MIB]).await;
+        until_uploads(&client, 1).await;
+        for upload in client.store.list_uploads(BUCKET, "").await.unwrap() {
+            client.store.abort_upload(&upload.upload).await.unwrap();
+        }
+        write(&client, file.1, 20 * MIB, &body[20 * MIB..]).await;
+        client.close(file).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        assert_eq!(uploads(&client).await, 0);
+    });
+}
+
 #[test]
 fn no_byte_is_lost_whichever_request_fails() {
     block_on(async {

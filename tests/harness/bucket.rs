@@ -87,7 +87,7 @@ impl Place {
 
     async fn empty(&self) -> Result<()> {
         for upload in self.store.list_uploads(&self.bucket, "").await? {
-            self.store.abort_upload(&upload).await?;
+            self.store.abort_upload(&upload.upload).await?;
         }
         if matches!(
             self.store.versioning(&self.bucket).await,

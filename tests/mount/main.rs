@@ -2,9 +2,10 @@
 //!
 //! `semantics` has a test for each row of docs/SEMANTICS.md and quotes it; `servers` runs a day's work on
 //! servers that we did not write; `cli` is what a person types; `cache` is the cache directory and
-//! passthrough; `reading` counts what reading costs; `writing` is large files and small disks; `removals` is `rm -r`;
-//! `copying` is copies and holes, by the tools that ask for them; `stuck` is what happens when nobody answers;
-//! `two_mounts` is two hosts that write one key; `full` is a disk without room.
+//! passthrough; `beside` is what S3 is told beside the bytes; `reading` counts what reading costs; `writing` is large
+//! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` is
+//! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
+//! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -12,13 +13,17 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod beside;
 mod cache;
 mod cli;
 mod copying;
+mod drain;
 mod full;
 mod kills;
+mod programs;
 mod reading;
 mod removals;
+mod reports;
 mod semantics;
 mod servers;
 mod sessions;

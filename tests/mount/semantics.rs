@@ -460,10 +460,10 @@ fn attributes_survive_rename_and_rewrite() {
     assert_eq!(info.size, 9);
 }
 
-/// A file renamed before its first close is uploaded once, to its new name.
+/// T2: a file that is open and not saved is renamed, and goes on under its new name, where it is uploaded once.
 #[test]
-fn an_open_file_is_renamed_and_goes_on() {
-    let m = mounted!("an_open_file_is_renamed_and_goes_on");
+fn t02_an_open_file_is_renamed_and_goes_on() {
+    let m = mounted!("t02_an_open_file_is_renamed_and_goes_on");
     let mut file = File::create(m.at("tmp")).unwrap();
     file.write_all(b"one").unwrap();
     fs::rename(m.at("tmp"), m.at("final")).unwrap();
@@ -821,10 +821,10 @@ fn an_answer_that_is_lost_is_no_conflict_with_ourselves() {
     assert_eq!(keys, ["CompleteMultipartUpload", "PutObject"], "no conflict copy of our own");
 }
 
-/// A server that refuses checksums is served without, and told once.
+/// T31: a server that refuses checksums is served without, DeleteObjects too, and told once.
 #[test]
-fn a_server_that_refuses_checksums_is_served_with_lesser_ones() {
-    let m = mounted!("a_server_that_refuses_checksums_is_served_with_lesser_ones");
+fn t31_a_server_that_refuses_checksums_is_served_with_lesser_ones() {
+    let m = mounted!("t31_a_server_that_refuses_checksums_is_served_with_lesser_ones");
     let rule = format!("bucket={},fault=refuse-checksums", m.place.bucket);
     let _faults = crate::harness::server::faults(Server::Demo, &rule);
     let large = pattern(20 << 20, 19);

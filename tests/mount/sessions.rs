@@ -1,6 +1,7 @@
 //! Whose keys, which region, which endpoint: what a session is made of, and what `pailfs sessions` says of it.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -260,16 +261,17 @@ fn the_caller_is_asked_for_at_own_endpoints_too() {
     }
 }
 
-/// Credentials that expire in the middle are fetched anew, once and unnoticed: the server takes only the fresh ones,
-/// so a request that is merely repeated fails.
+/// T28: credentials that expire in the middle of a copy are fetched anew, once and unnoticed, though their source takes
+/// six seconds: the server takes only the fresh ones, so a request that is merely repeated fails.
 #[test]
-fn an_expired_token_is_replaced_by_a_fresh_one() {
+fn t28_an_expired_token_is_replaced_by_a_fresh_one() {
     let Some(place) = fresh_place(Server::Demo, "an_expired_token_is_replaced") else { return };
     let at = endpoint(Server::Demo);
     let home = Home::new("");
     let (script, calls, dir) = (home.at("provider"), home.at("calls"), home.at("mnt"));
     let text = format!(
-        "#!/bin/sh\necho call >> {calls}\n[ $(wc -l < {calls}) = 1 ] && token=old || token=fresh\n\
+        "#!/bin/sh\necho call >> {calls}\ntoken=old\n\
+         [ $(wc -l < {calls}) = 1 ] || {{ token=fresh; sleep 6; }}\n\
          printf '{{\"Version\":1,\"AccessKeyId\":\"{}\",\"SecretAccessKey\":\"{}\",\"SessionToken\":\"%s\"}}' $token\n",
         at.access,
         at.secret,
@@ -289,10 +291,15 @@ fn an_expired_token_is_replaced_by_a_fresh_one() {
     let asked = || fs::read_to_string(&calls).unwrap().lines().count();
     assert_eq!(asked(), 1);
 
+    let bytes = vec![3; 30 << 20];
+    let mut copy = fs::File::create(dir.join("f")).unwrap();
+    copy.write_all(&bytes[..10 << 20]).unwrap();
     let rule = format!("bucket={},fault=expired-token:old", place.bucket);
     let _faults = crate::harness::server::faults(Server::Demo, &rule);
-    fs::write(dir.join("f"), b"x").unwrap();
-    assert_eq!(block_on(place.get("f")).unwrap(), "x");
+    copy.write_all(&bytes[10 << 20..]).unwrap();
+    copy.sync_all().unwrap();
+    drop(copy);
+    assert!(block_on(place.get("f")).unwrap() == bytes);
     for n in 0..10 {
         fs::write(dir.join(format!("more-{n}")), b"y").unwrap();
     }

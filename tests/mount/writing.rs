@@ -115,7 +115,7 @@ fn a_large_file_is_read_back_while_it_is_written() {
     same(&path, &body);
 }
 
-/// D9: "`--staging=memory`: what is not in S3 yet is in memory alone, and nothing is written to a local disk."
+/// D10: "`--staging=memory`: what is not in S3 yet is in memory alone, and nothing is written to a local disk."
 #[test]
 fn with_staging_in_memory_nothing_is_written_below_the_state_directory() {
     let scratch = tempfile::tempdir().unwrap();

@@ -95,7 +95,7 @@ fn encrypted() -> Attributes {
 }
 
 fn tagged() -> Attributes {
-    let tags = [("team", "a b"), ("cost+center", "1=2&3")];
+    let tags = [("team", "a b"), ("cost+center", "1=2/3")];
     Attributes {
         tags: tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         ..Attributes::default()

@@ -11,6 +11,14 @@ pub const PINS: &[(Server, &str, &str)] = &[
     // s3s decodes RFC 2047 in metadata before we see it.
     (Demo, "metadata_values_come_back_as_they_are", "\"value-4\": \"x\""),
     // Garage 2.5.0: conditions on writes are taken and not looked at; no versions, no tags, no request ids.
+    // What it does not know beside the bytes it takes and forgets.
+    (Garage, "a_copy_keeps_tags", "NotImplemented, HTTP 501"),
+    (Garage, "a_copy_takes_the_class_it_is_told", "class: None"),
+    (Garage, "a_copy_takes_the_encryption_it_is_told", "key of a copy: None"),
+    (Garage, "a_storage_class_comes_back", "class: None"),
+    (Garage, "an_upload_takes_its_class", "class: None"),
+    (Garage, "encryption_comes_back", "key of the object: None"),
+    (Garage, "tags_are_counted", "tags of k: 0"),
     (Garage, "a_completion_over_an_object_is_refused", "the completion was taken"),
     (Garage, "a_completion_over_another_version_is_stale", "the completion was taken"),
     (Garage, "a_copy_over_an_object_is_refused", "the copy was taken"),
@@ -41,6 +49,12 @@ pub const PINS: &[(Server, &str, &str)] = &[
     (Garage, "versions_are_listed_newest_first", "NotImplemented, HTTP 501"),
     // SeaweedFS 4.48: a key beside keys below it may be refused, whichever came first; lists as a tree is walked, keeps keys as paths, makes buckets on the way.
     (SeaweedFs, "a_bucket_with_objects_is_not_deleted", "the delete was taken"),
+    (SeaweedFs, "a_copy_takes_the_class_it_is_told", "the copy has the class Some(\"STANDARD_IA\")"),
+    // It has no KMS until it is given one, and says of a customer's key what the SDK cannot read.
+    (SeaweedFs, "a_copy_takes_the_encryption_it_is_told", "InternalError, HTTP 500"),
+    (SeaweedFs, "encryption_comes_back", "InternalError, HTTP 500"),
+    (SeaweedFs, "expiry_and_redirect_come_back", "None) instead of"),
+    (SeaweedFs, "what_one_key_encrypts_no_other_reads", "Failed to parse SSECustomerKeyMD5"),
     (SeaweedFs, "a_delimiter_groups_what_lies_below", "prefixes under \"\": | ExistingObjectIsFile"),
     (SeaweedFs, "a_key_beside_its_own_children_is_kept", "ExistingObjectIsFile"),
     (SeaweedFs, "a_missing_bucket_is_told_from_a_missing_key", "a put was taken"),
@@ -72,6 +86,7 @@ pub const PINS: &[(Server, &str, &str)] = &[
     (Moto, "odd_keys_are_kept", "not kept: [\"line\\nbreak\""),
     (Moto, "tags_come_back", "the server failed (HTTP 500)"),
     (Moto, "versioning_is_switched_on_and_off", "invalid XML root"),
+    (Moto, "what_one_key_encrypts_no_other_reads", "it is encrypted with None"),
     (Moto, "wrong_checksums_are_refused", "taken: [Crc64Nvme, Crc32, Crc32c, Sha1, Sha256, Md5]"),
 ];
 

@@ -83,7 +83,7 @@ fn versions_and_delete_markers_keep_what_was() {
 #[test]
 fn parts_become_an_object_under_the_rules() {
     let mut m = model();
-    let upload = m.create_upload("bucket", "k", Attributes::default()).unwrap();
+    let upload = m.create_upload("bucket", "k", Attributes::default(), std::time::UNIX_EPOCH).unwrap();
     let small = m.upload_part(&upload, 1, Bytes::from(vec![1; 100]), None).unwrap();
     let last = m.upload_part(&upload, 3, Bytes::from(vec![3; 10]), None).unwrap();
     let refused = m.complete_upload(&upload, &[small, last.clone()], &Condition::Any, NOW).unwrap_err();

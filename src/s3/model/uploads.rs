@@ -15,16 +15,23 @@ use crate::s3::{content_etag, multipart_etag};
 pub(super) struct Pending {
     key: String,
     attributes: Attributes,
+    initiated: SystemTime,
     parts: BTreeMap<u16, (Part, Bytes)>,
 }
 
 impl Model {
-    pub fn create_upload(&mut self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {
+    pub fn create_upload(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        attributes: Attributes,
+        now: SystemTime,
+    ) -> Result<Upload> {
         check_key(key)?;
         check_metadata(&attributes)?;
         self.bucket(bucket)?;
         let upload_id = self.fresh_id("u");
-        let pending = Pending { key: key.to_owned(), attributes, parts: BTreeMap::new() };
+        let pending = Pending { key: key.to_owned(), attributes, initiated: now, parts: BTreeMap::new() };
         self.bucket_mut(bucket)?.uploads.insert(upload_id.clone(), pending);
         Ok(Upload { bucket: bucket.to_owned(), key: key.to_owned(), upload_id })
     }
@@ -140,19 +147,19 @@ impl Model {
         Ok(self.pending(upload)?.parts.values().map(|(part, _)| part.clone()).collect())
     }
 
-    pub fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
-        let mut uploads: Vec<Upload> = self
+    pub fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
+        let mut uploads: Vec<Unfinished> = self
             .bucket(bucket)?
             .uploads
             .iter()
             .filter(|(_, pending)| pending.key.starts_with(prefix))
-            .map(|(id, pending)| Upload {
-                bucket: bucket.to_owned(),
-                key: pending.key.clone(),
-                upload_id: id.clone(),
+            .map(|(id, pending)| {
+                let (bucket, key, upload_id) = (bucket.to_owned(), pending.key.clone(), id.clone());
+                Unfinished { upload: Upload { bucket, key, upload_id }, initiated: Some(pending.initiated) }
             })
             .collect();
-        uploads.sort_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
+        uploads
+            .sort_by(|a, b| (&a.upload.key, &a.upload.upload_id).cmp(&(&b.upload.key, &b.upload.upload_id)));
         Ok(uploads)
     }
 

@@ -15,6 +15,8 @@ use crate::write::{Extents, Sum, Sums, What};
 const RUNS_PER_RECORD: usize = 4096;
 /// Objects of a rename in one record; it holds so many of the longest keys.
 const MOVING_PER_RECORD: usize = 1_000;
+/// Uploads whose beginning was not heard of, of which the oldest are forgotten: they have no parts, and cost nothing.
+const STARTING_MAX: usize = 1_000;
 /// Sums in one record of a checkpoint.
 const SUMS_PER_RECORD: usize = 4096;
 /// Attempts to save that may have succeeded unheard; older ones have long ended.
@@ -27,6 +29,8 @@ pub enum Owed {
     File(Box<OwedFile>),
     /// An upload that nothing is to become of: to be aborted. That S3 does not know it any more is as good.
     Upload(OwedUpload),
+    /// An upload that may have been begun then, and that nobody knows the id of.
+    Unheard { id: IntentId, place: Place, at: SystemTime },
     /// Keys below a prefix that were on their way.
     Rename(Box<OwedRename>),
     /// A key that was being deleted.
@@ -126,6 +130,7 @@ pub(super) struct Ledger {
     files: BTreeMap<FileId, Entry>,
     /// By their files, in the order they were begun.
     uploads: BTreeMap<FileId, Vec<OwedUpload>>,
+    starting: BTreeMap<IntentId, (Place, SystemTime)>,
     renames: BTreeMap<IntentId, OwedRename>,
     deletes: BTreeMap<IntentId, (String, Doomed)>,
 }
@@ -191,7 +196,9 @@ impl Ledger {
             | Record::Overwriting { file, .. }
             | Record::Sums { file, .. }
             | Record::MadeWrong { file, .. } => self.entry(*file).map(drop),
-            Record::Uploading { .. }
+            Record::Starting { .. }
+            | Record::Started { .. }
+            | Record::Uploading { .. }
             | Record::Unsent { .. }
             | Record::UploadEnded { .. }
             | Record::Gone { .. }
@@ -335,6 +342,15 @@ impl Ledger {
                     entry.begun.expects = expects.clone();
                 }
             }
+            Record::Starting { id, place, at } => {
+                self.starting.insert(*id, (place.clone(), *at));
+                if self.starting.len() > STARTING_MAX {
+                    self.starting.pop_first();
+                }
+            }
+            Record::Started { id } => {
+                self.starting.remove(id);
+            }
             Record::Uploading { file, upload } => {
                 let fresh = OwedUpload { file: *file, upload: upload.clone(), parts: BTreeMap::new() };
                 self.uploads.entry(*file).or_default().push(fresh);
@@ -445,6 +461,11 @@ impl Ledger {
             owed.push(Owed::File(Box::new(entry.owed(mine))));
         }
         owed.extend(uploads.into_values().flatten().map(Owed::Upload));
+        owed.extend(self.starting.iter().map(|(id, (place, at))| Owed::Unheard {
+            id: *id,
+            place: place.clone(),
+            at: *at,
+        }));
         owed.extend(self.renames.values().map(|rename| Owed::Rename(Box::new(rename.clone()))));
         let deletes = self.deletes.iter();
         owed.extend(deletes.map(|(id, (bucket, doomed))| Owed::Delete {
@@ -489,6 +510,9 @@ impl Ledger {
                 Step::Record(Record::Sent { file, part, range, stamp })
             }));
         }
+        steps.extend(self.starting.iter().map(|(id, (place, at))| {
+            Step::Record(Record::Starting { id: *id, place: place.clone(), at: *at })
+        }));
         for rename in self.renames.values() {
             let objects: Vec<Moving> = rename.objects.values().cloned().collect();
             let records = renaming(rename.id, &rename.from, &rename.to, objects, rename.begun);
@@ -528,7 +552,8 @@ impl Ledger {
     /// The largest number in use for a file or an intent.
     pub(super) fn last_id(&self) -> u64 {
         let files = self.files.keys().chain(self.uploads.keys()).map(|id| id.0);
-        let intents = self.renames.keys().chain(self.deletes.keys()).map(|id| id.0);
+        let intents =
+            self.renames.keys().chain(self.deletes.keys()).chain(self.starting.keys()).map(|id| id.0);
         files.chain(intents).max().unwrap_or(0)
     }
 

@@ -26,7 +26,8 @@ use crate::write::{Segment, Sum, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
 /// Number of the format. It grows with every record that an older pailfs would not know or not understand; older ones are
-/// read. 2: renames by object, and deletes one by one.
+/// read. 2: renames by object, deletes one by one, and
+/// uploads that are about to be begun.
 pub(super) const FORMAT: u32 = 2;
 /// Bytes of a segment before its first frame.
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 4;
@@ -39,7 +40,7 @@ const BODY_MAX_BYTES: usize = 16 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId(pub u64);
 
-/// A rename of many keys or a delete that was begun.
+/// Something that was begun: a rename of many keys, a delete, an upload whose id is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IntentId(pub u64);
 
@@ -205,6 +206,17 @@ pub enum Record {
         place: Place,
         base: Option<BaseObject>,
         expects: Condition,
+    },
+    /// An upload in parts of this object is about to be begun. Until `Started` nobody can say whether it was, nor its id.
+    Starting {
+        id: IntentId,
+        place: Place,
+        #[serde(with = "nanoseconds")]
+        at: SystemTime,
+    },
+    /// Its id is written down, or it was not begun, or is gone.
+    Started {
+        id: IntentId,
     },
     /// An upload in parts was begun for the file. It is owed an end of its own, whatever becomes of the file.
     Uploading {

@@ -277,22 +277,26 @@ impl Writer {
                 self.files.remove(&f);
                 records.push(Record::Gone { file: FileId(f) });
             }
-            Act::Intend(id) if id % 2 == 0 => {
+            Act::Intend(id) if id % 3 == 2 => {
+                records.push(Record::Starting { id: IntentId(id), place: place("k1"), at: now });
+            }
+            Act::Done(id) if id % 3 == 2 => records.push(Record::Started { id: IntentId(id) }),
+            Act::Intend(id) if id % 3 == 0 => {
                 // Said in one record, or more of what was said before.
                 let moving =
                     |n: u64, made| Moving { rest: n.to_string(), etag: ETag::new("1"), size: n, made };
-                let made = (id % 3 == 0).then(|| ETag::new("2"));
+                let made = (id % 2 == 0).then(|| ETag::new("2"));
                 let objects = vec![moving(self.clock % 7, None), moving(id, made)];
                 let begun = self.clock.is_multiple_of(2);
                 let (from, to) = (place("a/"), place("b/"));
                 records.push(Record::Renaming { id: IntentId(id), from, to, objects, begun });
             }
             Act::Intend(id) => {
-                let file = (id % 3 == 0).then_some(FileId(1));
+                let file = (id % 2 == 0).then_some(FileId(1));
                 let doomed = Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")), file };
                 records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), doomed });
             }
-            Act::Done(id) if id % 2 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
+            Act::Done(id) if id % 3 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
             Act::Done(id) => records.push(Record::Deleted { id: IntentId(id) }),
         }
         for mine in self.files.values_mut() {
