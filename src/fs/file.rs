@@ -925,6 +925,8 @@ impl Fs {
             result = self.commit_once(file).await;
         }
         lock(&file.state).last_error = result.as_ref().err().map(Error::report);
+        // Whoever waits for room looks again.
+        self.left.notify_waiters();
         result
     }
 
