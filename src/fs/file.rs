@@ -934,8 +934,8 @@ impl Fs {
         }
         let place = self.tree().saving_place(file.ino);
         let (id, _) = match place {
-            // Its name is being removed here.
-            Err(error) if error.is_not_found() => {
+            // Its name is being removed here, or it was saved just now, and nobody needs its inode any more.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
                 let _turn = file.commit.lock().await;
                 return if file.is_dirty() { Err(error) } else { Ok(()) };
             }
