@@ -1032,18 +1032,15 @@ impl Fs {
             Err(error) if error.is_not_found() => return Ok(false),
             answer => answer?,
         };
-        let landed = file.parts.landed(|made| {
-            made.etag == info.etag
-                && made.size == info.size
-                && made.place.bucket == volume.bucket
-                && made.place.key == key
-        });
+        let landed = file
+            .parts
+            .landed(|made| made.is(&info) && made.place.bucket == volume.bucket && made.place.key == key);
         let Some((stamp, object)) = landed else { return Ok(false) };
-        if file.etag().as_ref() == Some(&object.etag) {
+        if file.etag().as_ref() == Some(&info.etag) {
             return Ok(false);
         }
         tracing::info!(key, "what an earlier attempt saved is there");
-        self.committed(file, id, volume, key, object.size, stamp, &object.etag);
+        self.committed(file, id, volume, key, object.size, stamp, &info.etag);
         Ok(true)
     }
 
