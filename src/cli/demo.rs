@@ -127,7 +127,7 @@ async fn try_out(
     let mountpoint = config.mountpoint.clone();
     let guide = guide(&mountpoint, bucket, &server.endpoint());
     let ready = || say(&guide).map_err(|failure| std::io::Error::other(failure.message));
-    let outcome = crate::mount::run(config, ready).await.map_err(mount::failure_of);
+    let outcome = crate::mount::run(config, ready, mount::shown()).await.map_err(mount::failure_of);
     if mountpoint::is_mounted(&mountpoint).unwrap_or(true) {
         // Removing the directory would remove what is in the bucket.
         let kept = home.keep();

@@ -15,6 +15,7 @@ mod machine;
 mod mount;
 mod mountinfo;
 mod mountpoint;
+mod progress;
 mod recover;
 mod running;
 mod sessions;

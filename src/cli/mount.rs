@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use super::args::{CacheArgs, MountArgs, SessionArgs};
 use super::background::{self, Child};
 use super::exit::{Code, Failure};
+use super::progress::Progress;
 use super::{logging, machine, mountpoint, running};
 use crate::config::{
     BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, ObjectSettings, S3Url, Site, Source,
     default_cache_limit, default_memory_limit,
 };
 use crate::control;
-use crate::mount::{self, Stage};
+use crate::mount::{self, Heard, Stage};
 use crate::s3::SessionConfig;
 
 /// Mounts. In the background this is called twice: by the process that was started, and by the one that stays.
@@ -42,7 +43,22 @@ fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(
         live.set(true);
         Ok(())
     };
-    super::runtime()?.block_on(mount::run(config, ready)).map_err(failure_of)
+    // In the background nobody looks on.
+    let heard: Box<dyn FnMut(Heard<'_>) + Send> = match background_child {
+        true => Box::new(|_| {}),
+        false => shown(),
+    };
+    super::runtime()?.block_on(mount::run(config, ready, heard)).map_err(failure_of)
+}
+
+/// Shows how the end of a mount goes that somebody sits in front of.
+pub fn shown() -> Box<dyn FnMut(Heard<'_>) + Send> {
+    let mut progress: Option<Progress> = None;
+    Box::new(move |heard| match (heard, &mut progress) {
+        (Heard::Left(unsaved), progress) => progress.get_or_insert_with(Progress::new).hear(unsaved),
+        (Heard::End { all }, Some(progress)) => progress.end(all),
+        (Heard::End { .. }, None) => {}
+    })
 }
 
 /// What a failed mount means to who typed the command.

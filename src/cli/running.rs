@@ -10,11 +10,10 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use super::args::{FlushArgs, StatusArgs, UmountArgs};
 use super::exit::{Code, Failure};
 use super::mountpoint::{self, Place};
+use super::progress::{Progress, count};
 use crate::base::format_bytes;
 use crate::control::{Cause, Client, Reply, Request, Status, Unsaved};
 
-/// The first progress line comes after a second: what is done by then needs no words. Progress comes twice a second.
-const QUIET_PROGRESS: usize = 2;
 /// How long a process may take to end after it has said that all is saved and unmounted.
 const END_WAIT_SECONDS: i64 = 60;
 
@@ -33,7 +32,7 @@ pub async fn status(args: &StatusArgs) -> Result<(), Failure> {
 
 pub async fn flush(args: &FlushArgs) -> Result<(), Failure> {
     let client = live(&args.dir).await?;
-    match client.ask(Request::Flush, progress()).await.map_err(no_answer)? {
+    match watched(client, Request::Flush).await? {
         Reply::Done => Ok(()),
         other => Err(refused(other)),
     }
@@ -50,7 +49,7 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
         return Ok(());
     };
     let process = client.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
-    match client.ask(Request::Unmount, progress()).await.map_err(no_answer)? {
+    match watched(client, Request::Unmount).await? {
         Reply::Done => {}
         other => return Err(refused(other)),
     }
@@ -71,6 +70,14 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
     }
 }
 
+/// Asks for something that takes its time, and shows how far it is.
+async fn watched(client: Client, request: Request) -> Result<Reply, Failure> {
+    let mut progress = Progress::new();
+    let answer = client.ask(request, |unsaved| progress.hear(unsaved)).await;
+    progress.end(matches!(answer, Ok(Reply::Done)));
+    answer.map_err(no_answer)
+}
+
 async fn live(dir: &Path) -> Result<Client, Failure> {
     let place = Place::find(dir)?;
     place.connect().await?.ok_or_else(|| {
@@ -86,21 +93,6 @@ async fn live(dir: &Path) -> Result<Client, Failure> {
 
 fn no_answer(error: crate::error::Error) -> Failure {
     Failure::new(Code::NoAnswer, error.report())
-}
-
-fn progress() -> impl FnMut(&Unsaved) {
-    let mut heard = 0;
-    move |unsaved| {
-        heard += 1;
-        if heard >= QUIET_PROGRESS && heard % QUIET_PROGRESS == 0 {
-            let line = match unsaved.files {
-                0 => "waiting".to_owned(),
-                files if unsaved.bytes == 0 => format!("finishing {}", count(files)),
-                files => format!("saving {} in {}", format_bytes(unsaved.bytes), count(files)),
-            };
-            eprintln!("pailfs: {line}");
-        }
-    }
 }
 
 fn refused(reply: Reply) -> Failure {
@@ -172,10 +164,6 @@ fn describe(status: &Status) -> String {
         line(&format!("{} {}", request.operation, request.outcome), request.count.to_string());
     }
     text
-}
-
-fn count(files: u64) -> String {
-    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
 /// An object's name may hold anything, and a terminal obeys control characters.

@@ -63,6 +63,9 @@ pub enum Reply {
 pub struct Unsaved {
     pub files: u64,
     pub bytes: u64,
+    /// Of the bytes, what S3 has in parts of uploads that are not completed.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub sent: u64,
     /// The first of them.
     pub first: Vec<UnsavedFile>,
 }
@@ -73,6 +76,12 @@ pub struct UnsavedFile {
     pub path: String,
     pub bytes: u64,
     pub last_error: Option<String>,
+}
+
+/// Older clients and mounts know nothing of it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Unsaved {

@@ -8,13 +8,13 @@ use bytes::Bytes;
 
 use super::handles::Handle;
 use super::lookup::no_such_name;
-use super::pages::{Asker, Pages, Sharding, shown_for};
+use super::pages::{Asker, Page, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
 use super::weight::Counted;
 use super::{Attr, Fs, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, ListRequest, ListedObject, PutRequest, limits};
+use crate::s3::{Attributes, Condition, ListPage, ListRequest, ListedObject, PutRequest, limits};
 use crate::tree::keys::{DirKey, Name, Place};
 use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
@@ -376,6 +376,47 @@ impl Fs {
         })
     }
 
+    /// Lists a directory for the sake of its names, if one page has them all; whether that is so.
+    pub(super) async fn learn_names(&self, ino: Ino, id: VolumeId, dir: &DirKey) -> Result<bool> {
+        let volume = self.volume(id)?;
+        let (asking, moment) = (self.asking(), lock(&self.siblings).asking());
+        let asked = self.clock.now();
+        let request = ListRequest {
+            bucket: volume.bucket.clone(),
+            prefix: dir.prefix().to_owned(),
+            delimiter: Some("/".to_owned()),
+            ..ListRequest::default()
+        };
+        let page = volume.store.list(request).await?;
+        if page.next.is_some() {
+            return Ok(false);
+        }
+        // From here on nothing waits.
+        lock(&self.siblings).learn(id, page.objects.iter(), moment, asked);
+        let mut listing = Listing::new(dir.clone(), self.tree().order_of(id), None);
+        let ready = listing.page(page)?;
+        let asker = self.asker(&volume, dir);
+        let nothing = Page { list: ListPage::default(), asked };
+        let mut reading = Reading {
+            listing,
+            pages: Pages::here(asker, nothing, &self.room),
+            volume,
+            id,
+            dir: dir.clone(),
+            ticket: asking.into_ticket(),
+            moment,
+            reached: None,
+            begun: None,
+            hashes: Some(Vec::new()),
+            entries: 0,
+            dirs: Sample::default(),
+            before: 0,
+        };
+        self.take_in(ino, &mut reading, ready, asked, &mut Lines::default());
+        self.tree().end(reading.ticket);
+        Ok(true)
+    }
+
     fn asker(&self, volume: &Volume, dir: &DirKey) -> Asker {
         Asker::new(volume, dir.prefix(), &self.clock, &self.stats, &self.lanes.gate)
     }
@@ -481,6 +522,9 @@ impl Fs {
         if self.within(self.resolve(parent, &name)).await?.is_some() {
             return Err(exists());
         }
+        // What is not there has nothing in it.
+        let (asking, now) = (self.asking(), self.clock.now());
+        let empty_for = self.tree().absent_for(parent, &name, now);
         let Some((volume, dir)) = place else {
             return self.make_bucket(&name).await;
         };
@@ -507,6 +551,9 @@ impl Fs {
             let found = Found::Dir { marker: Some(self.clock.wall()) };
             let entry = tree.create(parent, &name, found, false, self.clock.now())?;
             tree.looked_up(entry.ino);
+            if let Some(asked) = (now + empty_for).checked_sub(self.options.negative_ttl) {
+                tree.complete(entry.ino, Vec::new(), asking.ticket(), asked, self.clock.now());
+            }
             let changes = AttrChanges { mode: Some(mode & 0o7777), ..AttrChanges::default() };
             tree.change_attrs(entry.ino, changes)?
         };

@@ -32,6 +32,8 @@ pub struct Pending {
     pub path: String,
     /// Bytes not in S3 yet.
     pub bytes: u64,
+    /// Of these, what S3 has in parts of an upload that is not completed.
+    pub sent_bytes: u64,
     pub last_error: Option<String>,
 }
 
@@ -1030,18 +1032,15 @@ impl Fs {
             Err(error) if error.is_not_found() => return Ok(false),
             answer => answer?,
         };
-        let landed = file.parts.landed(|made| {
-            made.etag == info.etag
-                && made.size == info.size
-                && made.place.bucket == volume.bucket
-                && made.place.key == key
-        });
+        let landed = file
+            .parts
+            .landed(|made| made.is(&info) && made.place.bucket == volume.bucket && made.place.key == key);
         let Some((stamp, object)) = landed else { return Ok(false) };
-        if file.etag().as_ref() == Some(&object.etag) {
+        if file.etag().as_ref() == Some(&info.etag) {
             return Ok(false);
         }
         tracing::info!(key, "what an earlier attempt saved is there");
-        self.committed(file, id, volume, key, object.size, stamp, &object.etag);
+        self.committed(file, id, volume, key, object.size, stamp, &info.etag);
         Ok(true)
     }
 
@@ -1407,11 +1406,17 @@ impl Fs {
         files
             .iter()
             .map(|file| {
-                let (bytes, last_error) = {
+                let held = file.parts.held();
+                let (bytes, sent_bytes, last_error) = {
                     let state = lock(&file.state);
-                    (state.extents.dirty_bytes(), state.last_error.clone())
+                    let sent = held.iter().filter(|(range, sent, _)| {
+                        let (newest, all_written_here) = state.extents.newest(*range);
+                        all_written_here && newest <= *sent
+                    });
+                    let sent_bytes = sent.map(|(range, ..)| range.len()).sum();
+                    (state.extents.dirty_bytes(), sent_bytes, state.last_error.clone())
                 };
-                Pending { path: self.tree().path_of(file.ino), bytes, last_error }
+                Pending { path: self.tree().path_of(file.ino), bytes, sent_bytes, last_error }
             })
             .collect()
     }

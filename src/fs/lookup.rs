@@ -147,6 +147,11 @@ impl Fs {
         self.stats.name_misses.add(1);
         let (asking, asked) = (self.asking(), self.clock.now());
         let place = self.tree().dir_place(parent)?;
+        if let (Asker::Kernel, DirPlace::In { volume, dir }) = (asker, &place)
+            && let Some(known) = self.ask_directory(parent, *volume, dir, name).await
+        {
+            return Ok(known);
+        }
         let found = match &place {
             DirPlace::Buckets => {
                 self.ask_bucket(name).await?;
@@ -171,13 +176,46 @@ impl Fs {
         if asker != Asker::Operation {
             tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));
         }
-        if let (Asker::Kernel, Some(entry)) = (asker, &entry) {
+        match (asker, &entry) {
             // Under the same lock as the answer, so that nobody drops the inode in between.
-            tree.looked_up(entry.ino);
+            (Asker::Kernel, Some(entry)) => tree.looked_up(entry.ino),
+            (Asker::Kernel, None) => self.absences.note(parent, asked, self.options.negative_ttl),
+            _ => {}
         }
         drop(tree);
         self.pass_news();
         Ok(entry)
+    }
+
+    /// What a name of a directory stands for, by a listing of the directory, where the names that are looked for in it
+    /// mostly are not there. `None` where that does not tell.
+    async fn ask_directory(
+        &self,
+        parent: Ino,
+        volume: VolumeId,
+        dir: &DirKey,
+        name: &Name,
+    ) -> Option<Option<Entry>> {
+        let turn = self.absences.turn(parent, self.clock.now(), self.options.negative_ttl)?;
+        match self.learn_names(parent, volume, dir).await {
+            Ok(true) => turn.was_of_use(),
+            Ok(false) => return None,
+            Err(error) => {
+                tracing::debug!(error = %error.report(), "listing a directory for its names failed");
+                return None;
+            }
+        }
+        let mut tree = self.tree();
+        let entry = match tree.known(parent, name, self.clock.now()) {
+            Known::Is(entry) => Some(entry),
+            Known::Absent => None,
+            Known::Unknown => return None,
+        };
+        tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));
+        if let Some(entry) = &entry {
+            tree.looked_up(entry.ino);
+        }
+        Some(entry)
     }
 
     /// Opens a bucket as a directory of the root, if there is such a bucket; one that is open is asked for again

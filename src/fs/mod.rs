@@ -12,6 +12,7 @@
 //!    state, the tree: plain mutexes, in that order, never held across an await;
 //! 5. the leaves: caches and counters.
 
+mod absences;
 mod attr;
 mod backing;
 mod copy;
@@ -185,6 +186,7 @@ pub struct Fs {
     mounted_at: SystemTime,
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
+    absences: absences::Absences,
     asked_ahead: walks::Asked,
     /// Counts answers to what was asked for ahead of walks, for those who wait for one.
     ahead_answers: tokio::sync::watch::Sender<u64>,
@@ -277,6 +279,7 @@ impl Fs {
             weight: weight::Weight::default(),
             mounted_at: now,
             lookups: lookup::Lookups::default(),
+            absences: absences::Absences::default(),
             asked_ahead: walks::Asked::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             options,
@@ -405,6 +408,11 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
+    /// From now on whoever has the ticket gives it back.
+    fn into_ticket(mut self) -> Ticket {
+        self.ticket.take().expect("a ticket is there until the question is dropped")
+    }
+
     fn ticket(&self) -> &Ticket {
         self.ticket.as_ref().expect("a ticket is there until the question is dropped")
     }

@@ -84,9 +84,21 @@ impl Failure {
     }
 }
 
+/// How the end of a mount goes.
+#[derive(Debug)]
+pub enum Heard<'a> {
+    Left(&'a Unsaved),
+    End { all: bool },
+}
+
 /// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
-/// the control socket. If `ready` fails, nobody wants the mount any more.
-pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) -> Result<(), Failure> {
+/// the control socket. If `ready` fails, nobody wants the mount any more. While it ends by a signal, `heard` is told what
+/// is left to save, and in the end whether all is.
+pub async fn run(
+    config: MountConfig,
+    ready: impl FnOnce() -> io::Result<()>,
+    heard: Box<dyn FnMut(Heard<'_>) + Send>,
+) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
     let findings = Arc::new(Findings::new(&config.site.state_dir));
@@ -124,7 +136,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
     fs.find_orders();
 
     let mut live =
-        Live { fs, mounted: Arc::new(mounted), signals, stall: stall(&config.site), given_up: None };
+        Live { fs, mounted: Arc::new(mounted), signals, stall: stall(&config.site), given_up: None, heard };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
     let mut answers = Vec::new();
     if wanted.is_ok() {
@@ -137,6 +149,7 @@ pub async fn run(config: MountConfig, ready: impl FnOnce() -> io::Result<()>) ->
         // Who does not listen any more does not need the answer.
         let _ = answer.send(saved.clone());
     }
+    (live.heard)(Heard::End { all: saved.is_ok() });
     control.stop().await;
     tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
     wanted?;
@@ -478,11 +491,14 @@ async fn start_control(config: &MountConfig, handle: &Arc<control::Handle>) -> R
 }
 
 fn unsaved(fs: &Fs) -> Unsaved {
-    Unsaved::of(fs.pending().into_iter().map(|file| UnsavedFile {
+    let pending = fs.pending();
+    let sent = pending.iter().map(|file| file.sent_bytes).sum();
+    let files = pending.into_iter().map(|file| UnsavedFile {
         path: file.path,
         bytes: file.bytes,
         last_error: file.last_error,
-    }))
+    });
+    Unsaved { sent, ..Unsaved::of(files) }
 }
 
 fn counters(stats: &Stats) -> Vec<CounterValue> {
@@ -508,6 +524,15 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
 ///
 /// Giving up is not cancelling: a request that S3 has taken and we have forgotten would look like another client's.
 async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
+    save_and_tell(fs, stall, &mut |_| {}).await
+}
+
+/// The same, with word of what is left.
+async fn save_and_tell(
+    fs: &Arc<Fs>,
+    stall: Duration,
+    heard: &mut (dyn FnMut(Heard<'_>) + Send),
+) -> Result<(), Refusal> {
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = progress(fs);
@@ -521,6 +546,7 @@ async fn save(fs: &Arc<Fs>, stall: Duration) -> Result<(), Refusal> {
                 break flushed.unwrap_or_else(panicked).err();
             }
             now = ticks.tick() => {
+                heard(Heard::Left(&unsaved(fs)));
                 let current = progress(fs);
                 if current != seen {
                     (seen, deadline) = (current, now + stall);
@@ -569,6 +595,7 @@ struct Live {
     stall: Duration,
     /// Why what is not saved by now will not be.
     given_up: Option<String>,
+    heard: Box<dyn FnMut(Heard<'_>) + Send>,
 }
 
 impl Live {
@@ -621,7 +648,7 @@ impl Live {
     /// Ends it whoever uses it. A second signal gives up on what is not saved yet.
     async fn end(&mut self) {
         let saved = tokio::select! {
-            saved = save(&self.fs, self.stall) => saved.map_err(|refusal| refusal.message),
+            saved = save_and_tell(&self.fs, self.stall, &mut *self.heard) => saved.map_err(|refusal| refusal.message),
             () = self.signals.next() => Err("told to stop before everything was saved".to_owned()),
         };
         self.given_up = saved.err();

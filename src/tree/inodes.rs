@@ -344,7 +344,8 @@ impl Tree {
         match self.remembered.get(&key) {
             Some((_, until)) if now >= *until => {
                 self.remembered.pop(&key);
-                Known::Unknown
+                // Its directory may have been listed since.
+                self.known(parent, name, now)
             }
             Some((Memory::Absent, _)) => Known::Absent,
             Some((Memory::Found(found), until)) => {

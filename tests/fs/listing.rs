@@ -142,6 +142,63 @@ fn what_was_read_gives_way_to_listing_ahead() {
     });
 }
 
+/// `cp -r` looks for every name before it makes it.
+#[test]
+fn names_of_a_directory_that_is_filled_are_not_asked_for_one_by_one() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("old/there", b"theirs").await;
+        // As the kernel does, it keeps both directories.
+        client.fs.lookup(ROOT, OsStr::new("old")).await.unwrap();
+        client.fs.mkdir(ROOT, OsStr::new("new"), 0o755).await.unwrap();
+        client.store.clear_calls();
+        let asked = || {
+            let calls = client.store.calls();
+            calls.iter().filter(|call| ["HeadObject", "ListObjectsV2"].contains(call)).count()
+        };
+        // What was not there has nothing in it.
+        for i in 0..20 {
+            client.write(&format!("new/{i}"), b"bytes").await.unwrap();
+        }
+        assert_eq!(asked(), 0);
+        for round in 0..5 {
+            client.pass_ttl();
+            client.store.clear_calls();
+            for i in 0..20 {
+                client.write(&format!("old/{round}-{i}"), b"bytes").await.unwrap();
+            }
+            // The directory itself is asked for once as well; the first time two names are.
+            let most = if round == 0 { 7 } else { 3 };
+            assert!(asked() <= most, "round {round}: {:?}", client.store.calls());
+        }
+        // What another client makes is seen when what was listed is not believed any more.
+        client.put_object("old/new-of-theirs", b"theirs").await;
+        client.pass_ttl();
+        assert_eq!(client.read("old/new-of-theirs").await.unwrap(), b"theirs");
+        assert_eq!(client.read("old/there").await.unwrap(), b"theirs");
+        assert_eq!(client.list("old").await.unwrap().len(), 102);
+    });
+}
+
+/// A directory of more than a page does not answer for its names, and is not listed again and again for them.
+#[test]
+fn a_large_directory_is_not_listed_for_its_names() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..1_001 {
+            client.put_object(&format!("d/{i:04}"), b"").await;
+        }
+        client.fs.lookup(ROOT, OsStr::new("d")).await.unwrap();
+        for i in 0..100 {
+            client.pass_ttl();
+            assert_eq!(kind_of(client.walk(&format!("d/absent-{i}")).await), Kind::NotFound);
+        }
+        let whole = client.store.calls().iter().filter(|call| **call == "ListObjectsV2").count();
+        // For each round one of the name and one of the directory, one of the directory at first, and one listing.
+        assert!(whole <= 202, "{whole} LISTs");
+    });
+}
+
 /// Names are small: whoever waits for one does not wait for the bytes of others, and what nobody waits for does.
 #[test]
 fn a_walk_goes_on_while_every_request_carries_bytes() {

@@ -17,6 +17,7 @@ mod beside;
 mod cache;
 mod cli;
 mod copying;
+mod drain;
 mod full;
 mod kills;
 mod programs;

@@ -1,0 +1,78 @@
+//! What waits for S3 is waited for in the end, with word of how far it is.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::cache::stamped;
+use crate::harness::mount::{Mounted, endpoint, pailfs, wait_for};
+use crate::harness::server::faults;
+use crate::harness::{Server, block_on};
+
+const MIB: usize = 1 << 20;
+const SOON: Duration = Duration::from_secs(60);
+
+/// A write-back mount with some files that a slow server does not have yet.
+fn waiting(test: &str) -> Option<(Mounted, crate::harness::server::Faults)> {
+    let m = Mounted::with(Server::Demo, test, &["--durability", "journal"])?;
+    // A warm-up, so that the server was probed before it gets slow.
+    fs::write(m.at("first"), b"first").unwrap();
+    let flushed = pailfs(&endpoint(Server::Demo)).arg("flush").arg(m.path()).status().unwrap();
+    assert!(flushed.success());
+    let slow = faults(Server::Demo, &format!("op=PutObject,bucket={},fault=latency:2500ms", m.place.bucket));
+    for name in ["a", "b", "c"] {
+        fs::write(m.at(name), stamped(MIB)).unwrap();
+    }
+    Some((m, slow))
+}
+
+fn all_there(m: &Mounted) {
+    for name in ["a", "b", "c"] {
+        assert!(block_on(m.place.get(name)).unwrap() == stamped(MIB));
+    }
+}
+
+#[test]
+fn flush_and_umount_tell_how_far_they_are_and_what_was_saved() {
+    for command in ["flush", "umount"] {
+        let Some((m, _slow)) = waiting(&format!("drain-{command}")) else { return };
+        let output = pailfs(&endpoint(Server::Demo)).arg(command).arg(m.path()).output().unwrap();
+        assert!(output.status.success());
+        all_there(&m);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("pailfs: saving 3.0 MiB in 3 files\n"), "{said}");
+        assert!(said.ends_with("pailfs: saved 3.0 MiB in 3 files\n"), "{said}");
+        assert!(!said.contains('\r'), "no terminal looks on: {said:?}");
+    }
+}
+
+#[test]
+fn a_terminal_gets_one_line_that_changes() {
+    let Some((m, _slow)) = waiting("drain-terminal") else { return };
+    // A terminal of its own, where this machine has the means.
+    let flush = format!("{} flush {}", env!("CARGO_BIN_EXE_pailfs"), m.path().display());
+    let output = Command::new("script").args(["-qec", &flush, "/dev/null"]).stdin(Stdio::null()).output();
+    let Ok(output) = output else {
+        eprintln!("skipped: there is no script(1)");
+        return;
+    };
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("\r\x1b[Kpailfs: saving 3.0 MiB in 3 files\r\x1b[K"), "{said:?}");
+    assert!(said.ends_with("\r\x1b[Kpailfs: saved 3.0 MiB in 3 files\r\n"), "{said:?}");
+    all_there(&m);
+}
+
+#[test]
+fn a_signal_to_a_mount_in_the_foreground_saves_and_tells_so_too() {
+    let Some((m, _slow)) = waiting("drain-signal") else { return };
+    let pid = rustix::process::Pid::from_raw(m.pid().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(
+        wait_for(SOON, || m.log_text().contains("pailfs: saved 3.0 MiB in 3 files\n")),
+        "{}",
+        m.log_text()
+    );
+    assert!(m.log_text().contains("pailfs: saving 3.0 MiB in 3 files\n"), "{}", m.log_text());
+    all_there(&m);
+}
