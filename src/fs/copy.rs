@@ -176,7 +176,7 @@ impl Fs {
             }
         }
         // From here on the handles stay with this version.
-        let _ = source.object_id().is_none_or(|id| source.confirm(&id));
+        let _ = source.object_id().is_none_or(|id| source.confirm(self, &id));
         Ok(())
     }
 

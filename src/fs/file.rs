@@ -392,10 +392,31 @@ impl File {
 
     /// Bytes of this version are about to be answered, so the handles stay with it; `false` where another version has
     /// taken its place since they were asked for.
-    pub(super) fn confirm(&self, answered: &ObjectId) -> bool {
-        let mut state = lock(&self.state);
-        state.answered = true;
-        state.object.as_ref().is_none_or(|object| object.id == *answered)
+    pub(super) fn confirm(&self, fs: &Fs, answered: &ObjectId) -> bool {
+        let (first, same) = {
+            let mut state = lock(&self.state);
+            let first = !std::mem::replace(&mut state.answered, true);
+            (first, state.object.as_ref().is_none_or(|object| object.id == *answered))
+        };
+        if first {
+            self.hold(fs);
+        }
+        same
+    }
+
+    /// The kernel has bytes of this version, and answers with them.
+    pub(super) fn is_in_kernel(&self) {
+        lock(&self.state).answered = true;
+    }
+
+    /// Keeps its inode to the version that its handles read, now that one was opened or closed, or bytes were answered or
+    /// saved.
+    pub(super) fn hold(&self, fs: &Fs) {
+        let state = lock(&self.state);
+        let stays = state.handles > 0 && state.is_saved() && !state.orphan;
+        let version = state.object.as_ref().filter(|_| stays && (state.described || state.answered));
+        // Under the file's lock, so that the last word is the right one.
+        fs.tree().hold(self.ino, version.map(|object| object.id.etag.clone()));
     }
 
     /// The file's size by the word of the listing it was opened by, as long as no byte of it was answered.
@@ -685,12 +706,15 @@ impl File {
     }
 
     /// The object has another key and ETag now: a rename on this mount.
-    pub(super) fn moved(&self, volume: u32, store: &Volume, key: &str, etag: &ETag) {
-        let mut state = lock(&self.state);
-        if let Some(object) = &mut state.object {
-            *object = store.object(volume, key, etag.clone(), object.size);
-            state.expects = Condition::Matches(etag.clone());
+    pub(super) fn moved(&self, fs: &Fs, volume: u32, store: &Volume, key: &str, etag: &ETag) {
+        {
+            let mut state = lock(&self.state);
+            if let Some(object) = &mut state.object {
+                *object = store.object(volume, key, etag.clone(), object.size);
+                state.expects = Condition::Matches(etag.clone());
+            }
         }
+        self.hold(fs);
     }
 
     /// The name stays after all: everything is as it was.
@@ -807,7 +831,7 @@ impl Fs {
                     }
                     failure = Some(error);
                 }
-                (Ok(slices), Some(from)) if whole && !file.confirm(from) => drop(slices),
+                (Ok(slices), Some(from)) if whole && !file.confirm(self, from) => drop(slices),
                 (Ok(Some(slices)), _) => return Ok(slices),
                 // S3 has to have the file before what was let go can be read.
                 (Ok(None), _) => Box::pin(self.commit(file)).await?,
@@ -845,6 +869,7 @@ impl Fs {
         };
         let object = volume.object(from.volume, &from.key, info.etag.clone(), info.size);
         if file.renew(from, object, volume.new_objects.rewritten(info.attributes.clone())) {
+            file.hold(self);
             self.renewed(file.ino, &info);
             // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
             // only if its attributes are left alone until then.
@@ -1093,6 +1118,7 @@ impl Fs {
             self.tree().committed(file.ino, facts, self.clock.now());
             (before, clean)
         };
+        file.hold(self);
         lock(&self.siblings).changed(id, key);
         if clean {
             // The kernel's pages hold what was written through it, over pages of the version before.

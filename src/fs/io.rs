@@ -344,6 +344,10 @@ impl Fs {
             }
             (None, None) => false,
         };
+        if keep_cache {
+            file.is_in_kernel();
+        }
+        file.hold(self);
         let handle =
             FileHandle { file, write: flags.write, append: flags.append, cursor: self.reader.cursor() };
         Opened { fh: self.handles.add(Handle::File(Arc::new(handle))), keep_cache }
@@ -369,7 +373,7 @@ impl Fs {
             Ok(None) => Some(Ok(Vec::new())),
             Ok(Some((range, Source::Object(object)))) => {
                 let bytes = self.reader.cached(&object, &handle.cursor, range)?;
-                if !handle.file.confirm(&object.id) {
+                if !handle.file.confirm(self, &object.id) {
                     return None;
                 }
                 self.stats.bytes_read.add(range.len());
@@ -439,6 +443,7 @@ impl Fs {
         let Some(Handle::File(handle)) = self.handles.remove(fh) else { return };
         let file = &handle.file;
         let last = file.closed(handle.write);
+        file.hold(self);
         if last && file.is_dirty() {
             self.retry_in_background(Arc::clone(file));
             return;

@@ -122,6 +122,11 @@ impl Fs {
         };
         match self.ask_as(parent, &name, Asker::Attributes).await? {
             Some(entry) if entry.ino == ino => Ok(self.attr_of(&entry)),
+            // Handles go on with a version that another client has replaced: it is as it was.
+            _ if self.tree().is_held(ino) => {
+                let entry = self.tree().entry(ino)?;
+                Ok(self.attr_of(&entry))
+            }
             // Another kind of thing has the name now; this inode is of something that is gone.
             Some(_) => Err(Error::new(Kind::Stale, "the name stands for something else now")),
             None => Err(no_such_name()),

@@ -203,7 +203,7 @@ impl Fs {
             if let Some(copied) =
                 copies.get(key.as_str()).filter(|copied| file.etag().as_ref() == Some(&copied.from))
             {
-                file.moved(id.0, &volume, &key, &copied.etag);
+                file.moved(self, id.0, &volume, &key, &copied.etag);
             }
         }
         self.tree().expire_below(dir);

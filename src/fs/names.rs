@@ -265,7 +265,7 @@ impl Fs {
             // Where it was open at another version, another client has replaced that one.
             && held.file().etag().as_ref() == Some(&moved.info.etag)
         {
-            held.file().moved(to.id.0, &to.volume, &moved.to_key, &moved.etag);
+            held.file().moved(self, to.id.0, &to.volume, &moved.to_key, &moved.etag);
         }
         self.note_moves(ino);
         let mut pages = lock(&self.pages);

@@ -9,6 +9,7 @@ use super::keys::{DirKey, Name};
 use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
 use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
+use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
 
@@ -43,6 +44,8 @@ pub struct Tree {
     changed_names: usize,
     /// Where files that are open were when another client took their names.
     taken: HashMap<Ino, (VolumeId, String)>,
+    /// The version of a file that open handles read, and go on reading: no other takes its inode.
+    held: HashMap<Ino, ETag>,
     /// Nodes that exist on this mount only: few, and every listing asks for them.
     locals: HashSet<Ino>,
     /// Names removed here whose objects are not known to be gone yet. Each keeps its directory in the table.
@@ -192,6 +195,7 @@ impl Tree {
             changed: HashMap::new(),
             changed_names: 0,
             taken: HashMap::new(),
+            held: HashMap::new(),
             locals: HashSet::new(),
             buried: HashMap::new(),
             changes_forgotten: 0,
@@ -1034,6 +1038,19 @@ impl Tree {
         self.collect(ino);
     }
 
+    /// Handles of an inode go on with this version until they are closed; `None` where there are none, or one has changed
+    /// it.
+    pub fn hold(&mut self, ino: Ino, version: Option<ETag>) {
+        match version {
+            Some(version) => self.held.insert(ino, version),
+            None => self.held.remove(&ino),
+        };
+    }
+
+    pub fn is_held(&self, ino: Ino) -> bool {
+        self.held.contains_key(&ino)
+    }
+
     /// Keeps a node while a handle is open on it.
     pub fn pin(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(&ino) {
@@ -1117,6 +1134,15 @@ impl Tree {
     fn put(&mut self, parent: Ino, name: &Name, found: Found, until: Option<Instant>) -> Option<Ino> {
         self.nodes.get(&parent)?;
         if let Some(ino) = self.child(parent, name) {
+            if let (Some(held), Found::File(new)) = (self.held.get(&ino), &found)
+                && new.etag.as_ref() != Some(held)
+            {
+                // Pages and size that the kernel has of an inode are of one version, and handles are in the middle of
+                // this one: the name is another inode's from now on.
+                self.tell(Invalidation::Entry { parent, name: name.clone() });
+                self.detach_taken(ino);
+                return Some(self.add(parent, name.clone(), found, until));
+            }
             let node = self.nodes.get_mut(&ino)?;
             let mut news = None;
             match (&mut node.found, found) {

@@ -215,6 +215,42 @@ fn a_handle_never_mixes_two_versions() {
     }
 }
 
+/// C2 beside other programs: what the kernel keeps of a file is of one version, and so is its size.
+#[test]
+fn a_handle_keeps_its_version_while_others_open_a_newer_one() {
+    let m = mounted!("a_handle_keeps_its_version_while_others_open_a_newer_one");
+    for (name, newer) in [("shorter", 1 << 20), ("same", 24 << 20), ("longer", 26 << 20)] {
+        for write in [false, true] {
+            let name = format!("{name}-{write}");
+            let (old, new) = (pattern(24 << 20, 1), pattern(newer, 2));
+            block_on(m.place.put(&name, old.clone())).unwrap();
+            let mut file = OpenOptions::new().read(true).write(write).open(m.at(&name)).unwrap();
+            let mut head = vec![0; 4096];
+            file.read_exact(&mut head).unwrap();
+            block_on(m.place.put(&name, new.clone())).unwrap();
+            let is_seen = || fs::read(m.at(&name)).is_ok_and(|read| read == new);
+            assert!(wait_for(SEEN, is_seen), "{name}");
+            assert_eq!(fs::metadata(m.at(&name)).unwrap().len(), new.len() as u64);
+            assert_eq!(file.metadata().unwrap().len(), old.len() as u64, "{name}");
+            for at in [1 << 20, 20 << 20, (24 << 20) - 4096] {
+                let mut piece = vec![0; 4096];
+                match file.read_exact_at(&mut piece, at as u64) {
+                    Ok(()) => {
+                        assert!(piece == old[at..at + 4096], "{name}: bytes of another version at {at}")
+                    }
+                    Err(error) => assert_eq!(errno(&error), rustix::io::Errno::STALE, "{name} at {at}"),
+                }
+            }
+            if write {
+                file.write_all_at(b"changed", 0).unwrap();
+                assert_eq!(errno(&file.sync_all().unwrap_err()), rustix::io::Errno::STALE);
+            }
+            drop(file);
+            assert!(fs::read(m.at(&name)).unwrap() == new, "{name}");
+        }
+    }
+}
+
 /// C3: "Between opens, stat and readdir may be as old as --metadata-ttl".
 #[test]
 fn changes_of_others_are_seen_within_the_ttl() {
