@@ -115,6 +115,8 @@ pub struct RecoverArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub objects: ObjectArgs,
+    #[command(flatten)]
     pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,

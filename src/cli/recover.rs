@@ -11,7 +11,7 @@ use super::exit::{Code, Failure};
 use super::mount::{absolute, choose, failure_of};
 use super::{logging, machine};
 use crate::base::format_bytes;
-use crate::config::{ObjectSettings, Site, default_memory_limit};
+use crate::config::{Site, default_memory_limit};
 use crate::error::{Error, Kind};
 use crate::mount;
 use crate::write::journal::{Journal, Owed};
@@ -163,7 +163,7 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
     for warning in warnings {
         eprintln!("pailfs: warning: {warning}");
     }
-    let (source, sessions) = choose(source, &args.session, &ObjectSettings::default(), &file)?;
+    let (source, sessions) = choose(source, &args.session, &args.objects.settings(), &file)?;
     let site = Site {
         source,
         sessions,

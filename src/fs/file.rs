@@ -936,8 +936,8 @@ impl Fs {
         }
         let place = self.tree().saving_place(file.ino);
         let (id, _) = match place {
-            // Its name is being removed here.
-            Err(error) if error.is_not_found() => {
+            // Its name is being removed here; or it was saved meanwhile, and nobody needed its inode any more.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
                 let _turn = file.commit.lock().await;
                 return if file.is_dirty() { Err(error) } else { Ok(()) };
             }
@@ -1034,18 +1034,15 @@ impl Fs {
             Err(error) if error.is_not_found() => return Ok(false),
             answer => answer?,
         };
-        let landed = file.parts.landed(|made| {
-            made.etag == info.etag
-                && made.size == info.size
-                && made.place.bucket == volume.bucket
-                && made.place.key == key
-        });
+        let landed = file
+            .parts
+            .landed(|made| made.is(&info) && made.place.bucket == volume.bucket && made.place.key == key);
         let Some((stamp, object)) = landed else { return Ok(false) };
-        if file.etag().as_ref() == Some(&object.etag) {
+        if file.etag().as_ref() == Some(&info.etag) {
             return Ok(false);
         }
         tracing::info!(key, "what an earlier attempt saved is there");
-        self.committed(file, id, volume, key, object.size, stamp, &object.etag);
+        self.committed(file, id, volume, key, object.size, stamp, &info.etag);
         Ok(true)
     }
 

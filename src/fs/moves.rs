@@ -97,7 +97,7 @@ impl Finished {
 
     fn object(&self, object: &BaseObject) -> Option<BaseObject> {
         let etag = self.version(&object.place, &object.etag)?;
-        Some(BaseObject { place: self.place(&object.place)?, etag, size: object.size })
+        Some(BaseObject { place: self.place(&object.place)?, etag, ..object.clone() })
     }
 
     /// A file that S3 is owed goes with its directory; whether it does.

@@ -136,7 +136,7 @@ impl Fs {
 
     pub(super) fn base_of(&self, object: &Object) -> BaseObject {
         let place = Place { bucket: object.bucket.to_string(), key: object.id.key.to_string() };
-        BaseObject { place, etag: object.id.etag.clone(), size: object.size }
+        BaseObject { place, etag: object.id.etag.clone(), size: object.size, checksum: None }
     }
 
     /// `close()` has returned, so what was written is on the local disk and stays owed until S3 has it.

@@ -22,7 +22,7 @@ pub struct Volume {
     pub store: Arc<dyn Store>,
     pub read_only: bool,
     /// What its objects get beside their bytes.
-    pub new_objects: NewObjects,
+    pub new_objects: Box<NewObjects>,
     /// Whether the server has to show that it gives that to them.
     unproven: bool,
     /// How far the order of the server's listings is known at the start.
@@ -54,7 +54,7 @@ impl Volume {
             prefix: prefix.to_owned(),
             store,
             read_only: false,
-            new_objects: NewObjects::default(),
+            new_objects: Box::default(),
             unproven: false,
             order: Order::Known,
             reach: String::new(),
@@ -76,7 +76,7 @@ impl Volume {
 
     #[must_use]
     pub fn new_objects(mut self, new_objects: NewObjects) -> Self {
-        self.new_objects = new_objects;
+        self.new_objects = Box::new(new_objects);
         self
     }
 
@@ -89,7 +89,7 @@ impl Volume {
 
     /// Fails where something is asked for new objects that the server refuses or forgets.
     pub async fn prove(&self) -> Result<()> {
-        if self.read_only || !self.unproven || self.new_objects == NewObjects::default() {
+        if self.read_only || !self.unproven || *self.new_objects == NewObjects::default() {
             return Ok(());
         }
         try_new_objects(&*self.store, &self.bucket, &self.prefix, &self.new_objects).await
@@ -166,8 +166,7 @@ impl Volume {
 /// Finds out in which order a server lists; `None` where that cannot be told now.
 pub type OrderProbe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Option<Order>> + Send + Sync>;
 
-/// What a mount shows at its root. Made once, so its size matters to nobody.
-#[allow(clippy::large_enum_variant)]
+/// What a mount shows at its root.
 pub enum Root {
     /// One bucket, or a prefix of it.
     Volume(Volume),

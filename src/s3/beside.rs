@@ -36,6 +36,11 @@ pub enum Encryption {
 }
 
 impl Encryption {
+    /// Whether an object's ETag tells nothing of its bytes.
+    pub fn hides_bytes(&self) -> bool {
+        matches!(self, Self::Kms { .. } | Self::Customer { .. })
+    }
+
     /// Whether somebody chose a key for this object.
     fn is_chosen(&self) -> bool {
         matches!(self, Self::Kms { .. })

@@ -282,7 +282,8 @@ impl Client {
         sent: Checksum,
         encryption: Option<&ServerSideEncryption>,
     ) -> bool {
-        let of_bytes = encryption.is_none_or(|how| *how == ServerSideEncryption::Aes256);
+        let of_bytes = self.customer_key().is_none()
+            && encryption.is_none_or(|how| *how == ServerSideEncryption::Aes256);
         if sent.algorithm != ChecksumAlgorithm::Md5 || !of_bytes {
             return false;
         }

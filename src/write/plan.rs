@@ -196,9 +196,8 @@ mod tests {
         for (at, stamp) in places.clone().zip(1..) {
             extents.write(ByteRange::at(at, 3).unwrap(), stamp);
         }
-        let Plan::Parts(parts) = plan(Layout::Growing, len, &extents.all()) else {
-            panic!("a Put of 500 MB")
-        };
+        let planned = plan(Layout::Growing, len, &extents.all());
+        let Plan::Parts(parts) = planned else { panic!("a Put of 500 MB") };
         let (last, others) = parts.split_last().unwrap();
         assert!(others.iter().all(|part| part.range.len() >= limits::PART_MIN), "{parts:?}");
         assert!(last.range.len() > 0 && last.range.end() == len);
@@ -211,9 +210,8 @@ mod tests {
     fn t11_a_file_that_was_only_grown_is_a_plan_within_the_limits() {
         let mut extents = Extents::of_base(0);
         extents.truncate(1 << 30, 1);
-        let Plan::Parts(parts) = plan(Layout::Growing, 1 << 30, &extents.all()) else {
-            panic!("a Put of 1 GiB")
-        };
+        let planned = plan(Layout::Growing, 1 << 30, &extents.all());
+        let Plan::Parts(parts) = planned else { panic!("a Put of 1 GiB") };
         assert_eq!(parts.iter().map(|part| part.range.len()).sum::<u64>(), 1 << 30);
         assert!(parts.iter().all(|part| part.range.len() >= limits::PART_MIN && !part.copy));
     }
@@ -221,14 +219,14 @@ mod tests {
     /// T32: 100 GiB written in order; a mount that counts 10,000 parts of 8 MiB ends at 80 GB.
     #[test]
     fn t32_a_hundred_gibibytes_in_order_need_few_parts() {
-        let full = full_parts(Layout::Growing, 1, 0, 100 << 30);
-        let (number, range) = full.last().unwrap();
-        assert!(*number < limits::PARTS_MAX / 2, "{number}");
-        assert!(
-            (100 << 30) - range.end() < Layout::Growing.size(range.end()),
-            "all but a tail leaves while it is written"
-        );
-        assert!(full.iter().all(|(_, range)| range.len() <= limits::PART_MAX));
+        for layout in [Layout::Growing, Layout::equal(100 << 30)] {
+            let full = full_parts(layout, 1, 0, 100 << 30);
+            let (number, range) = full.last().unwrap();
+            assert!(*number < limits::PARTS_MAX, "{layout:?}: {number}");
+            // All but a tail leaves while it is written.
+            assert!((100 << 30) - range.end() < layout.size(range.end()), "{layout:?}");
+            assert!(full.iter().all(|(_, range)| range.len() <= limits::PART_MAX));
+        }
     }
 
     #[test]

@@ -154,9 +154,11 @@ pub struct Job {
 
 impl Job {
     /// S3 may do what is asked of it next and nobody hear of it: then this is how it is known to be ours.
-    fn about_to_make(&self, etag: &ETag) {
+    fn about_to_make(&self, etag: ETag, checksum: Option<Checksum>) -> BaseObject {
         let place = Place { bucket: self.bucket.clone(), key: self.key.clone() };
-        self.parts.saving(self.stamp, BaseObject { place, etag: etag.clone(), size: self.len });
+        let object = BaseObject { place, etag, size: self.len, checksum };
+        self.parts.saving(self.stamp, object.clone());
+        object
     }
 
     /// Whether bytes of it are in parts alone.
@@ -312,9 +314,9 @@ async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
         attributes: Some(job.attributes.clone()),
         ..CopyRequest::default()
     };
-    job.about_to_make(&origin.object.etag);
+    let made = job.about_to_make(origin.object.etag.clone(), None);
     match job.lanes.send(job.store.copy(request)).await {
-        Err(error) if may_be_ours(&error) => ours(job, &origin.object.etag, error).await,
+        Err(error) if may_be_ours(&error) => ours(job, &made, error).await,
         answer => answer,
     }
 }
@@ -337,7 +339,7 @@ async fn put_once(job: &Job) -> Result<Written> {
     };
     let condition = stand_in(job, job.honoured.put).await?;
     let etag = content_etag(&body.bytes);
-    job.about_to_make(&etag);
+    let made = job.about_to_make(etag.clone(), Some(body.checksum()));
     let request = PutRequest {
         bucket: job.bucket.clone(),
         key: job.key.clone(),
@@ -347,7 +349,7 @@ async fn put_once(job: &Job) -> Result<Written> {
         checksum: Some(body.checksum()),
     };
     let written = match job.lanes.send(job.store.put(request)).await {
-        Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
+        Err(error) if may_be_ours(&error) => ours(job, &made, error).await,
         answer => answer,
     }?;
     let right = written.checksum.as_ref().is_none_or(|theirs| match theirs.algorithm {
@@ -429,11 +431,10 @@ async fn send_parts_and_complete(job: &Job, upload: &Upload, parts: &[PartPlan])
         }
     }
     let condition = stand_in(job, job.honoured.complete).await?;
-    let etag = multipart_etag(&sent);
     let whole = whole_checksum(&sent);
-    job.about_to_make(&etag);
+    let made = job.about_to_make(multipart_etag(&sent), whole.clone());
     let written = match job.store.complete_upload(upload, sent, condition).await {
-        Err(error) if may_be_ours(&error) => ours(job, &etag, error).await,
+        Err(error) if may_be_ours(&error) => ours(job, &made, error).await,
         answer => answer,
     }?;
     match (&whole, &written.checksum) {
@@ -638,11 +639,11 @@ fn may_be_ours(error: &Error) -> bool {
     error.may_have_happened() || matches!(error.kind(), Kind::AlreadyExists | Kind::Stale | Kind::NotFound)
 }
 
-/// Tells an answer that was lost from a race that was lost: what is there now carries our ETag.
-async fn ours(job: &Job, etag: &ETag, error: Error) -> Result<Written> {
+/// Tells an answer that was lost from a race that was lost: what is there now is what was about to be made.
+async fn ours(job: &Job, made: &BaseObject, error: Error) -> Result<Written> {
     match job.store.head(&job.bucket, &job.key, None).await {
-        Ok(info) if info.size == job.len && info.etag == *etag => {
-            // Its ETag is that of what was sent.
+        // Its ETag or checksum is that of what was sent.
+        Ok(info) if made.is(&info) => {
             Ok(Written { etag: info.etag, version_id: info.version_id, checksum: None })
         }
         _ => Err(error),

@@ -1,7 +1,10 @@
 //! What is beside the bytes: given to new files by the mount's options, and kept of those that are there.
 
+use pailfs::error::Kind;
 use pailfs::fs::{SetAttr, Volume};
-use pailfs::s3::{Attributes, Encryption, MemStore, NewObjects, ObjectInfo, PutRequest, Store, is_archived};
+use pailfs::s3::{
+    Attributes, Encryption, MemStore, NewObjects, ObjectInfo, PutRequest, Store, When, is_archived,
+};
 
 use crate::client::{BUCKET, Client, READ, REWRITE, WRITE};
 use crate::harness::block_on;
@@ -269,6 +272,49 @@ fn a_class_of_the_archive_may_be_asked_for() {
         assert_eq!(client.stat("f").await.unwrap().size, 5);
         let error = client.open("f", READ).await.unwrap_err();
         assert_eq!(error.errno(), rustix::io::Errno::REMOTEIO.raw_os_error());
+    });
+}
+
+/// The ETag of an object that a key encrypts is of other bytes than were sent, so it does not tell whose an object is.
+#[test]
+fn a_save_that_nobody_heard_of_is_known_by_its_checksum() {
+    block_on(async {
+        for (operation, size) in [("PutObject", 5), ("CompleteMultipartUpload", 20 << 20)] {
+            let client = Client::new().with_new_objects(asked());
+            client.store.refuse(operation, Kind::Server, When::After);
+            client.write("f", &vec![7; size]).await.unwrap();
+            client.store.refuse_nothing();
+            assert_eq!(client.keys().await, ["f"], "no conflict with oneself");
+            client.write("f", b"and on").await.unwrap();
+            assert_eq!(client.object("f").await.unwrap(), b"and on");
+            assert_eq!(client.keys().await, ["f"]);
+        }
+    });
+}
+
+/// And of a mount that was killed before the answer came.
+#[test]
+fn a_save_that_the_mount_did_not_live_to_hear_of_is_known_too() {
+    block_on(async {
+        for (operation, size) in [("PutObject", 5), ("CompleteMultipartUpload", 20 << 20)] {
+            let disk = tempfile::tempdir().unwrap();
+            let (first, _) = Client::new().again_with(disk.path(), asked());
+            let file = first.open("f", WRITE).await.unwrap();
+            first.fs.write(file.1, 0, &vec![7; size]).await.unwrap();
+            // What it did is done; nobody can be asked about it.
+            first.store.refuse(operation, Kind::Server, When::After);
+            first.store.refuse("HeadObject", Kind::Server, When::Before);
+            first.fs.flush(file.1).await.unwrap_err();
+            let store = std::sync::Arc::clone(&first.store);
+            drop(first);
+            store.refuse_nothing();
+            let (next, owed) = Client::of_store(store).again_with(disk.path(), asked());
+            let taken = next.fs.take_up(owed).await;
+            assert_eq!((taken.files, taken.kept), (1, 0));
+            next.fs.flush_all().await.unwrap();
+            assert_eq!(next.keys().await, ["f"], "no conflict with oneself after {operation}");
+            assert_eq!(next.object("f").await.unwrap(), vec![7; size]);
+        }
     });
 }
 

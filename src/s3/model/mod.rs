@@ -288,11 +288,9 @@ impl Model {
 
     /// The tag of an object that KMS or its owner has the key of tells nothing of its bytes.
     fn etag_of(&mut self, attributes: &Attributes, of_bytes: ETag) -> ETag {
-        match attributes.encryption {
-            None | Some(Encryption::S3) => of_bytes,
-            Some(Encryption::Kms { .. } | Encryption::Customer { .. }) => {
-                content_etag(self.fresh_id("e").as_bytes())
-            }
+        match attributes.encryption.as_ref().is_some_and(Encryption::hides_bytes) {
+            true => content_etag(self.fresh_id("e").as_bytes()),
+            false => of_bytes,
         }
     }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, Part, Upload};
+use crate::s3::{Attributes, Checksum, Condition, Encryption, ObjectInfo, Part, Upload};
 use crate::write::{Segment, Sum, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
@@ -59,6 +59,18 @@ pub struct BaseObject {
     pub etag: ETag,
     /// In bytes.
     pub size: u64,
+    /// Of all bytes, where that was known before it was made: how it is known again where its ETag is of other bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+}
+
+impl BaseObject {
+    /// Whether this is what S3 says that it has there.
+    pub fn is(&self, info: &ObjectInfo) -> bool {
+        let locked = info.attributes.encryption.as_ref().is_some_and(Encryption::hides_bytes);
+        let same = self.checksum.as_ref().is_some_and(|mine| info.checksums.contains(mine));
+        self.size == info.size && (self.etag == info.etag || (locked && same))
+    }
 }
 
 /// Another object that runs of a file are copied from, as long as nobody has fetched them.

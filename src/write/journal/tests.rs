@@ -108,7 +108,7 @@ fn place(key: &str) -> Place {
 }
 
 fn object(key: &str, etag: u64, size: u64) -> BaseObject {
-    BaseObject { place: place(key), etag: ETag::new(&format!("e{etag}")), size }
+    BaseObject { place: place(key), etag: ETag::new(&format!("e{etag}")), size, checksum: None }
 }
 
 /// From further on in the object, or from further ahead, where the shift wraps.
