@@ -103,8 +103,8 @@ fn a_bit_that_is_flipped_while_no_mount_is_there_is_found_when_the_next_one_save
             let file = client.open("f", REWRITE).await.unwrap();
             write(&client, file.1, &body).await;
             client.fs.write(file.1, 100, b"written over").await.unwrap();
-            client.close(file).await.unwrap();
-            // The process is gone: what it leaves is looked at as it is at this moment.
+            // The process is gone before it closes the file, so it does not try to save it once more: what it leaves is
+            // looked at as it is at this moment.
             let after = tempfile::tempdir().unwrap();
             let copied = std::process::Command::new("cp")
                 .arg("-a")
