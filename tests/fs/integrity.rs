@@ -103,8 +103,8 @@ fn a_bit_that_is_flipped_while_no_mount_is_there_is_found_when_the_next_one_save
             let file = client.open("f", REWRITE).await.unwrap();
             write(&client, file.1, &body).await;
             client.fs.write(file.1, 100, b"written over").await.unwrap();
-            client.close(file).await.unwrap();
-            // The process is gone: what it leaves is looked at as it is at this moment.
+            // The process is gone before it closes the file, so it does not try to save it once more: what it leaves is
+            // looked at as it is at this moment.
             let after = tempfile::tempdir().unwrap();
             let copied = std::process::Command::new("cp")
                 .arg("-a")
@@ -113,17 +113,15 @@ fn a_bit_that_is_flipped_while_no_mount_is_there_is_found_when_the_next_one_save
                 .status();
             assert!(copied.unwrap().success());
             flip(&staging_file(after.path()), 4000);
-            client.store.refuse_nothing();
             let (next, owed) = client.again_with_journal(after.path(), Durability::Journal);
+            drop(client);
+            next.store.refuse_nothing();
             let taken = next.fs.take_up(owed).await;
             assert_eq!((taken.files, taken.kept), (1, 0));
             let error = next.fs.flush_all().await.unwrap_err();
             assert!(error.message().contains("the local disk damaged what was written"), "{error}");
-            assert_eq!(next.object("f").await.unwrap(), b"as it was");
+            assert!(next.object("f").await.unwrap() == b"as it was");
             assert_eq!(next.fs.pending().len(), 1);
-            // The first one has the bytes as they were written.
-            client.fs.flush_all().await.unwrap();
-            assert!(client.object("f").await.unwrap()[112..] == body[112..]);
         }
     });
 }
