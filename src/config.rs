@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, Sse, format_bytes};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, Sse, StagingPlace, format_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Encryption, NewObjects, SessionConfig};
 
@@ -26,6 +26,8 @@ const DEFAULT_MEMORY_MIN_BYTES: u64 = 64 << 20;
 const DEFAULT_MEMORY_MAX_BYTES: u64 = 1 << 30;
 /// Below this a single part of an upload no longer fits beside anything else.
 const MEMORY_MIN_BYTES: u64 = 16 << 20;
+/// The same, where bytes that are written wait for their upload in memory.
+const STAGING_MEMORY_MIN_BYTES: u64 = 64 << 20;
 /// Less disk than this holds hardly an object.
 const CACHE_MIN_BYTES: u64 = 16 << 20;
 /// The cache that is chosen where no size is given: this much, in bytes, and no more than this share of the disk.
@@ -58,6 +60,7 @@ pub struct MountConfig {
     pub cache: Option<Cache>,
     pub passthrough: Passthrough,
     pub durability: Durability,
+    pub staging: StagingPlace,
     pub exclusive: Exclusive,
     pub on_conflict: OnConflict,
     /// Of the state directory's file system, what is left to others, in bytes; otherwise a twentieth.
@@ -98,6 +101,21 @@ impl MountConfig {
             if mode & !0o777 != 0 {
                 return Err(invalid(format!("{mode:o} is not a {what} mode; write it like 644")));
             }
+        }
+        if (self.staging, self.durability) == (StagingPlace::Memory, Durability::Journal) {
+            return Err(invalid(
+                "--durability=journal keeps what was written on the local disk, where --staging=memory writes nothing; \
+                 leave one of them away"
+                    .to_owned(),
+            ));
+        }
+        if self.staging == StagingPlace::Memory && self.site.memory_limit < STAGING_MEMORY_MIN_BYTES {
+            return Err(invalid(format!(
+                "the memory limit is {}, and --staging=memory takes {} at least: a large file is in it until its first \
+                 parts leave",
+                format_bytes(self.site.memory_limit),
+                format_bytes(STAGING_MEMORY_MIN_BYTES)
+            )));
         }
         let cache_dir = self.cache.as_ref().map(|cache| ("cache directory", &cache.dir));
         for (what, dir) in cache_dir.into_iter().chain([("state directory", &self.site.state_dir)]) {
@@ -621,6 +639,7 @@ mod tests {
             passthrough: Passthrough::ReadOnly,
             state_reserve: None,
             durability: Durability::Close,
+            staging: StagingPlace::Disk,
             exclusive: Exclusive::Everywhere,
             on_conflict: OnConflict::KeepBoth,
             control_socket: "/run/pailfs/x".into(),
@@ -632,6 +651,22 @@ mod tests {
             (with(Site { memory_limit: 1 << 20, ..site.clone() }), "memory"),
             (with(Site { timeout: Duration::ZERO, ..site.clone() }), "timeout"),
             (MountConfig { dir_mode: 0o4755, ..good.clone() }, "directory mode"),
+            (
+                MountConfig {
+                    staging: StagingPlace::Memory,
+                    durability: Durability::Journal,
+                    ..good.clone()
+                },
+                "--staging=memory writes nothing",
+            ),
+            (
+                MountConfig {
+                    staging: StagingPlace::Memory,
+                    site: Site { memory_limit: 63 << 20, ..site.clone() },
+                    ..good.clone()
+                },
+                "takes 64.0 MiB at least",
+            ),
             (with(Site { state_dir: "/mnt/state".into(), ..site.clone() }), "state directory"),
             (MountConfig { cache: cache("/mnt/cache", 1 << 30), ..good.clone() }, "cache directory"),
             (MountConfig { cache: cache("/c", 1 << 20), ..good.clone() }, "cache size"),

@@ -320,8 +320,9 @@ def measure_raw(bench, row, command):
 
 def measure_direct(bench, command, url=None):
     """The raw client at the server itself, or through a proxy."""
+    before, began = machine.busy_seconds(), time.monotonic()
     did = bench.ceiling(url or bench.server[0], *command)
-    run = {"seconds": did["seconds"], "cpu_seconds": did["cpu_seconds"], "asked": did["bytes"],
+    run = {"busy": busy_share(before, time.monotonic() - began), "seconds": did["seconds"], "cpu_seconds": did["cpu_seconds"], "asked": did["bytes"],
            "requests": did["requests"]}
     if "--random" in command:
         run["rate"] = did["objects"] / did["seconds"]
@@ -439,17 +440,24 @@ def work(bench, row, root):
     try:
         command = [word.replace("{scratch}", str(scratch)).replace("{sources}", str(bench.sources))
                    for word in row.work(root, bench.sizes)]
+        before = machine.busy_seconds()
         output, seconds = machine.run(command, PATIENCE_S)
+        busy = busy_share(before, seconds)
         wrong = row.wrong(output, bench.sizes) or miscopied(row, scratch, bench.sizes) or differs(bench, row, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if wrong:
         raise Failed(f"wrong answer: {wrong}")
-    run = {"seconds": seconds}
+    run = {"seconds": seconds, "busy": busy}
     if output.startswith('{"seconds"'):
         run.update(json.loads(output))
     run.setdefault("asked", row.bytes_moved(bench.sizes))
     return run
+
+
+def busy_share(before, seconds):
+    """How much of the machine's processors the server, the proxy, the daemon and the program took together."""
+    return (machine.busy_seconds() - before) / max(seconds, 0.01) / os.cpu_count()
 
 
 def miscopied(row, scratch, sizes):

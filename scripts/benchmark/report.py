@@ -192,7 +192,8 @@ def failure(view, family):
 
 def details(results, rows):
     yield ("| row | program | n | seconds | returned | in S3 | per second | speed / raw | pailfs is faster by | CPU s | "
-           "CPU s/GiB | RSS MiB | requests | MB down | MB up |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+           "CPU s/GiB | machine busy | RSS MiB | requests | MB down | MB up |\n"
+           "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         view = View(results, row.name)
         for name in sorted(view.runs, key=lambda name: (names_in(results, [row]).index(family_of(name)), name)):
@@ -204,7 +205,7 @@ def detail(view, name):
     yield str(len(good))
     if not good:
         yield failure(view, family_of(name))
-        yield from [""] * 12
+        yield from [""] * 13
         return
     seconds = view.values(name, "seconds")
     yield f"{statistics.median(seconds):.3g} ({min(seconds):.3g}-{max(seconds):.3g})"
@@ -218,6 +219,7 @@ def detail(view, name):
     yield figure(lambda: f"{view.median(name, 'cpu_seconds'):.2f}")
     yield figure(lambda: f"{view.median(name, 'cpu_seconds') / view.median(name, 'asked') * GIB:.2f}"
                  if large else "")
+    yield figure(lambda: f"{view.median(name, 'busy'):.0%}")
     yield figure(lambda: f"{view.median(name, 'rss') / MIB:.0f}")
     yield figure(lambda: f"{view.median(name, 'requests'):.0f}")
     yield figure(lambda: f"{view.median(name, 'bytes_down') / 1e6:.1f}")

@@ -272,7 +272,10 @@ WRITES = {
 }
 # Without asking for the size of what it copied, rclone takes it for 0 and the copy for broken.
 MOVES = {**WRITES, "rclone": [*WRITES["rclone"], "--s3-no-head-object=false"]}
-WRITES_BACK = {**WRITES, "pailfs": ["--durability", "journal"]}
+# What every other program does: the last one to save wins, and O_EXCL is of one mount.
+PLAIN = ["--exclusive", "mount", "--on-conflict", "overwrite"]
+WRITES_PLAINLY = {**WRITES, "pailfs": PLAIN}
+WRITES_BACK = {**WRITES, "pailfs": ["--durability", "journal", *PLAIN]}
 stat_names = work("stat", "names-20k", lambda sizes: sizes.known_names)
 stat_names_at_once = work("stat", "names-20k", lambda sizes: sizes.known_names, 32)
 
@@ -350,12 +353,15 @@ WRITING = [
         bars=(speed("raw", 0.8), speed("s3fs", 1), speed("rclone", 1), speed("mount-s3", 1), MEMORY)),
     Row("cp-in", "`cp -r` in of 500 x 16 KiB", "incoming",
         lambda root, sizes: ["cp", "-r", "{sources}/incoming", f"{root}/incoming"],
-        lands=incoming("incoming"), raw=raw_put("incoming", "incoming/", in_flight=(1,)), flags=WRITES, plot="writing",
+        lands=incoming("incoming"), raw=raw_put("incoming", "incoming/", in_flight=(1,)), flags=WRITES_PLAINLY, plot="writing",
         bars=(speed("raw", 0.9, "speed / one PUT after the other"), MEMORY)),
     Row("cp-in-16", "the same by 16 `cp` at once", "incoming",
         work("copies", "incoming", lambda sizes: "{sources}/incoming", 16),
-        lands=incoming("incoming"), raw=raw_put("incoming", "incoming/", in_flight=(16,)), flags=WRITES, plot="writing",
+        lands=incoming("incoming"), raw=raw_put("incoming", "incoming/", in_flight=(16,)), flags=WRITES_PLAINLY, plot="writing",
         bars=(Bar("speed / one PUT after the other", lambda view: serial_puts(view) / view.seconds(), ">=", 10), MEMORY)),
+    Row("cp-in-safe", "the first again, with pailfs's own promises: nobody is overwritten, O_EXCL holds among hosts", "incoming",
+        lambda root, sizes: ["cp", "-r", "{sources}/incoming", f"{root}/incoming"],
+        lands=incoming("incoming"), flags=WRITES, programs=("pailfs",), plot="writing", bars=(MEMORY,)),
     Row("write-back", "`cp -r` in of 500 x 16 KiB, write-back: until `cp` returns", "incoming",
         lambda root, sizes: ["cp", "-r", "{sources}/incoming", f"{root}/incoming"],
         lands=incoming("incoming"), until_returned=True, flags=WRITES_BACK, programs=("pailfs", "rclone"), plot="writing",

@@ -21,6 +21,8 @@ pub struct Budget {
 struct Inner {
     permits: Arc<Semaphore>,
     limit_bytes: u64,
+    /// The most that one request gets.
+    single_max_bytes: u64,
     /// What those who wait ask for.
     wanted_bytes: AtomicU64,
     pressure: Notify,
@@ -59,11 +61,17 @@ impl Drop for Wanting<'_> {
 
 impl Budget {
     pub fn new(limit_bytes: u64) -> Self {
+        Self::beside(limit_bytes, 0)
+    }
+
+    /// A budget of which somebody may hold so much until others have been served: no request waits for that.
+    pub fn beside(limit_bytes: u64, held_bytes: u64) -> Self {
         let units = limit_bytes.div_ceil(UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS as u64 >> 1);
         Self {
             inner: Arc::new(Inner {
                 permits: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX >> 4))),
                 limit_bytes,
+                single_max_bytes: limit_bytes.saturating_sub(held_bytes),
                 wanted_bytes: AtomicU64::new(0),
                 pressure: Notify::new(),
             }),
@@ -113,7 +121,7 @@ impl Budget {
     }
 
     fn units(&self, bytes: u64) -> u32 {
-        let most = self.inner.limit_bytes.div_ceil(UNIT_BYTES).max(1);
+        let most = self.inner.single_max_bytes.div_ceil(UNIT_BYTES).max(1);
         u32::try_from(bytes.div_ceil(UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX)
     }
 }
@@ -130,6 +138,15 @@ mod tests {
         drop(all);
         assert_eq!(budget.free_bytes(), 64 << 10);
         assert!(budget.try_take(1 << 30).is_some(), "an oversized request gets the whole budget");
+    }
+
+    #[test]
+    fn no_request_waits_for_what_is_held_until_others_are_served() {
+        let budget = Budget::beside(64 << 10, 16 << 10);
+        let held = budget.try_take(16 << 10).unwrap();
+        assert!(budget.try_take(1 << 30).is_some(), "an oversized request gets the rest");
+        drop(held);
+        assert_eq!(budget.free_bytes(), 64 << 10);
     }
 
     #[test]

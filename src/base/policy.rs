@@ -15,6 +15,16 @@ pub enum Durability {
     Journal,
 }
 
+/// Where written bytes wait for their upload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StagingPlace {
+    /// In the state directory, with a journal that outlives the process
+    #[default]
+    Disk,
+    /// In memory: nothing is written to a disk, and what is not in S3 is lost with the process
+    Memory,
+}
+
 /// Among whom `O_EXCL` decides who makes a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Exclusive {

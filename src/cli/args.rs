@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, Sse, parse_bytes, parse_duration};
+use crate::base::{
+    Durability, Exclusive, OnConflict, Passthrough, Sse, StagingPlace, parse_bytes, parse_duration,
+};
 use crate::config::{DEFAULT_SESSION, ObjectSettings};
 use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
 
@@ -66,12 +68,16 @@ pub struct MountArgs {
     /// control group has, 64M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory_limit: Option<u64>,
-    /// Where written bytes wait for their upload [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
+    /// Directory for what has to outlive the mount: bytes that wait for their upload, and the journal that says what they
+    /// are [default: ~/.local/state/pailfs, or /var/lib/pailfs for root]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// What close() waits for
     #[arg(long, value_enum, value_name = "WHERE", default_value = "close")]
     pub durability: Durability,
+    /// Where written bytes wait for their upload
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
+    pub staging: StagingPlace,
     /// Among whom O_EXCL decides who makes a file
     #[arg(long, value_enum, value_name = "WHOM", default_value = "everywhere")]
     pub exclusive: Exclusive,

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, SystemClock};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, StagingPlace, SystemClock};
 use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
@@ -173,6 +173,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         passthrough: Passthrough::Never,
         state_reserve: None,
         durability: Durability::default(),
+        staging: StagingPlace::default(),
         exclusive: Exclusive::default(),
         on_conflict: OnConflict::default(),
         control_socket,

@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_directory_is_listed_once_for_names_in_a_row_and_left_alone_where_that_was_of_no_use() {
         let (absences, dir, ttl) = (Absences::default(), Ino(7), Duration::from_secs(1));
-        let now = Instant::now();
+        let now = crate::base::Clock::now(&crate::base::ManualClock::new());
         assert!(absences.turn(dir, now, ttl).is_none());
         absences.note(dir, now, ttl);
         assert!(absences.turn(dir, now, ttl).is_none(), "one name is no row");

@@ -925,6 +925,8 @@ impl Fs {
             result = self.commit_once(file).await;
         }
         lock(&file.state).last_error = result.as_ref().err().map(Error::report);
+        // Whoever waits for room looks again.
+        self.left.notify_waiters();
         result
     }
 
@@ -934,7 +936,7 @@ impl Fs {
         }
         let place = self.tree().saving_place(file.ino);
         let (id, _) = match place {
-            // Its name is being removed here, or it was saved just now, and nobody needs its inode any more.
+            // Its name is being removed here; or it was saved meanwhile, and nobody needed its inode any more.
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
                 let _turn = file.commit.lock().await;
                 return if file.is_dirty() { Err(error) } else { Ok(()) };

@@ -36,7 +36,7 @@ mod volume;
 mod walks;
 mod weight;
 
-pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough};
+pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough, StagingPlace};
 pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
 pub use attr::{Attr, SetAttr};
@@ -63,7 +63,7 @@ use crate::stats::Stats;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, Ticket, Tree, VolumeId};
 use crate::write::journal::Journal;
-use crate::write::{Lanes, Room};
+use crate::write::{Lanes, Room, SINGLE_PUT_MAX};
 
 /// How a mount behaves.
 #[derive(Clone, Debug)]
@@ -84,7 +84,8 @@ pub struct Options {
     pub delete_wait: Duration,
     /// Memory for blocks, read-ahead, uploads, names and pages of listings that wait, in bytes.
     pub memory_limit: u64,
-    /// Where written bytes are staged.
+    /// Where written bytes are staged, and the directory for them on disk.
+    pub staging: StagingPlace,
     pub staging_dir: PathBuf,
     /// Of that directory's file system, what is left to others, in bytes; otherwise a twentieth.
     pub staging_reserve: Option<u64>,
@@ -123,6 +124,7 @@ impl Default for Options {
             timeout: Duration::from_secs(60),
             delete_wait: Duration::from_millis(20),
             memory_limit: 256 << 20,
+            staging: StagingPlace::default(),
             staging_dir: std::env::temp_dir(),
             staging_reserve: None,
             journal: None,
@@ -237,7 +239,22 @@ impl Fs {
             None => (None, 0),
         };
         let budget_bytes = memory - behind_bytes;
-        let budget = Budget::new(budget_bytes);
+        let (budget, disk_room) = match (&options.staging, &options.journal) {
+            (StagingPlace::Memory, None) => {
+                let staged_bytes = staged_in_memory(budget_bytes);
+                let budget = Budget::beside(budget_bytes, staged_bytes);
+                (budget.clone(), Room::in_memory(budget, staged_bytes))
+            }
+            (StagingPlace::Memory, Some(_)) => {
+                let told = "a journal is of no use to bytes that are staged in memory";
+                return Err(Error::new(Kind::InvalidArgument, told));
+            }
+            (StagingPlace::Disk, journal) => {
+                let dir =
+                    journal.as_ref().map_or(options.staging_dir.clone(), |journal| journal.staging_dir());
+                (Budget::new(budget_bytes), Room::on_disk(&dir, options.staging_reserve))
+            }
+        };
         let heard = Arc::clone(&stats);
         let gate = Gate::new(REQUESTS_MAX, move || heard.throttled.value());
         let lanes = Lanes::new(budget.clone(), gate.clone());
@@ -261,13 +278,7 @@ impl Fs {
             copies: copy::Copies::default(),
             news: news::Newsroom::new(),
             lanes,
-            disk: Room::new(
-                &options
-                    .journal
-                    .as_ref()
-                    .map_or(options.staging_dir.clone(), |journal| journal.staging_dir()),
-                options.staging_reserve,
-            ),
+            disk: disk_room,
             saving: tokio::sync::Semaphore::new(SAVING_MAX),
             leaving: AtomicUsize::new(0),
             // A quarter of the memory is theirs at most.
@@ -443,6 +454,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The part of a memory limit that bytes of files may take.
 fn bytes_in_memory(limit: u64) -> u64 {
     limit.saturating_sub((limit / 8).max(OVERHEAD_MIN_BYTES)).max(BYTES_MIN)
+}
+
+/// How much of them staged bytes may take: half, and what a file takes before its first part leaves. The rest is for parts
+/// on their way.
+fn staged_in_memory(budget_bytes: u64) -> u64 {
+    (budget_bytes / 2).max(SINGLE_PUT_MAX + PART_MIN_BYTES).min(budget_bytes.saturating_sub(PART_MIN_BYTES))
 }
 
 fn too_many_volumes() -> Error {

@@ -101,7 +101,7 @@ impl Fs {
             Some(journal) => {
                 Staging::named(&journal.staging_dir(), &self.staging_name(state), Sums::default())
             }
-            None => Staging::new(self.disk.dir()),
+            None => Staging::new(&self.disk),
         }
     }
 

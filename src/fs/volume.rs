@@ -166,8 +166,7 @@ impl Volume {
 /// Finds out in which order a server lists; `None` where that cannot be told now.
 pub type OrderProbe = Box<dyn Fn() -> futures::future::BoxFuture<'static, Option<Order>> + Send + Sync>;
 
-/// What a mount shows at its root. Made once, so its size matters to nobody.
-#[allow(clippy::large_enum_variant)]
+/// What a mount shows at its root.
 pub enum Root {
     /// One bucket, or a prefix of it.
     Volume(Volume),

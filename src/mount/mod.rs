@@ -14,7 +14,7 @@ pub use slots::recover;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
-use crate::base::{Clock, SystemClock, format_bytes};
+use crate::base::{Clock, StagingPlace, SystemClock, format_bytes};
 use crate::config::{BucketDir, MountConfig, Site, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
@@ -101,14 +101,15 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
-    let findings = Arc::new(Findings::new(&config.site.state_dir));
+    let on_disk = config.staging == StagingPlace::Disk;
+    let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
     let root = tokio::select! {
         root = connect(&config.site, config.read_only, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
     };
-    let (journal, owed) = if config.read_only {
+    let (journal, owed) = if config.read_only || !on_disk {
         (None, Vec::new())
     } else {
         let (journal, owed) = slots::open_journal(&config.site, &config.mountpoint)
@@ -215,8 +216,9 @@ struct Findings {
 }
 
 impl Findings {
-    fn new(state_dir: &Path) -> Self {
-        let capabilities = CapabilityCache::new(Some(state_dir), Arc::new(SystemClock));
+    /// What is found out is kept in this directory, if there is one.
+    fn new(state_dir: Option<&Path>) -> Self {
+        let capabilities = CapabilityCache::new(state_dir, Arc::new(SystemClock));
         Self { capabilities, notes: Mutex::default() }
     }
 
@@ -403,13 +405,17 @@ fn options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Option
         dir_mode: config.dir_mode,
         ttl: config.metadata_ttl,
         negative_ttl: config.negative_ttl,
+        staging: config.staging,
         staging_reserve: config.state_reserve,
         durability: config.durability,
         exclusive: config.exclusive,
         on_conflict: config.on_conflict,
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
         passthrough: config.passthrough,
-        ..site_options(&config.site, journal)?
+        ..match config.staging {
+            StagingPlace::Disk => site_options(&config.site, journal)?,
+            StagingPlace::Memory => options_of(&config.site, PathBuf::new(), journal),
+        }
     })
 }
 
@@ -421,13 +427,17 @@ fn site_options(site: &Site, journal: Option<Arc<Journal>>) -> Result<Options> {
         Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
             .with_source(error)
     })?;
-    Ok(Options {
+    Ok(options_of(site, staging_dir, journal))
+}
+
+fn options_of(site: &Site, staging_dir: PathBuf, journal: Option<Arc<Journal>>) -> Options {
+    Options {
         timeout: site.timeout,
         memory_limit: site.memory_limit,
         staging_dir,
         journal,
         ..Options::default()
-    })
+    }
 }
 
 type Answer = oneshot::Sender<Result<(), Refusal>>;
@@ -800,7 +810,7 @@ mod tests {
     }
 
     fn findings() -> Arc<Findings> {
-        Arc::new(Findings::new(Path::new("/nowhere")))
+        Arc::new(Findings::new(None))
     }
 
     #[test]

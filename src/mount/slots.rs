@@ -25,7 +25,7 @@ const SLOTS_MAX: u32 = 32;
 /// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it.
 pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
     let mut recovered = TakenUp::default();
-    let findings = Arc::new(Findings::new(&site.state_dir));
+    let findings = Arc::new(Findings::new(Some(&site.state_dir)));
     for slot in 0..SLOTS_MAX {
         let dir = slot_dir(site, slot);
         if !dir.exists() {

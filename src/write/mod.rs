@@ -23,8 +23,8 @@
 //! 2. A commit clears only what it carried: every write has a stamp, and what is newer stays dirty.
 //! 3. A commit names the version it replaces: `If-None-Match: *` for a new file, `If-Match` for a changed one.
 //! 4. A failed commit leaves every byte readable and dirty.
-//! 5. A change is in the staging file and in the journal before it is answered. What the journal says of a file makes
-//!    the same file in another process.
+//! 5. A change is in the staging file and, where that is on a disk, in the journal before it is answered. What the
+//!    journal says of a file makes the same file in another process.
 //! 6. A part that left counts at the commit only for the very bytes it was sent with. Bytes that the disk let go of are
 //!    in such a part; nobody reads them as zeros, and they change only after S3 has the file.
 //! 7. Of every staged byte a sum is kept from the moment it was written ([`sums`]). Nothing is sent that differs from it,
@@ -35,6 +35,7 @@ mod extents;
 pub mod journal;
 mod parts;
 mod plan;
+mod room;
 mod staging;
 mod sums;
 mod upload;
@@ -42,7 +43,8 @@ mod upload;
 pub use extents::{Extents, Segment, What};
 pub use parts::{Line, Parts};
 pub use plan::{Layout, PartPlan, Plan, SINGLE_PUT_MAX, equal, full_parts, plan};
-pub use staging::{Room, Staging};
+pub use room::Room;
+pub use staging::Staging;
 pub use sums::{Sum, Sums};
 pub use upload::{
     Base, Conditions, Job, Lanes, Noted, Origin, PartRule, Target, abandon, copy_object, delete_object,

@@ -1,4 +1,4 @@
-//! Written bytes on local disk until S3 has them.
+//! Written bytes on local disk, or in memory, until S3 has them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,44 +6,13 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek, statvfs};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
+use super::room::{Held, Room};
 use super::sums::{Sum, Sums};
 use crate::base::ByteRange;
 use crate::base::crc::{crc64, joined};
 use crate::error::{Error, Kind, Result};
-
-/// Of the file system that bytes are staged on, this much is left to others: a twentieth, within bounds.
-const RESERVE_SHARE: u64 = 20;
-const RESERVE_MIN_BYTES: u64 = 16 << 20;
-const RESERVE_MAX_BYTES: u64 = 1 << 30;
-
-/// Where bytes are staged, and whether there is room for more.
-#[derive(Debug)]
-pub struct Room {
-    dir: PathBuf,
-    reserve_bytes: Option<u64>,
-}
-
-impl Room {
-    /// Of the directory's file system so much is left to others; a twentieth, within bounds, unless something is said.
-    pub fn new(dir: &Path, reserve_bytes: Option<u64>) -> Self {
-        Self { dir: dir.to_owned(), reserve_bytes }
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Whether what is free is for others.
-    pub fn is_short(&self) -> bool {
-        let Ok(disk) = statvfs(&self.dir) else { return false };
-        let usual =
-            (disk.f_blocks * disk.f_frsize / RESERVE_SHARE).clamp(RESERVE_MIN_BYTES, RESERVE_MAX_BYTES);
-        let reserve = self.reserve_bytes.unwrap_or(usual);
-        disk.f_bavail * disk.f_frsize < reserve
-    }
-}
 
 /// A sparse local file, holding a file's written bytes at their own offsets.
 ///
@@ -67,6 +36,17 @@ struct Known {
     gone: BTreeMap<u64, u64>,
     /// How often its bytes changed. Whoever read without the lock meanwhile may have read either.
     changes: u64,
+    /// The memory that they take, where that is where they are.
+    held: Option<Held>,
+}
+
+impl Known {
+    /// Gives back memory that the file does not take any more.
+    fn settle(&mut self, file: &File) {
+        if let Some(held) = &mut self.held {
+            held.settle(file);
+        }
+    }
 }
 
 /// Bytes that are about to be written.
@@ -103,10 +83,10 @@ enum Attempt {
 }
 
 impl Staging {
-    /// Opens a new staging file without a name in `dir`.
-    pub fn new(dir: &Path) -> Result<Self> {
-        let file = tempfile::tempfile_in(dir).map_err(|e| Error::from(e).on("stage", "", ""))?;
-        Ok(Self { file, path: None, known: Mutex::default() })
+    /// Opens a new staging file without a name.
+    pub fn new(room: &Room) -> Result<Self> {
+        let (file, held) = room.file()?;
+        Ok(Self { file, path: None, known: Mutex::new(Known { held, ..Known::default() }) })
     }
 
     /// Opens one with a name, new or as an earlier process left it, with what it has to be.
@@ -139,7 +119,9 @@ impl Staging {
         known.gone.clear();
         known.sums.clear();
         known.changes += 1;
-        self.file.set_len(0).map_err(Error::from)
+        let cleared = self.file.set_len(0).map_err(Error::from);
+        known.settle(&self.file);
+        cleared
     }
 
     /// The first hole in a range, up to the next byte that is there. What was written has none but where it was let go of.
@@ -173,8 +155,13 @@ impl Staging {
     pub fn write(&self, change: &Change<'_>) -> Result<(), (Error, Vec<Sum>)> {
         debug_assert!(!self.is_gone(change.range), "S3 has to have it first");
         let known = &mut *self.lock();
+        if let Some(held) = &mut known.held {
+            held.reserve(change.range).map_err(|error| (error, Vec::new()))?;
+        }
         known.changes += 1;
-        match self.file.write_all_at(change.data, change.range.start()) {
+        let written = self.file.write_all_at(change.data, change.range.start());
+        known.settle(&self.file);
+        match written {
             Ok(()) => {
                 known.sums.put(&change.sums);
                 Ok(())
@@ -326,7 +313,9 @@ impl Staging {
         known.sums.forget(range);
         known.changes += 1;
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&self.file, hole, range.start(), range.len()).map_err(std::io::Error::from)?;
+        let punched = fallocate(&self.file, hole, range.start(), range.len());
+        known.settle(&self.file);
+        punched.map_err(std::io::Error::from)?;
         Ok(true)
     }
 
@@ -473,7 +462,7 @@ mod tests {
     #[test]
     fn a_run_that_goes_on_beyond_what_is_let_go_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Staging::new(dir.path()).unwrap();
+        let staging = Staging::new(&Room::on_disk(dir.path(), None)).unwrap();
         write(&staging, &vec![7; 20 << 20], 0);
         assert!(staging.let_go(range(0, 10 * MIB)).unwrap());
         assert!(!staging.let_go(range(0, 10 * MIB)).unwrap(), "once");
@@ -485,7 +474,7 @@ mod tests {
     #[test]
     fn whoever_reads_while_it_is_written_gets_what_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Staging::new(dir.path()).unwrap();
+        let staging = Staging::new(&Room::on_disk(dir.path(), None)).unwrap();
         write(&staging, &vec![0; 256 << 10], 0);
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
@@ -503,7 +492,7 @@ mod tests {
     #[test]
     fn what_was_let_go_is_not_read_as_zeros() {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Staging::new(dir.path()).unwrap();
+        let staging = Staging::new(&Room::on_disk(dir.path(), None)).unwrap();
         write(&staging, &[7; 100], 0);
         write(&staging, &[8; 100], 8192);
         assert!(staging.let_go(ByteRange::at(0, 4096).unwrap()).unwrap());

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use pailfs::base::{Clock, ETag, ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
-use pailfs::fs::{Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, Volume};
+use pailfs::fs::{
+    Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, StagingPlace, Volume,
+};
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, NewObjects, PutRequest, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
@@ -158,6 +160,24 @@ impl Client {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
         let options = Options { staging_reserve: Some(u64::MAX), ..usual() };
         Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
+    /// The same on a machine without a disk: what is written waits in memory, of which there is so much.
+    pub fn with_staging_in_memory(self, memory_limit: u64) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let nowhere = "/nowhere/at/all".into();
+        let options = Options {
+            ttl: TTL,
+            negative_ttl: TTL,
+            staging: StagingPlace::Memory,
+            staging_dir: nowhere,
+            memory_limit,
+            ..usual()
+        };
+        let root = Root::Volume(volume);
+        let fs =
+            Fs::new(root, options, self.clock.clone(), Arc::clone(&self.stats)).expect("options are fine");
+        Self { fs, ..self }
     }
 
     /// The same, on a server that is known to want equal parts.

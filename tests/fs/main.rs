@@ -17,6 +17,7 @@ mod faults;
 mod integrity;
 mod interleavings;
 mod listing;
+mod memory;
 mod model;
 mod races;
 mod reading;

@@ -114,3 +114,41 @@ fn a_large_file_is_read_back_while_it_is_written() {
     drop(file);
     same(&path, &body);
 }
+
+/// D10: "`--staging=memory`: what is not in S3 yet is in memory alone, and nothing is written to a local disk."
+#[test]
+fn with_staging_in_memory_nothing_is_written_below_the_state_directory() {
+    let scratch = tempfile::tempdir().unwrap();
+    let state = scratch.path().join("state");
+    let flags = ["--staging", "memory", "--memory-limit", "96M", "--state-dir", state.to_str().unwrap()];
+    let Some(mut m) = Mounted::with(Server::Demo, "staging-memory", &flags) else { return };
+    let body = stamped(120 * MIB);
+    fs::write(m.at("large"), &body).unwrap();
+    same(m.at("large"), &body);
+    for n in 0..10 {
+        fs::write(m.at(format!("small-{n}")), &body[n..n + 100_000]).unwrap();
+    }
+    let file = OpenOptions::new().write(true).open(m.at("large")).unwrap();
+    file.write_all_at(b"changed", 60 * MIB as u64).unwrap();
+    drop(file);
+    let mut expected = body;
+    expected[60 * MIB..60 * MIB + 7].copy_from_slice(b"changed");
+    same(m.at("large"), &expected);
+    fs::rename(m.at("small-0"), m.at("renamed")).unwrap();
+    fs::remove_file(m.at("small-1")).unwrap();
+    assert!(m.umount().success());
+    assert!(!state.exists(), "nothing was made there");
+}
+
+#[test]
+fn staging_in_memory_with_a_journal_is_refused_in_words() {
+    let endpoint = crate::harness::mount::endpoint(Server::Demo);
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = crate::harness::mount::pailfs(&endpoint);
+    command.args(["mount", "s3://bucket"]).arg(dir.path());
+    command.args(["--staging=memory", "--durability=journal", "--endpoint-url", &endpoint.url]);
+    let refused = command.output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(told.contains("--durability=journal keeps what was written on the local disk"), "{told}");
+}
