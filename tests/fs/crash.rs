@@ -215,6 +215,7 @@ fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
         block_on(async {
             let disk = tempfile::tempdir().unwrap();
             let (client, _) = Client::new().again_with_journal(disk.path(), Durability::Journal);
+            client.mkdir("d").await.unwrap();
             client.put_object("d/f", b"before").await;
             client.store.refuse("PutObject", Kind::Server, When::Before);
             let file = client.open("d/f", WRITE).await.unwrap();
@@ -227,7 +228,6 @@ fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
             client.walk("d/f").await.unwrap();
             let held = client.store.hold("DeleteObject");
             let dir = client.walk("d").await.unwrap().ino;
-            client.store.refuse_nothing();
             let removing = client.fs.clone();
             client.store.clear_calls();
             let removal = tokio::spawn(async move { removing.unlink(dir, OsStr::new("f")).await });
@@ -239,6 +239,8 @@ fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
             let during = snapshot(disk.path());
             held.add_permits(1000);
             removal.await.unwrap().unwrap();
+            // Until then it is not saved behind either.
+            client.store.refuse_nothing();
             let after = snapshot(disk.path());
             let next = async |disk: &tempfile::TempDir| {
                 let (next, owed) = client.again_with_journal(disk.path(), Durability::Close);
