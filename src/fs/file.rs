@@ -969,9 +969,12 @@ impl Fs {
             place => place?,
         };
         let volume = self.volume(id)?;
-        let _shared = volume.namespace.read().await;
         let silence = self.options.timeout + TIDY_WAIT;
-        let committing = self.commit_in_turn(file, &volume);
+        let committing = async {
+            // A directory that is being renamed is waited for no longer than S3 is.
+            let _shared = volume.namespace.read().await;
+            self.commit_in_turn(file, &volume).await
+        };
         watch(&file.progress, silence, committing).await.unwrap_or_else(|| {
             let seconds = self.options.timeout.as_secs_f32();
             Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))

@@ -104,7 +104,9 @@ impl Fs {
         }
         let mut files = lock(&self.files);
         if let Some(open) = files.get(ino) {
-            if open.unsaved().is_none() && open.etag().as_ref() != Some(&listed.etag) {
+            // One that stays with its version could not go on with a newer one.
+            let stays = open.object_id().is_none_or(|id| open.renewable(&id).is_none());
+            if open.unsaved().is_none() && (stays || open.etag().as_ref() != Some(&listed.etag)) {
                 return None;
             }
             open.opened(false);

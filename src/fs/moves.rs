@@ -143,11 +143,17 @@ impl Fs {
         }
         // Alone on both volumes, so that no commit goes to a key that is about to move.
         let (first, second) = in_order(from, to);
-        let _alone = first.namespace.write().await;
-        let _alone_too = match second {
-            Some(second) => Some(second.namespace.write().await),
-            None => None,
-        };
+        // Who waits for this keeps everybody else waiting.
+        let (_alone, _alone_too) = self
+            .within(async {
+                let alone = first.namespace.write().await;
+                let too = match second {
+                    Some(second) => Some(second.namespace.write().await),
+                    None => None,
+                };
+                Ok((alone, too))
+            })
+            .await?;
         // What was removed is not to be copied, and nothing more is removed meanwhile.
         self.drain(&from.volume).await?;
         self.drain(&to.volume).await?;

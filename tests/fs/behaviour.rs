@@ -338,6 +338,7 @@ fn a_new_object_has_the_type_of_its_name_and_an_old_one_keeps_its_own() {
             ..PutRequest::default()
         };
         client.store.put(request).await.unwrap();
+        client.pass_ttl();
         client.write("c.html", b"changed").await.unwrap();
         assert_eq!(type_of("c.html").await.as_deref(), Some("text/x-own"));
     });

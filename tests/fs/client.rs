@@ -306,7 +306,15 @@ impl Client {
     }
 
     /// Opens, making the file if it is not there. The kernel keeps a lookup while it is open, and so does this.
+    /// Looks the name up once more where its inode is of another version by now, as the kernel does.
     pub async fn open(&self, path: &str, flags: OpenFlags) -> Result<(Ino, u64)> {
+        match self.open_once(path, flags).await {
+            Err(error) if error.kind() == Kind::Stale => self.open_once(path, flags).await,
+            answer => answer,
+        }
+    }
+
+    async fn open_once(&self, path: &str, flags: OpenFlags) -> Result<(Ino, u64)> {
         match self.walk(path).await {
             Ok(attr) => match self.fs.open(attr.ino, flags).await {
                 Ok(opened) => Ok((attr.ino, opened.fh)),

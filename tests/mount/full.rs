@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::harness::block_on;
-use crate::harness::mount::Mounted;
-use crate::semantics::pattern;
+use crate::harness::mount::{Mounted, wait_for};
+use crate::semantics::{SEEN, pattern};
 use crate::writing::{SmallDisk, on_small_disk};
 
 const MIB: usize = 1 << 20;
@@ -174,6 +174,8 @@ fn t24_a_disk_that_is_full_at_any_step_stops_that_step_alone() {
         let dir = format!("{full_at:02}");
         fs::create_dir(m.at(&dir)).unwrap();
         block_on(m.place.put(&format!("{dir}/f"), old.clone())).unwrap();
+        // A directory that was made just now is known to be empty, for as long as an absent name is believed.
+        assert!(wait_for(SEEN, || m.at(&format!("{dir}/f")).exists()));
         let mut world = World {
             m: &m,
             dir,

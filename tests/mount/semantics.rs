@@ -13,7 +13,7 @@ use crate::harness::mount::{Mounted, fresh_place, wait_for};
 use crate::harness::{Server, block_on};
 
 /// Longer than the metadata TTL of one second, with room for a busy machine.
-const SEEN: Duration = Duration::from_secs(20);
+pub const SEEN: Duration = Duration::from_secs(20);
 
 macro_rules! mounted {
     ($name:literal) => {

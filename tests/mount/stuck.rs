@@ -151,6 +151,7 @@ fn every_call_ends_in_time_where_the_server_says_nothing() {
     let answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     drop(stopped);
     for (name, answer, took) in &answers {
+        println!("{name}: {took:?} {answer:?}");
         assert!(*took < TIMEOUT + GRACE, "{name} took {took:?} ({answer:?})");
     }
     for (name, answer, _) in &answers {
