@@ -151,8 +151,9 @@ fn every_call_ends_in_time_where_the_server_says_nothing() {
     let answers: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     drop(stopped);
     for (name, answer, took) in &answers {
-        println!("{name}: {took:?} {answer:?}");
-        assert!(*took < TIMEOUT + GRACE, "{name} took {took:?} ({answer:?})");
+        // These are two calls: the file is made first, beside a directory that is about to be renamed.
+        let made = if name.starts_with("close") { TIMEOUT } else { Duration::ZERO };
+        assert!(*took < made + TIMEOUT + GRACE, "{name} took {took:?} ({answer:?})");
     }
     for (name, answer, _) in &answers {
         // Dropping a file does not tell what its close failed of.
