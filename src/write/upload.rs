@@ -21,8 +21,8 @@ use crate::s3::{
     content_etag, limits, multipart_etag, whole_checksum,
 };
 
-/// Parts of one file under way at once.
-const PARTS_IN_FLIGHT: usize = 4;
+/// Parts of one file under way at once: as many as leave while it is written.
+const PARTS_IN_FLIGHT: usize = 16;
 /// Single deletes, and batches of up to 1,000, under way at once.
 const DELETES_IN_FLIGHT: usize = 64;
 const BATCHES_IN_FLIGHT: usize = 4;
