@@ -236,7 +236,7 @@ impl Client {
     }
 
     fn journaling(&self, disk: &Path, durability: Durability, new_objects: NewObjects) -> (Self, Vec<Owed>) {
-        let (journal, owed) = Journal::open(disk, "a test").expect("nobody else has the directory");
+        let (journal, owed) = open_journal(disk);
         let options = Options { journal: Some(Arc::new(journal)), durability, ..usual() };
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
         let volume = volume.new_objects(new_objects);
@@ -248,7 +248,7 @@ impl Client {
     pub fn shortly(self, disk: &Path) -> (Self, Vec<Owed>) {
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         drop(self);
-        let (journal, owed) = Journal::open(disk, "a test").expect("nobody else has the directory");
+        let (journal, owed) = open_journal(disk);
         let options =
             Options { journal: Some(Arc::new(journal)), staging_reserve: Some(u64::MAX), ..usual() };
         let volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
@@ -586,6 +586,19 @@ pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     while !is_true() {
         assert!(SystemClock.now() < deadline, "{what} never came true");
         tokio::task::yield_now().await;
+    }
+}
+
+/// Opens the journal of a client that is gone, once its last task has let go of it.
+fn open_journal(disk: &Path) -> (Journal, Vec<Owed>) {
+    let deadline = SystemClock.now() + Duration::from_secs(30);
+    loop {
+        match Journal::open(disk, "a test") {
+            Err(error) if error.kind() == Kind::Conflict && SystemClock.now() < deadline => {
+                std::thread::yield_now();
+            }
+            opened => return opened.expect("nobody else has the directory"),
+        }
     }
 }
 
