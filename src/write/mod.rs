@@ -27,7 +27,7 @@
 //!    journal says of a file makes the same file in another process.
 //! 6. A part that left counts at the commit only for the very bytes it was sent with. Bytes that the disk let go of are
 //!    in such a part; nobody reads them as zeros, and they change only after S3 has the file.
-//! 7. Of every staged byte a sum is kept from the moment it was written ([`sums`]). Nothing is sent that differs from it,
+//! 7. Of every staged byte a sum is kept from the moment it was written (`sums`). Nothing is sent that differs from it,
 //!    the sum that S3 is told follows from it, and nothing is saved of which S3 answers another.
 //! 8. Before an object is made the journal says which: whoever finds it there knows that it is ours.
 

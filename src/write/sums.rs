@@ -41,7 +41,7 @@ impl TryFrom<(u64, u64, u64)> for Sum {
     }
 }
 
-/// The runs of one staging file that were written: sorted, disjoint, none across a multiple of [`RUN_END_BYTES`].
+/// The runs of one staging file that were written: sorted, disjoint, none across a multiple of `RUN_END_BYTES`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     /// Start of each run -> its end and CRC.

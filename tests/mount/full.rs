@@ -175,7 +175,7 @@ fn t24_a_disk_that_is_full_at_any_step_stops_that_step_alone() {
         fs::create_dir(m.at(&dir)).unwrap();
         block_on(m.place.put(&format!("{dir}/f"), old.clone())).unwrap();
         // A directory that was made just now is known to be empty, for as long as an absent name is believed.
-        assert!(wait_for(SEEN, || m.at(&format!("{dir}/f")).exists()));
+        assert!(wait_for(SEEN, || m.at(format!("{dir}/f")).exists()));
         let mut world = World {
             m: &m,
             dir,
