@@ -28,8 +28,8 @@
 //!
 //! # Lock order
 //! 1. name locks (async), in ascending order of their slot;
-//! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
-//!    directory;
+//! 2. claims on a volume's keys (async): whatever changes a key shares it, the rename of a directory has all below
+//!    both its names alone;
 //! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. plain mutexes, short: a volume's queue of deletes, the table of open files, then a file's state; the tree, alone
 //!    or under the queue or a file's state;

@@ -126,16 +126,16 @@ impl Fs {
                 "the buckets belong to different sessions or endpoints",
             ));
         }
-        let _shared = volume.namespace.read().await;
+        // It has its name to itself, so this is where it stays.
+        let shared = self.share_file(source).await?;
         let _turn = source.commit.lock().await;
         self.make_sure(source).await?;
         let Some((runs, object, staging)) = runs(source, from.1, to.1, len)? else { return Ok(0) };
         if Arc::ptr_eq(source, target) && overlap(&runs) {
             return Err(Error::new(Kind::InvalidArgument, "a file's range cannot be copied over itself"));
         }
-        let key = self.tree().object_place(source.ino)?.1;
         // A version that another one took the place of is gone, or about to be.
-        let object = object.filter(|object| object.id.volume == id.0 && *object.id.key == *key);
+        let object = object.filter(|object| object.id.volume == id.0 && *object.id.key == *shared.key);
         let mut done = 0;
         for run in &runs {
             let copied = match (run.what, &object, &staging) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::handles::Handle;
 use super::lookup::no_such_name;
+use super::names::At;
 use super::pages::{Asker, Page, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
@@ -510,14 +511,16 @@ impl Fs {
         self.require_writable(parent)?;
         let _turn = self.lock_name(parent, &name).await;
         let place = self.tree().dir_place(parent)?;
-        let place = match place {
-            DirPlace::In { volume, dir } => Some((self.volume(volume)?, dir)),
+        let at = match place {
+            DirPlace::In { volume: id, dir } => {
+                Some(At { parent, name: name.clone(), id, volume: self.volume(id)?, dir })
+            }
             DirPlace::Buckets => None,
         };
-        if let Some((volume, dir)) = &place
-            && let Ok(key) = dir.object_key(&name)
+        if let Some(at) = &at
+            && let Ok(key) = at.dir.object_key(&name)
         {
-            self.settle(volume, parent, &key).await?;
+            self.settle(&at.volume, parent, &key).await?;
         }
         if self.within(self.resolve(parent, &name)).await?.is_some() {
             return Err(exists());
@@ -525,20 +528,19 @@ impl Fs {
         // What is not there has nothing in it.
         let (asking, now) = (self.asking(), self.clock.now());
         let empty_for = self.tree().absent_for(parent, &name, now);
-        let Some((volume, dir)) = place else {
+        let Some(at) = at else {
             return self.make_bucket(&name).await;
         };
-        let child = dir.child(&name)?;
-        if !dir.can_create(&name) {
+        if !at.dir.can_create(&name) {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 "this name is an escape of another key; see docs/NAMES.md",
             ));
         }
         {
-            let _shared = volume.namespace.read().await;
+            let (At { volume, dir, .. }, _shared) = self.share(at, At::below).await?;
             let condition = if volume.honoured().await.put { Condition::Absent } else { Condition::Any };
-            match put_marker(&volume, &child, condition).await {
+            match put_marker(&volume, &dir.child(&name)?, condition).await {
                 Err(error) if error.kind() == Kind::AlreadyExists => {
                     self.tree().forget_name(parent, &name);
                     return Err(exists());
@@ -581,16 +583,14 @@ impl Fs {
     /// Removes an empty directory. What was removed in it is gone from S3 first.
     pub async fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let begun = self.clock.now();
-        let name = Name::parse(name)?;
-        self.require_writable(parent)?;
-        let (_, volume, dir) = self.dir_in_volume(parent)?;
-        let _turn = self.lock_name(parent, &name).await;
-        let entry = self.within(self.resolve(parent, &name)).await?.ok_or_else(no_such_name)?;
+        let at = self.at(parent, name)?;
+        let _turn = self.lock_name(parent, &at.name).await;
+        let entry = self.within(self.resolve(parent, &at.name)).await?.ok_or_else(no_such_name)?;
         if !entry.is_dir() {
             return Err(Error::new(Kind::NotADirectory, "not a directory"));
         }
+        let (At { name, volume, dir, .. }, _shared) = self.share(at, At::below).await?;
         let child = dir.child(&name)?;
-        let _shared = volume.namespace.read().await;
         let has_marker = self.require_empty(&volume, entry.ino, &child).await?;
         let _noted = volume.deletes.note(child.prefix(), true);
         self.keep_dir(&volume, parent, &dir).await?;

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::copy::{Copied, lost_source};
+use super::namespace::Shared;
 use super::{Fs, OnConflict, lock};
 use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Error, Kind, Result};
@@ -327,6 +328,13 @@ impl State {
     fn all_segments(&self) -> Vec<Segment> {
         ByteRange::new(0, self.extents.len()).map_or_else(Vec::new, |whole| self.segments(whole))
     }
+}
+
+/// What became of a save.
+enum Saved {
+    Here,
+    /// Nothing: the file was renamed while it waited.
+    Elsewhere,
 }
 
 /// How to answer a read.
@@ -851,12 +859,13 @@ impl Fs {
         if !file.parts.has_attempts() {
             return Ok(());
         }
-        let (id, _) = self.tree().saving_place(file.ino)?;
-        let volume = self.volume(id)?;
-        let _shared = volume.namespace.read().await;
-        let _turn = file.commit.lock().await;
-        let (id, key) = self.tree().saving_place(file.ino)?;
-        self.landed(file, id, &volume, &key).await.map(drop)
+        loop {
+            let shared = self.share_file(file).await?;
+            let _turn = file.commit.lock().await;
+            if self.is_at(file, &shared)? {
+                return self.landed(file, shared.id, &shared.volume, &shared.key).await.map(drop);
+            }
+        }
     }
 
     /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
@@ -959,38 +968,40 @@ impl Fs {
         if !file.is_dirty() {
             return Ok(());
         }
-        let place = self.tree().saving_place(file.ino);
-        let (id, _) = match place {
-            // Its name is being removed here; or it was saved meanwhile, and nobody needed its inode any more.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
-                let _turn = file.commit.lock().await;
-                return if file.is_dirty() { Err(error) } else { Ok(()) };
-            }
-            place => place?,
-        };
-        let volume = self.volume(id)?;
-        let silence = self.options.timeout + TIDY_WAIT;
-        let committing = async {
-            // A directory that is being renamed is waited for no longer than S3 is.
-            let _shared = volume.namespace.read().await;
-            self.commit_in_turn(file, &volume).await
-        };
-        watch(&file.progress, silence, committing).await.unwrap_or_else(|| {
-            let seconds = self.options.timeout.as_secs_f32();
-            Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
-        })
+        let mut saved = Saved::Elsewhere;
+        while let Saved::Elsewhere = saved {
+            let shared = match self.share_file(file).await {
+                // Its name is being removed here; or it was saved meanwhile, and nobody needed its inode any more.
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
+                    let _turn = file.commit.lock().await;
+                    return if file.is_dirty() { Err(error) } else { Ok(()) };
+                }
+                shared => shared?,
+            };
+            // The silence in which the rename of a directory was waited for is a part of this.
+            let silence =
+                (self.options.timeout + TIDY_WAIT).saturating_sub(shared.claim.quiet).max(TIDY_WAIT);
+            let saving = watch(&file.progress, silence, self.commit_in_turn(file, &shared)).await;
+            saved = saving.unwrap_or_else(|| {
+                let seconds = self.options.timeout.as_secs_f32();
+                Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
+            })?;
+        }
+        Ok(())
     }
 
-    /// Under the namespace lock.
-    async fn commit_in_turn(&self, file: &Arc<File>, volume: &Volume) -> Result<()> {
+    async fn commit_in_turn(&self, file: &Arc<File>, shared: &Shared) -> Result<Saved> {
         let _turn = file.commit.lock().await;
         // What is leaving has left; nothing more leaves until this is done.
         let _alone = file.sent_all().await;
         if !file.is_dirty() {
-            return Ok(());
+            return Ok(Saved::Here);
         }
-        // Under the namespace lock no directory above moves.
-        let (id, key) = self.tree().saving_place(file.ino)?;
+        if !self.is_at(file, shared)? {
+            return Ok(Saved::Elsewhere);
+        }
+        let Shared { id, volume, key, .. } = shared;
+        let id = *id;
         // The object that this commit replaces may be what others are copied from.
         self.settle_copies(id, |of| of == key, Some(file)).await?;
         let honoured = volume.honoured().await;
@@ -1000,23 +1011,23 @@ impl Fs {
                 OnConflict::Overwrite => Condition::Any,
                 OnConflict::KeepBoth | OnConflict::Fail => state.expects.clone(),
             };
-            (self.job(file, &state, volume, &key, expects.clone(), honoured), expects, state.stamp)
+            (self.job(file, &state, volume, key, expects.clone(), honoured), expects, state.stamp)
         };
         let len = job.len;
         let origins: Vec<Origin> = job.origins().cloned().collect();
         match upload(&job).await {
             Ok(written) => {
-                self.committed(file, id, volume, &key, len, stamp, &written.etag);
-                Ok(())
+                self.committed(file, id, volume, key, len, stamp, &written.etag);
+                Ok(Saved::Here)
             }
             Err(error) => {
                 if let Some(gone) = lost_source(&origins, &error).await {
                     return Err(file.without_source(&gone, error));
                 }
-                if !lost_race(volume, &key, &expects, &error).await {
+                if !lost_race(volume, key, &expects, &error).await {
                     return Err(error);
                 }
-                match self.landed(file, id, volume, &key).await {
+                match self.landed(file, id, volume, key).await {
                     Ok(true) => {
                         let told = "an earlier save had succeeded";
                         return Err(Error::new(Kind::Conflict, told).with_source(error));
@@ -1034,12 +1045,12 @@ impl Fs {
                     }
                 }
                 if !job.has_gone() {
-                    return Err(self.keep_as_conflict_copy(file, volume, &key, error).await);
+                    return Err(self.keep_as_conflict_copy(file, volume, key, error).await);
                 }
                 self.stats.conflicts.add(1);
-                let copy = conflict_key(&key, &self.options.host, self.clock.wall());
+                let copy = conflict_key(key, &self.options.host, self.clock.wall());
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
-                self.committed(file, id, volume, &key, len, stamp, &written.etag);
+                self.committed(file, id, volume, key, len, stamp, &written.etag);
                 tracing::warn!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::file::{File, Source};
 use super::handles::Handle;
 use super::lookup::no_such_name;
+use super::names::At;
 use super::siblings::{Ahead, Listed};
 use super::volume::Volume;
 use super::{Attr, Durability, Exclusive, Fs, lock};
@@ -308,8 +309,9 @@ impl Fs {
         if !volume.honoured().await.put {
             return Ok(None);
         }
+        let at = At { parent, name: name.clone(), id, volume, dir };
+        let (At { id, volume, dir, .. }, _shared) = self.share(at, At::key).await?;
         let key = dir.object_key(name)?;
-        let _shared = volume.namespace.read().await;
         let request = PutRequest {
             bucket: volume.bucket.clone(),
             key: key.clone(),

@@ -5,8 +5,7 @@
 //!
 //! Every operation plans under a lock, acts without it, and commits under it. Locks, outermost first:
 //! 1. name locks (async), in ascending order of their slot;
-//! 2. a volume's namespace lock (async): shared by whatever changes one key, exclusive for the rename of a
-//!    directory;
+//! 2. claims on keys of volumes (async), of a lower volume first: see `namespace`;
 //! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. a volume's queue of deletes, the table of open files, the list of those that are copied from others, a file's
 //!    state, the tree: plain mutexes, in that order, never held across an await;
@@ -28,6 +27,7 @@ mod leave;
 mod lookup;
 mod moves;
 mod names;
+mod namespace;
 mod news;
 mod owed;
 mod pages;

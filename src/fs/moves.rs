@@ -15,12 +15,14 @@ use std::sync::Arc;
 use futures::StreamExt;
 
 use super::dirs::put_marker;
-use super::names::{At, in_order};
+use super::names::At;
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Again, Attributes, Condition, DeleteKey, GetRequest, ListRequest, ListedObject, limits};
+use crate::s3::{
+    Again, Attributes, Condition, DeleteKey, GetRequest, ListRequest, ListedObject, limits, tell,
+};
 use crate::tree::keys::DirKey;
 use crate::tree::{Entry, Ino};
 use crate::write::journal::{BaseObject, IntentId, Journal, Moving, OwedFile, OwedRename, Place, Record};
@@ -126,13 +128,14 @@ impl Finished {
 impl Fs {
     /// Gives a directory another name. Its objects are copied in parallel and deleted after the last copy, so that a
     /// failure leaves the old directory whole; where the process is killed in between, the next mount goes on.
-    pub(super) async fn rename_dir(
-        &self,
-        from: &At,
-        to: &At,
-        ino: Ino,
-        target: Option<&Entry>,
-    ) -> Result<()> {
+    pub(super) async fn rename_dir(&self, from: At, to: At, ino: Ino, target: Option<&Entry>) -> Result<()> {
+        // Alone below both names, so that nothing is saved at a key that is about to move.
+        let progress = Arc::default();
+        let (from, to, _alone) = self.claim_two((from, to), At::below, true, &progress).await?;
+        tell(&progress, self.move_dir(&from, &to, ino, target)).await
+    }
+
+    async fn move_dir(&self, from: &At, to: &At, ino: Ino, target: Option<&Entry>) -> Result<()> {
         if self.tree().is_within(to.parent, ino) {
             return Err(Error::new(Kind::InvalidArgument, "a directory cannot move into itself"));
         }
@@ -141,19 +144,6 @@ impl Fs {
         if let Some(target) = target {
             self.require_empty(&to.volume, target.ino, &new).await?;
         }
-        // Alone on both volumes, so that no commit goes to a key that is about to move.
-        let (first, second) = in_order(from, to);
-        // Who waits for this keeps everybody else waiting.
-        let (_alone, _alone_too) = self
-            .within(async {
-                let alone = first.namespace.write().await;
-                let too = match second {
-                    Some(second) => Some(second.namespace.write().await),
-                    None => None,
-                };
-                Ok((alone, too))
-            })
-            .await?;
         // What was removed is not to be copied, and nothing more is removed meanwhile.
         self.drain(&from.volume).await?;
         self.drain(&to.volume).await?;

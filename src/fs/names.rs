@@ -7,6 +7,7 @@ use super::deletes::Removed;
 use super::dirs::put_marker;
 use super::file::Held;
 use super::lookup::no_such_name;
+use super::namespace::Spot;
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
@@ -40,10 +41,20 @@ impl At {
     pub(super) fn leaves_its_directory(&self, to: &Self) -> bool {
         self.id != to.id || !to.dir.prefix().starts_with(self.dir.prefix())
     }
+
+    /// The key of its file.
+    pub(super) fn key(&self) -> Result<Spot> {
+        Ok(Spot::Key(self.dir.object_key(&self.name)?))
+    }
+
+    /// The keys below its directory.
+    pub(super) fn below(&self) -> Result<Spot> {
+        Ok(Spot::Below(self.dir.child(&self.name)?.prefix().to_owned()))
+    }
 }
 
 impl Fs {
-    fn at(&self, parent: Ino, name: &OsStr) -> Result<At> {
+    pub(super) fn at(&self, parent: Ino, name: &OsStr) -> Result<At> {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let (id, volume, dir) = self.dir_in_volume(parent)?;
@@ -62,8 +73,8 @@ impl Fs {
         if entry.is_dir() {
             return Err(Error::new(Kind::IsADirectory, "is a directory"));
         }
+        let (at, _shared) = self.share(at, At::key).await?;
         let key = at.dir.object_key(&at.name)?;
-        let _shared = at.volume.namespace.read().await;
         let mut held = self.hold(entry.ino).await;
         if self.is_in_s3(entry.ino) {
             // It may have been saved while this waited.
@@ -194,16 +205,16 @@ impl Fs {
             _ => {}
         }
         if source.is_dir() {
-            self.rename_dir(&from, &to, source.ino, target.as_ref()).await
+            Box::pin(self.rename_dir(from, to, source.ino, target.as_ref())).await
         } else {
-            self.rename_file(&from, &to, source.ino, target.as_ref(), no_replace).await
+            Box::pin(self.rename_file(from, to, source.ino, target.as_ref(), no_replace)).await
         }
     }
 
     async fn rename_file(
         &self,
-        from: &At,
-        to: &At,
+        from: At,
+        to: At,
         ino: Ino,
         target: Option<&Entry>,
         no_replace: bool,
@@ -215,12 +226,7 @@ impl Fs {
         {
             self.commit(&file).await?;
         }
-        let (first, second) = in_order(from, to);
-        let _shared = first.namespace.read().await;
-        let _shared_too = match second {
-            Some(second) => Some(second.namespace.read().await),
-            None => None,
-        };
+        let (from, to, _shared) = self.claim_two((from, to), At::key, false, &Arc::default()).await?;
         // A first commit that was under way has ended, or not begun, when both files are held.
         let (held, mut replaced) = self.hold_two(ino, target.map(|target| target.ino)).await;
         if !self.is_in_s3(ino) {
@@ -244,7 +250,7 @@ impl Fs {
             self.note_moves(ino);
             return Ok(());
         }
-        let moved = self.move_object(from, to, no_replace, replaced.as_mut()).await?;
+        let moved = self.move_object(&from, &to, no_replace, replaced.as_mut()).await?;
         if let Some(target) = target {
             self.orphan(target.ino, replaced);
         }
@@ -353,15 +359,5 @@ impl Fs {
             return Err(error);
         }
         Ok(Moved { info, etag: written.etag, archived, from_key, to_key })
-    }
-}
-
-/// The volumes of a rename, each once, in the order of their places in the mount: taken so, two renames cannot
-/// wait for each other.
-pub(super) fn in_order<'a>(from: &'a At, to: &'a At) -> (&'a Volume, Option<&'a Volume>) {
-    match from.id.cmp(&to.id) {
-        std::cmp::Ordering::Less => (&from.volume, Some(&to.volume)),
-        std::cmp::Ordering::Equal => (&from.volume, None),
-        std::cmp::Ordering::Greater => (&to.volume, Some(&from.volume)),
     }
 }

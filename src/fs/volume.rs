@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::RwLock;
-
 use super::deletes::Deletes;
+use super::namespace::Namespace;
 use crate::base::ETag;
 use crate::error::Result;
 use crate::read::{Object, ObjectId};
@@ -32,8 +31,8 @@ pub struct Volume {
     /// Endpoint, or "aws": with the bucket's name it says which bucket this is, on every mount of this host. Without
     /// one nothing of the bucket is kept on disk.
     pub origin: Arc<str>,
-    /// Shared by whatever changes one key, exclusive for the rename of a directory.
-    pub(super) namespace: RwLock<()>,
+    /// Which keys are being changed.
+    pub(super) namespace: Arc<Namespace>,
     pub(super) deletes: Box<Deletes>,
     /// Of which sizes the server takes parts.
     pub(super) part_rule: Arc<PartRule>,
@@ -59,7 +58,7 @@ impl Volume {
             order: Order::Known,
             reach: String::new(),
             origin: Arc::from(""),
-            namespace: RwLock::new(()),
+            namespace: Arc::default(),
             deletes: Box::default(),
             part_rule: Arc::default(),
             probe: None,

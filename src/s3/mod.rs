@@ -35,7 +35,7 @@ pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use customer_key::KeyPlace;
 pub(crate) use mem::require_equal;
 pub use mem::{Listing, MemStore, When};
-pub use patience::{Progress, watch};
+pub use patience::{Progress, tell, watch, watch_all};
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};

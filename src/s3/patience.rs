@@ -50,7 +50,8 @@ impl Default for Progress {
 }
 
 impl Progress {
-    fn moved(&self) {
+    /// Something moved.
+    pub fn moved(&self) {
         self.moves_until(Instant::now());
     }
 
@@ -71,7 +72,8 @@ impl Progress {
         }
     }
 
-    fn last(&self) -> Instant {
+    /// When something last moved; a time to come where that was given.
+    pub fn last(&self) -> Instant {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -83,16 +85,30 @@ pub async fn watch<T>(
     silence: Duration,
     work: impl Future<Output = T>,
 ) -> Option<T> {
+    watch_all(|| progress.last(), silence, tell(progress, work)).await
+}
+
+/// The same while something moves for any of those that `last` asks.
+pub async fn watch_all<T>(
+    last: impl Fn() -> Instant,
+    silence: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
     let begun = Instant::now();
-    let mut work = std::pin::pin!(WAIT.scope(Arc::clone(progress), work));
+    let mut work = std::pin::pin!(work);
     loop {
-        let end = progress.last().max(begun) + silence;
+        let end = last().max(begun) + silence;
         match tokio::time::timeout_at(end, &mut work).await {
             Ok(done) => return Some(done),
-            Err(_) if progress.last().max(begun) + silence <= end => return None,
+            Err(_) if last().max(begun) + silence <= end => return None,
             Err(_) => {}
         }
     }
+}
+
+/// Does some work whose `progress` others may look at.
+pub fn tell<T>(progress: &Arc<Progress>, work: impl Future<Output = T>) -> impl Future<Output = T> {
+    WAIT.scope(Arc::clone(progress), work)
 }
 
 /// A wait of its own within the one that is under way.

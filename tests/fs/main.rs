@@ -19,6 +19,7 @@ mod interleavings;
 mod listing;
 mod memory;
 mod model;
+mod moving;
 mod races;
 mod reading;
 mod renames;
