@@ -368,6 +368,7 @@ impl From<io::Error> for Error {
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
             io::ErrorKind::PermissionDenied => Kind::NotPermitted,
+            io::ErrorKind::FileTooLarge => Kind::TooLarge,
             _ => Kind::Local,
         };
         Self::new(kind, error.to_string()).with_source(error)

@@ -13,15 +13,16 @@ use bytes::Bytes;
 use super::copy::{Copied, lost_source};
 use super::namespace::Shared;
 use super::{Fs, OnConflict, lock};
-use crate::base::{ByteRange, ETag, Turn};
+use crate::base::{ByteRange, ETag, Turn, format_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
+use crate::s3::limits::OBJECT_MAX;
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, is_archived, watch};
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Layout, Line, Origin, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What,
-    full_parts, upload,
+    Base, Conditions, Extents, Job, Layout, Line, Origin, PartRule, Parts, SINGLE_PUT_MAX, Segment, Staging,
+    Sum, What, full_parts, upload,
 };
 
 use super::volume::Volume;
@@ -119,6 +120,10 @@ pub(super) struct Owing {
 #[derive(Debug)]
 struct Ahead {
     in_order: u64,
+    /// Length of the object that the file is changed from, and of the file when it was last asked how what is written
+    /// behind that would leave.
+    saved: u64,
+    asked: u64,
     /// Number and start of the part that leaves next.
     next: (u16, u64),
     /// None leaves: one could not, which the commit will tell, or the file has bytes of an object before them.
@@ -131,20 +136,40 @@ struct Ahead {
 
 impl Default for Ahead {
     fn default() -> Self {
-        Self { in_order: 0, next: (1, 0), stopped: false, layout: None, unchecked: 0 }
+        Self { in_order: 0, saved: 0, asked: 0, next: (1, 0), stopped: false, layout: None, unchecked: 0 }
     }
 }
 
 impl Ahead {
+    /// Of a file as S3 has it.
+    fn of_object(len: u64) -> Self {
+        Self { saved: len, asked: len, ..Self::default() }
+    }
+
+    /// The file was saved as it was at this length.
+    fn saved(&mut self, len: u64) {
+        *self = Self { stopped: true, unchecked: self.unchecked, ..Self::of_object(len) };
+    }
+
     /// The file was cut: a part that lost bytes leaves once more when it is full.
     fn cut(&mut self, len: u64) {
         if len == 0 {
             *self = Self::default();
         }
         self.in_order = self.in_order.min(len);
+        self.saved = self.saved.min(len);
         if self.next.1 > self.in_order {
-            let last = self.layout.and_then(|layout| full_parts(layout, 1, 0, self.in_order).pop());
-            self.next = last.map_or((1, 0), |(number, range)| (number + 1, range.end()));
+            self.next = self.layout.map_or((1, 0), |layout| layout.part_at(self.in_order));
+        }
+    }
+
+    /// What is written behind the object's bytes leaves too, where the numbers of parts follow from where they are.
+    fn behind_object(&mut self, layout: Layout) {
+        if let Layout::Equal(_) = layout {
+            self.in_order = self.saved;
+            // The first may have some of those bytes; then it stays.
+            self.next = layout.part_at(self.saved);
+            (self.layout, self.stopped) = (Some(layout), false);
         }
     }
 }
@@ -154,15 +179,17 @@ const CHECK_BYTES: u64 = 4 << 20;
 
 impl State {
     /// The parts that became full by the latest write.
-    fn leaving(&mut self, wants_equal: impl FnOnce() -> bool) -> Vec<(u16, ByteRange)> {
-        let before = self.ahead.in_order;
-        self.ahead.in_order = self.extents.staged_until(before);
+    fn leaving(&mut self, layout: impl Fn(u64) -> Layout) -> Vec<(u16, ByteRange)> {
+        let len = self.extents.len();
+        if self.ahead.layout.is_none() && self.ahead.saved > 0 && len >= self.ahead.asked + CHECK_BYTES {
+            self.ahead.asked = len;
+            self.ahead.behind_object(layout(len));
+        }
+        self.ahead.in_order = self.extents.staged_until(self.ahead.in_order);
         if self.ahead.stopped || self.orphan || self.ahead.in_order <= SINGLE_PUT_MAX {
             return Vec::new();
         }
-        let len = self.extents.len();
-        let choose = || if wants_equal() { Layout::equal(len) } else { Layout::Growing };
-        let layout = *self.ahead.layout.get_or_insert_with(choose);
+        let layout = *self.ahead.layout.get_or_insert_with(|| layout(len));
         if !layout.reaches(len) {
             // All of it goes again, in larger parts, when it is saved.
             self.ahead.stopped = true;
@@ -193,14 +220,13 @@ impl State {
     }
 
     /// How large the parts of its next upload are.
-    fn layout(&self, wants_equal: bool) -> Layout {
+    fn layout(&self, rule: &PartRule) -> Layout {
         let len = self.extents.len();
         match self.ahead.layout {
             // What has left counts.
             Some(layout @ Layout::Equal(_)) if layout.reaches(len) => layout,
-            Some(Layout::Growing) if wants_equal && self.has_gone(0) => Layout::equal_from_growing(),
-            _ if wants_equal => Layout::equal(len),
-            _ => Layout::Growing,
+            Some(Layout::Growing(sizes)) if rule.is_equal() && self.has_gone(0) => sizes.equal_from_growing(),
+            _ => rule.layout(len),
         }
     }
 
@@ -222,9 +248,7 @@ impl State {
         record: impl FnOnce(FileId, u64, SystemTime) -> Record,
     ) -> Result<u64> {
         self.require_current()?;
-        if end > FILE_MAX {
-            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
-        }
+        require_fits(end)?;
         let (stamp, at) = (self.stamp + 1, fs.clock.wall());
         fs.note(ino, self, |file| record(file, stamp, at))?;
         self.stamp = stamp;
@@ -441,6 +465,7 @@ impl File {
         }
         state.extents = Extents::of_base(object.size);
         state.expects = Condition::Matches(object.id.etag.clone());
+        state.ahead = Ahead::of_object(object.size);
         state.object = Some(object);
         state.attributes = attributes;
         state.described = true;
@@ -455,6 +480,7 @@ impl File {
         copies: Vec<Copied>,
         staging: Staging,
         line: Line,
+        layout: Option<Layout>,
     ) -> Self {
         let file = Self::with(ino, object, owed.expects, owed.attributes, owed.stamp, owed.written_at);
         {
@@ -464,8 +490,7 @@ impl File {
             state.copies = copies;
             state.staging = Some(Arc::new(staging));
             state.ahead.stopped = true;
-            let first = owed.upload.as_ref().and_then(|upload| upload.parts.get(&1));
-            state.ahead.layout = first.map(|sent| Layout::of_first(sent.range));
+            state.ahead.layout = layout;
             state.owing = Owing { line: Some(line), staging: Some(owed.staging) };
             file.note_uploads(&state);
         }
@@ -480,10 +505,11 @@ impl File {
         stamp: u64,
         now: SystemTime,
     ) -> Self {
+        let size = object.as_ref().map_or(0, |object| object.size);
         Self {
             ino,
             state: Mutex::new(State {
-                extents: Extents::of_base(object.as_ref().map_or(0, |o| o.size)),
+                extents: Extents::of_base(size),
                 object,
                 copies: Vec::new(),
                 staging: None,
@@ -492,7 +518,7 @@ impl File {
                 expects,
                 attributes,
                 written_at: now,
-                ahead: Ahead::default(),
+                ahead: Ahead::of_object(size),
                 owing: Owing::default(),
                 handles: 0,
                 writers: 0,
@@ -596,9 +622,7 @@ impl File {
         let Some(range) = ByteRange::at(offset, data.len() as u64) else {
             return Ok(Taken::Here(Vec::new()));
         };
-        if range.end() > FILE_MAX {
-            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
-        }
+        require_fits(range.end())?;
         if state.needs_commit(range) {
             return Ok(Taken::NeedsCommit);
         }
@@ -619,7 +643,7 @@ impl File {
         };
         self.note_uploads(&state);
         state.extents.write(range, stamp);
-        Ok(Taken::Here(state.leaving(|| fs.wants_equal_parts(self.ino))))
+        Ok(Taken::Here(state.leaving(|len| fs.layout_of(self.ino, len))))
     }
 
     /// Writes once more, after room was made for it as far as that could be done.
@@ -633,6 +657,7 @@ impl File {
         if len == state.extents.len() {
             return Ok(true);
         }
+        require_fits(len)?;
         if len > 0 && (state.has_gone(len) || state.outgrows(len)) {
             return Ok(false);
         }
@@ -774,8 +799,14 @@ pub(super) enum Taken {
     NeedsCommit,
 }
 
-/// S3's largest object is 50 TB; the parts plan reaches a little past 5 TiB.
-pub(super) const FILE_MAX: u64 = 5 << 40;
+/// No object is longer.
+pub(super) fn require_fits(len: u64) -> Result<()> {
+    if len > OBJECT_MAX {
+        let told = format!("S3's largest object is {}", format_bytes(OBJECT_MAX));
+        return Err(Error::new(Kind::TooLarge, told));
+    }
+    Ok(())
+}
 
 impl Fs {
     /// Whether the inode has bytes or a length that S3 does not have.
@@ -805,10 +836,11 @@ impl Fs {
         files.into_iter().any(|file| tree.is_within(file, ino))
     }
 
-    /// Whether the parts of a file have to be of one size.
-    fn wants_equal_parts(&self, ino: Ino) -> bool {
+    /// The parts of a file of at least this length.
+    fn layout_of(&self, ino: Ino, len: u64) -> Layout {
         let place = self.tree().saving_place(ino);
-        place.and_then(|(id, _)| self.volume(id)).is_ok_and(|volume| volume.part_rule.is_equal())
+        let volume = place.and_then(|(id, _)| self.volume(id));
+        volume.map_or_else(|_| PartRule::default().layout(len), |volume| volume.part_rule.layout(len))
     }
 
     /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
@@ -1114,7 +1146,8 @@ impl Fs {
             state.object = Some(object);
             state.saved_stamp = stamp;
             state.fetched = false;
-            state.ahead.stopped = true;
+            let left = len.min(state.extents.len());
+            state.ahead.saved(left);
             if let Some(staging) = &state.staging {
                 staging.forget_gone();
             }
@@ -1263,10 +1296,12 @@ impl Fs {
         file: &File,
         volume: &Volume,
         key: &str,
-        range: ByteRange,
+        (number, range): (u16, ByteRange),
     ) -> Option<Job> {
         let state = lock(&file.state);
-        if state.orphan || state.lost || !state.extents.newest(range).1 {
+        // A save may have come first.
+        let is_due = state.ahead.layout.is_some_and(|layout| layout.part_at(range.start()).0 == number);
+        if !is_due || state.orphan || state.lost || !state.extents.newest(range).1 {
             return None;
         }
         let job = self.job(file, &state, volume, key, Condition::Any, Conditions::NONE);
@@ -1302,7 +1337,7 @@ impl Fs {
             copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
             parts: Arc::clone(&file.parts),
-            layout: state.layout(volume.part_rule.is_equal()),
+            layout: state.layout(&volume.part_rule),
             rule: Arc::clone(&volume.part_rule),
             lanes: state.behind.as_ref().map_or_else(|| self.lanes.clone(), |turn| self.lanes.behind(turn)),
         }
@@ -1533,7 +1568,7 @@ async fn lost_race(volume: &Volume, key: &str, expects: &Condition, error: &Erro
 }
 
 /// The same runs where only the first `size` bytes of the base are there; the rest of them are zeros.
-fn over_another_base(segments: &[Segment], size: u64) -> Vec<Segment> {
+pub(super) fn over_another_base(segments: &[Segment], size: u64) -> Vec<Segment> {
     let mut runs = Vec::with_capacity(segments.len() + 1);
     for segment in segments {
         if segment.what != What::Base {

@@ -4,7 +4,7 @@
 //! space in staging.
 
 use super::Fs;
-use super::file::{FILE_MAX, File, State};
+use super::file::{File, State, require_fits};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::write::journal::Record;
@@ -35,9 +35,7 @@ impl Fs {
         let Some(range) = ByteRange::at(offset, len) else {
             return Err(Error::new(Kind::InvalidArgument, "an empty range"));
         };
-        if range.end() > FILE_MAX {
-            return Err(Error::new(Kind::TooLarge, "S3 holds objects of up to 5 TiB here"));
-        }
+        require_fits(range.end())?;
         loop {
             match handle.file.allocate(self, range, space)? {
                 Some(true) => self.tree().clear_mtime(handle.file.ino),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::file::{File, Taken};
+use super::file::{File, Taken, over_another_base};
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ByteRange;
@@ -91,7 +91,7 @@ impl Fs {
 
     async fn send_part(&self, file: &Arc<File>, part: (u16, ByteRange)) {
         let _sending = file.sending().await;
-        let Some(job) = self.part_job(file, part.1) else { return };
+        let Some(job) = self.part_job(file, part) else { return };
         match send_ahead(&job, part).await {
             Ok(()) => self.stats.parts_ahead.add(1),
             Err(error) => {
@@ -105,10 +105,10 @@ impl Fs {
     }
 
     /// An upload of one part, of a file that still wants it to leave.
-    fn part_job(&self, file: &Arc<File>, range: ByteRange) -> Option<Job> {
+    fn part_job(&self, file: &Arc<File>, part: (u16, ByteRange)) -> Option<Job> {
         let (id, key) = self.tree().saving_place(file.ino).ok()?;
         let volume = self.volume(id).ok()?;
-        self.job_of_part(file, &volume, &key, range)
+        self.job_of_part(file, &volume, &key, part)
     }
 
     /// Waits until there is room again for a write, or nothing that is staged can be let go of. Whether anything moved.
@@ -156,6 +156,7 @@ impl Fs {
         copy: &str,
         mut cause: Error,
     ) -> Result<(Written, Error)> {
+        let segments = std::mem::take(&mut job.segments);
         for _ in 0..SWAPS_MAX {
             let theirs = match volume.store.head(&volume.bucket, &job.key, None).await {
                 Ok(info) => Some(info),
@@ -169,8 +170,11 @@ impl Fs {
                 let again = volume.new_objects.moved(&theirs.attributes, true);
                 let target =
                     Target { bucket, key: copy, condition: Condition::Any, again, noted: self.noted() };
-                copy_object(store, store, &source, theirs.size, target).await?;
+                let moved = copy_object(store, store, &source, theirs.size, target).await?;
+                job.base = Some(Base { key: copy.to_owned(), etag: moved.etag, ..source });
             }
+            // The version that what was written here was written over is gone.
+            job.segments = over_another_base(&segments, theirs.as_ref().map_or(0, |theirs| theirs.size));
             job.condition = theirs.map_or(Condition::Absent, |theirs| Condition::Matches(theirs.etag));
             match upload(&job).await {
                 Ok(written) => {

@@ -396,7 +396,9 @@ impl Fs {
             .map(|from| Copied::new(self.object_of_base(id, &volume, &from.object), from.shift))
             .collect();
         let line = Line { journal, file: owed.file };
-        let file = Arc::new(File::owed(ino, owed, object, copies, staging, line));
+        let sent = upload.iter().flat_map(|upload| &upload.parts);
+        let layout = volume.part_rule.sizes().of_sent(sent.map(|(number, sent)| (*number, sent.range)));
+        let file = Arc::new(File::owed(ino, owed, object, copies, staging, line, layout));
         if let Some(upload) = upload {
             let sent = upload.parts.into_values().map(|sent| (sent.range, sent.stamp, sent.part)).collect();
             file.parts().resume(

@@ -42,7 +42,7 @@ mod upload;
 
 pub use extents::{Extents, Segment, What};
 pub use parts::{Line, Parts};
-pub use plan::{Layout, PartPlan, Plan, SINGLE_PUT_MAX, equal, full_parts, plan};
+pub use plan::{Layout, PartPlan, Plan, SINGLE_PUT_MAX, Sizes, equal, full_parts, plan};
 pub use room::Room;
 pub use staging::Staging;
 pub use sums::{Sum, Sums};

@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::extents::{Segment, What};
 use super::journal::{BaseObject, FileId, Journal, Place, Record};
 use super::parts::{Line, Parts};
-use super::plan::{Layout, PartPlan, Plan, plan, plan_without_copies};
+use super::plan::{Layout, PartPlan, Plan, Sizes, plan, plan_without_copies};
 use super::staging::Staging;
 use crate::base::crc::{crc64, joined, of_zeros};
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
@@ -88,9 +88,11 @@ impl Conditions {
         Self { put: false, complete: false, copy: false, delete: false, delete_many: false };
 }
 
-/// Whether the parts of an upload have to be of one size: known of some servers, learned of others when one refuses.
+/// Which sizes the parts of an upload have, and whether all have to be of one: known of some servers, learned of others
+/// when one refuses.
 #[derive(Default)]
 pub struct PartRule {
+    sizes: Sizes,
     equal: AtomicBool,
     /// Keeps what was learned for later mounts.
     keep: Option<Box<dyn Fn() + Send + Sync>>,
@@ -104,7 +106,23 @@ impl std::fmt::Debug for PartRule {
 
 impl PartRule {
     pub fn new(equal: bool, keep: Option<Box<dyn Fn() + Send + Sync>>) -> Self {
-        Self { equal: AtomicBool::new(equal), keep }
+        Self { sizes: Sizes::S3, equal: AtomicBool::new(equal), keep }
+    }
+
+    /// The same with other sizes.
+    #[must_use]
+    pub fn with_sizes(mut self, sizes: Sizes) -> Self {
+        self.sizes = sizes;
+        self
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// The parts of a file of at least this length.
+    pub fn layout(&self, len: u64) -> Layout {
+        self.sizes.layout(len, self.is_equal())
     }
 
     pub fn is_equal(&self) -> bool {
@@ -245,10 +263,11 @@ pub async fn upload(job: &Job) -> Result<Written> {
         match carry_out(job, plan).await {
             // A server without UploadPartCopy.
             Err(error) if error.kind() == Kind::Unsupported && copies => copies = false,
-            Err(error) if error.code() == Some("InvalidPart") && !equal && layout == Layout::Growing => {
+            Err(error) if error.code() == Some("InvalidPart") && !equal => {
                 tracing::debug!(key = job.key, error = %error.report(), "trying with equal parts");
+                let sizes = job.rule.sizes();
                 // What the disk let go of is in parts as they are.
-                layout = if job.has_gone() { Layout::equal_from_growing() } else { Layout::equal(job.len) };
+                layout = if job.has_gone() { sizes.equal_from_growing() } else { sizes.equal(job.len) };
             }
             Ok(written) => {
                 if layout != job.layout {

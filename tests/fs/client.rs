@@ -14,7 +14,7 @@ use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, NewObjects, P
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
 use pailfs::write::journal::{Journal, Owed};
-use pailfs::write::{Conditions, PartRule};
+use pailfs::write::{Conditions, PartRule, Sizes};
 
 pub const BUCKET: &str = "bucket";
 pub const TTL: Duration = Duration::from_secs(1);
@@ -184,6 +184,14 @@ impl Client {
     pub fn with_equal_parts(self, short: bool) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
         let volume = volume.part_rule(PartRule::new(true, None));
+        let options = Options { staging_reserve: short.then_some(u64::MAX), ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
+    /// The same, with parts of other sizes, and a local disk that has room to spare or not.
+    pub fn with_sizes(self, sizes: Sizes, short: bool) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let volume = volume.part_rule(PartRule::default().with_sizes(sizes));
         let options = Options { staging_reserve: short.then_some(u64::MAX), ..usual() };
         Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
     }

@@ -1,7 +1,10 @@
 //! Parts that leave while a file is written, and local disk that is given back.
 
 use pailfs::error::Kind;
+use pailfs::fs::Space;
+use pailfs::s3::limits::OBJECT_MAX;
 use pailfs::s3::{Store, When};
+use pailfs::write::Sizes;
 
 use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, let_others_run, until};
 use crate::harness::block_on;
@@ -362,5 +365,161 @@ fn parts_that_had_left_in_the_growing_layout_count_when_the_server_turns_out_to_
         // All of 8 MiB: they are equal as they are, gone from the disk or not.
         write_and_close(&client, "f", &bytes(40 * MIB, 22)).await;
         assert_eq!(count(&client, "CompleteMultipartUpload"), 1);
+    });
+}
+
+/// As of a file that is longer than 5.4 TiB, in small: parts that grow reach 24 MiB, and beyond are equal ones of 16 MiB.
+const SMALL: Sizes = Sizes::new(&[(3, 8 << 20)], &[16 << 20]);
+
+#[test]
+fn a_file_that_outgrows_its_parts_is_saved_and_goes_on_from_there() {
+    block_on(async {
+        let client = Client::new().with_sizes(SMALL, true);
+        let body = bytes(70 * MIB, 30);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body[..24 * MIB]).await;
+        until("all of it has left", || client.staged_bytes() == 0).await;
+        assert_eq!(client.object("f").await, None);
+        write(&client, file.1, 24 * MIB, &body[24 * MIB..]).await;
+        assert!(
+            client.object("f").await.unwrap() == body[..24 * MIB],
+            "what has left is in no part of the next upload"
+        );
+        // From 32 and 48 MiB on; the part before them has bytes of the object.
+        until("parts have left", || client.stats.parts_ahead.value() == 5).await;
+        until("they are let go of", || client.staged_bytes() == 14 * MIB as u64).await;
+        client.store.clear_calls();
+        client.close(file).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        let sent = ["UploadPartCopy", "UploadPart", "GetObject"].map(|operation| count(&client, operation));
+        assert_eq!(
+            sent,
+            [1, 2, 2],
+            "one is the object's, one is mixed, one is the tail; the last GET is of this test"
+        );
+        assert_eq!((uploads(&client).await, client.staged_bytes()), (0, 0));
+        assert!(client.read("f").await.unwrap() == body);
+    });
+}
+
+#[test]
+fn a_file_that_outgrows_its_parts_goes_again_from_a_disk_with_room() {
+    block_on(async {
+        let client = Client::new().with_sizes(SMALL, false);
+        let body = bytes(70 * MIB, 31);
+        let file = client.open("f", REWRITE).await.unwrap();
+        write(&client, file.1, 0, &body).await;
+        assert_eq!(client.object("f").await, None, "nothing shows before it is closed");
+        client.close(file).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+        assert_eq!((count(&client, "CompleteMultipartUpload"), uploads(&client).await), (1, 0));
+    });
+}
+
+#[test]
+fn a_file_whose_length_is_known_has_larger_parts_from_its_beginning() {
+    block_on(async {
+        let client = Client::new().with_sizes(SMALL, true);
+        let body = bytes(70 * MIB, 32);
+        let (ino, fh) = client.open("f", REWRITE).await.unwrap();
+        client.truncate_open(ino, fh, body.len() as u64).await.unwrap();
+        write(&client, fh, 0, &body).await;
+        until("parts have left", || client.stats.parts_ahead.value() == 4).await;
+        client.store.clear_calls();
+        client.close((ino, fh)).await.unwrap();
+        assert_eq!(client.store.calls(), ["UploadPart", "CompleteMultipartUpload"]);
+        assert!(client.object("f").await.unwrap() == body);
+    });
+}
+
+#[test]
+fn what_is_appended_to_an_object_that_has_outgrown_them_leaves_while_it_is_written() {
+    for theirs in [None, Some(bytes(20 * MIB, 40)), Some(Vec::new())] {
+        block_on(async {
+            let client = Client::new().with_sizes(SMALL, true);
+            let mut body = bytes(40 * MIB, 33);
+            client.put_object("f", &body).await;
+            let file = client.open("f", WRITE).await.unwrap();
+            let more = bytes(60 * MIB, 34);
+            write(&client, file.1, 40 * MIB, &more).await;
+            until("parts have left", || client.stats.parts_ahead.value() == 3).await;
+            until("they are let go of", || client.staged_bytes() == 12 * MIB as u64).await;
+            if let Some(theirs) = &theirs {
+                client.put_object("f", theirs).await;
+            }
+            client.store.clear_calls();
+            let closed = client.close(file).await;
+            let Some(theirs) = theirs else {
+                closed.unwrap();
+                assert_eq!((count(&client, "UploadPartCopy"), count(&client, "UploadPart")), (2, 2));
+                body.extend_from_slice(&more);
+                assert!(client.object("f").await.unwrap() == body);
+                assert_eq!(uploads(&client).await, 0);
+                return;
+            };
+            // The object that was appended to is gone: the bytes before are the other client's.
+            assert_eq!(kind_of(closed), Kind::Stale);
+            let mut body = theirs.clone();
+            body.resize(40 * MIB, 0);
+            body.extend_from_slice(&more);
+            assert!(client.object("f").await.unwrap() == body, "no byte of ours is lost");
+            let copies: Vec<String> =
+                client.keys().await.into_iter().filter(|key| key.contains(".conflict-")).collect();
+            assert_eq!(copies.len(), 1);
+            assert!(client.object(&copies[0]).await.unwrap() == theirs, "nor of theirs");
+            assert_eq!((uploads(&client).await, client.fs.pending().len()), (0, 0));
+        });
+    }
+}
+
+#[test]
+fn writes_and_cuts_below_what_has_left_behind_an_object_are_right() {
+    block_on(async {
+        for at in [0, 30 * MIB, 41 * MIB, 50 * MIB, 99 * MIB] {
+            let client = Client::new().with_sizes(SMALL, true);
+            let mut body = bytes(40 * MIB, 35);
+            client.put_object("f", &body).await;
+            let (ino, fh) = client.open("f", WRITE).await.unwrap();
+            let more = bytes(60 * MIB, 36);
+            write(&client, fh, 40 * MIB, &more).await;
+            body.extend_from_slice(&more);
+            until("parts have left", || client.stats.parts_ahead.value() == 3).await;
+            body[at..at + 3].fill(b'?');
+            client.fs.write(fh, at as u64, b"???").await.unwrap();
+            client.truncate_open(ino, fh, at as u64 + 2).await.unwrap();
+            body.truncate(at + 2);
+            let last = bytes(50 * MIB, 37);
+            write(&client, fh, at + 2, &last).await;
+            body.extend_from_slice(&last);
+            client.close((ino, fh)).await.unwrap();
+            assert!(client.object("f").await.unwrap() == body, "at {at}");
+            assert_eq!(uploads(&client).await, 0);
+        }
+    });
+}
+
+#[test]
+fn a_file_is_as_long_as_an_object_may_be_and_no_longer() {
+    block_on(async {
+        let client = Client::new();
+        let (ino, fh) = client.open("f", REWRITE).await.unwrap();
+        client.fs.write(fh, 0, b"first").await.unwrap();
+        let space = |zero, keep_size| Space { zero, keep_size };
+        let refused = [
+            client.fs.write(fh, OBJECT_MAX, b"x").await,
+            client.fs.write(fh, OBJECT_MAX - 1, b"xy").await,
+            client.truncate_open(ino, fh, OBJECT_MAX + 1).await,
+            client.fs.fallocate(fh, OBJECT_MAX, 1, space(false, false)).await,
+        ];
+        for refused in refused {
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind(), Kind::TooLarge);
+            assert!(error.to_string().contains("48.8 TiB"), "{error}");
+        }
+        client.truncate_open(ino, fh, OBJECT_MAX).await.unwrap();
+        client.fs.fallocate(fh, OBJECT_MAX - 4096, 4096, space(true, true)).await.unwrap();
+        client.truncate_open(ino, fh, 3).await.unwrap();
+        client.close((ino, fh)).await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), b"fir");
     });
 }
