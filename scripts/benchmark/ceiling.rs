@@ -417,7 +417,7 @@ async fn upload_in_parts(measured: &Measured, args: &UploadArgs, new: New) -> Re
             let (number, offset, len) = ranges[number];
             let number_in_s3 = u16::try_from(number + 1)
                 .map_err(|_| Error::new(Kind::TooLarge, "more parts than an upload may have"))?;
-            store.upload_part(upload, number_in_s3, new.part(number, offset, len)?, None).await
+            store.upload_part(upload, number_in_s3, new.part(number, offset, len)?.into(), None).await
         }
     };
     let uploaded = at_once(args.in_flight, count, part).await?;

@@ -510,7 +510,7 @@ impl S3 for Api {
         self.check_key(&upload, &key)?;
         let part = self
             .store
-            .upload_part(&upload, number, received.body, received.checksum.clone())
+            .upload_part(&upload, number, received.body.into(), received.checksum.clone())
             .await
             .map_err(fail)?;
         let sums = checksum_fields(received.checksum.as_slice());
@@ -940,7 +940,7 @@ impl Api {
             checksum: false,
         };
         let body = self.store.get(request).await?.bytes().await?;
-        self.store.upload_part(upload, number, body, None).await
+        self.store.upload_part(upload, number, body.into(), None).await
     }
 
     /// The store knows tags of current versions.

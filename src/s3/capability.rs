@@ -567,7 +567,7 @@ impl Scratch<'_> {
     async fn complete(&self, name: &str, condition: Condition) -> Result<()> {
         let upload = self.store.create_upload(self.bucket, &self.key(name), Attributes::default()).await?;
         let result = async {
-            let part = self.store.upload_part(&upload, 1, Bytes::from_static(b"part"), None).await?;
+            let part = self.store.upload_part(&upload, 1, "part".into(), None).await?;
             self.store.complete_upload(&upload, vec![part], condition).await
         }
         .await;

@@ -20,16 +20,16 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::timeout::TimeoutConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use futures::StreamExt;
 use md5::{Digest, Md5};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::beside::{Again, Encryption, asked_for};
-use super::checksum::{checksum_of, is_of_body, whole_checksum};
+use super::checksum::{is_of_body, whole_checksum};
 use super::credentials::Refreshing;
 use super::customer_key::CustomerKey;
 use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
+use super::payload::Payload;
 use super::session::Trouble;
 use super::store::Store;
 use super::types::*;
@@ -298,7 +298,7 @@ impl Client {
     /// Sends a body with the best checksum the server takes, and learns which that is.
     async fn with_checksum<T, F>(
         &self,
-        body: &Bytes,
+        body: &Payload,
         given: Option<Checksum>,
         send: impl Fn(Option<Checksum>) -> F,
     ) -> Result<T>
@@ -312,17 +312,17 @@ impl Client {
         }
         loop {
             let level = self.inner.checksums.load(Ordering::Relaxed);
-            if level != CRC64 && given.as_ref().is_some_and(|given| *given != checksum_of(body)) {
-                let told = "the bytes to be sent are not what they were when their checksum was taken";
-                return Err(Error::new(Kind::Corrupt, told));
-            }
-            let checksum = match level {
-                CRC64 => Some(given.clone().unwrap_or_else(|| checksum_of(body))),
-                MD5 => Some(Checksum {
-                    algorithm: ChecksumAlgorithm::Md5,
-                    value: BASE64.encode(Md5::digest(body)),
-                }),
-                _ => None,
+            let checksum = match (&given, level) {
+                (Some(given), CRC64) => Some(given.clone()),
+                _ => {
+                    let (crc, md5) = body.sums(level == MD5).await?;
+                    if given.as_ref().is_some_and(|given| *given != crc) {
+                        let told =
+                            "the bytes to be sent are not what they were when their checksum was taken";
+                        return Err(Error::new(Kind::Corrupt, told));
+                    }
+                    if level == CRC64 { Some(crc) } else { md5 }
+                }
             };
             match send(checksum).await {
                 Err(error) if level < NONE && refuses_checksum(&error) => {
@@ -334,7 +334,7 @@ impl Client {
                 }
                 answer => {
                     if answer.is_ok() {
-                        self.inner.stats.bytes_sent.add(body.len() as u64);
+                        self.inner.stats.bytes_sent.add(body.len());
                     }
                     return answer;
                 }
@@ -705,7 +705,7 @@ impl Store for Client {
         let (bucket, key) = (&request.bucket, &request.key);
         let size = request.body.len() as u64;
         let (answer, sent) = self
-            .with_checksum(&request.body, request.checksum.clone(), |checksum| async move {
+            .with_checksum(&request.body.clone().into(), request.checksum.clone(), |checksum| async move {
                 let sent = &checksum;
                 let answer = self.call("PutObject", bucket, key, &request.condition, |s3| {
                     let put = s3
@@ -1002,11 +1002,11 @@ impl Store for Client {
         &self,
         upload: &Upload,
         number: u16,
-        body: Bytes,
+        body: Payload,
         checksum: Option<Checksum>,
     ) -> Result<Part> {
-        let size = body.len() as u64;
-        let (answer, sent) = self
+        let size = body.len();
+        let sending = self
             .with_checksum(&body, checksum, |checksum| {
                 let body = body.clone();
                 async move {
@@ -1020,7 +1020,7 @@ impl Store for Client {
                                 .upload_id(&upload.upload_id)
                                 .part_number(i32::from(number))
                                 .set_request_payer(self.payer())
-                                .body(ByteStream::from(body.clone()));
+                                .body(ByteStream::new(body.for_sdk()));
                             let part = add_checksum!(part, checksum.clone());
                             let part = add_key!(part, self.customer_key());
                             self.patiently(part.customize().config_override(Self::no_deadlines()).send())
@@ -1029,7 +1029,11 @@ impl Store for Client {
                     Ok((answer, checksum.clone()))
                 }
             })
-            .await?;
+            .await;
+        let (answer, sent) = match (sending, body.failure()) {
+            (Err(_), Some(error)) => return Err(error.on("UploadPart", &upload.bucket, &upload.key)),
+            (sending, _) => sending?,
+        };
         let etag = answer.e_tag().ok_or_else(|| {
             Error::new(Kind::Corrupt, "the answer has no ETag").on("UploadPart", &upload.bucket, &upload.key)
         })?;

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::changes::{Change, Done, Log};
 use super::model::Model;
+use super::payload::Payload;
 use super::store::Store;
 use super::types::*;
 use crate::base::Clock;
@@ -541,9 +542,10 @@ impl Store for MemStore {
         &self,
         upload: &Upload,
         number: u16,
-        body: Bytes,
+        body: Payload,
         checksum: Option<Checksum>,
     ) -> Result<Part> {
+        let body = body.bytes().await?;
         self.stats.bytes_sent.add(body.len() as u64);
         let now = self.clock.wall();
         let answer = self.call("UploadPart", &upload.bucket, &upload.key, |s| {

@@ -9,7 +9,7 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{
@@ -21,9 +21,7 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use futures::FutureExt;
-use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 /// Bodies go to the connection in steps of this size, so that what it took can be told.
@@ -156,16 +154,11 @@ struct WatchedConnector {
 impl HttpConnector for WatchedConnector {
     fn call(&self, mut request: HttpRequest) -> HttpConnectorFuture {
         let watched = WAIT.try_with(Arc::clone).ok();
-        let in_memory = request.body().bytes().is_some_and(|body| body.len() > STEP_BYTES);
-        let Some(of_operation) = watched.filter(|_| in_memory) else { return self.inner.call(request) };
-        let Some(Some(Ok(whole))) = request.take_body().frame().now_or_never() else {
-            return HttpConnectorFuture::ready(Err(ConnectorError::user(
-                "a body in memory is one piece".into(),
-            )));
-        };
-        let rest = whole.into_data().unwrap_or_default();
+        let length = request.body().content_length().filter(|length| *length > STEP_BYTES as u64);
+        let (Some(of_operation), Some(left)) = (watched, length) else { return self.inner.call(request) };
         let attempt = Arc::new(Progress { above: None, ..Progress::default() });
-        let body = Steps { rest, sent: 0, attempt: Arc::clone(&attempt), of_operation };
+        let (body, attempt_of_body) = (request.take_body(), Arc::clone(&attempt));
+        let body = Steps { body, piece: Bytes::new(), left, sent: 0, attempt: attempt_of_body, of_operation };
         *request.body_mut() = SdkBody::from_body_1_x(body);
         let (answer, silence) = (self.inner.call(request), self.silence);
         HttpConnectorFuture::new(async move {
@@ -185,47 +178,55 @@ impl HttpConnector for WatchedConnector {
     }
 }
 
-/// A body in memory that is handed over step by step.
+/// A body that is handed over step by step, whatever the pieces are that it comes in.
 struct Steps {
-    rest: Bytes,
+    body: SdkBody,
+    /// What is left of its latest piece, and of all of it.
+    piece: Bytes,
+    left: u64,
     sent: u64,
     attempt: Arc<Progress>,
     of_operation: Arc<Progress>,
 }
 
-impl http_body::Body for Steps {
+impl Body for Steps {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = aws_smithy_types::body::Error;
 
     /// Asked for the next step, because the connection has room for it again.
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let sent = self.sent;
         self.attempt.sent(sent);
         self.of_operation.sent(sent);
-        if self.rest.is_empty() {
-            return Poll::Ready(None);
+        while self.piece.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)?) {
+                Some(frame) => self.piece = frame.into_data().unwrap_or_default(),
+                None => return Poll::Ready(None),
+            }
         }
-        let step = self.rest.len().min(STEP_BYTES);
-        let step = self.rest.split_to(step);
+        let step = self.piece.len().min(STEP_BYTES);
+        let step = self.piece.split_to(step);
         self.sent += step.len() as u64;
+        self.left = self.left.saturating_sub(step.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(step))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
+        SizeHint::with_exact(self.left)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
 
     /// Ten times the step, so that a busy machine does not look like silence.
     const SILENCE: Duration = Duration::from_secs(1);
@@ -276,12 +277,14 @@ mod tests {
         let bytes = Bytes::from((0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
         let of_operation = Arc::new(Progress::default());
         let body = Steps {
-            rest: bytes.clone(),
+            body: SdkBody::from(bytes.clone()),
+            piece: Bytes::new(),
+            left: bytes.len() as u64,
             sent: 0,
             attempt: Arc::default(),
             of_operation: Arc::clone(&of_operation),
         };
-        assert_eq!(http_body::Body::size_hint(&body).exact(), Some(800_000));
+        assert_eq!(Body::size_hint(&body).exact(), Some(800_000));
         assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
         assert!(of_operation.furthest.load(Ordering::Relaxed) >= 800_000 - STEP_BYTES as u64);
     }

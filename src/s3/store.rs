@@ -5,8 +5,8 @@
 //! that we did not write, to the same promises.
 
 use async_trait::async_trait;
-use bytes::Bytes;
 
+use super::payload::Payload;
 use super::types::*;
 use crate::error::Result;
 
@@ -53,11 +53,12 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<()>;
 
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload>;
+    /// Fails with what reading the body failed for, where that did.
     async fn upload_part(
         &self,
         upload: &Upload,
         number: u16,
-        body: Bytes,
+        body: Payload,
         checksum: Option<Checksum>,
     ) -> Result<Part>;
     /// The part's size is the range's; `Stale` where the source is another version.

@@ -36,6 +36,7 @@ pub mod journal;
 mod parts;
 mod plan;
 mod room;
+mod source;
 mod staging;
 mod sums;
 mod upload;

@@ -178,7 +178,7 @@ impl Staging {
                         Err(_) => known.sums.forget(was.range),
                     }
                 }
-                Err((error.into(), sums))
+                Err((Error::from(error).and("written bytes wait for S3 on the local disk"), sums))
             }
         }
     }
@@ -205,6 +205,32 @@ impl Staging {
         let Some(range) = ByteRange::at(offset, buffer.len() as u64) else { return Ok(Some(0)) };
         let attempt = |buffer: &mut [u8], sums: &[Sum]| self.fill_whole(buffer, range, sums);
         self.try_twice(range, buffer, true, |sums| sums, attempt)
+    }
+
+    /// The sum of bytes that are to be sent, as it was taken when they were written; `None` where some of them were let
+    /// go. Read are only runs that go on beyond the range.
+    pub fn sum(&self, range: ByteRange) -> Result<Option<u64>> {
+        let sums = {
+            let known = self.lock();
+            if overlaps(&known.gone, range) {
+                return Ok(None);
+            }
+            known.sums.overlapping(range)
+        };
+        let (mut at, mut crc) = (range.start(), 0);
+        for sum in sums {
+            let Some(piece) = sum.range.intersect(range).filter(|piece| piece.start() == at) else { break };
+            let of_piece = if piece == sum.range {
+                sum.crc
+            } else {
+                let mut buffer = vec![0; index(piece.len())];
+                let Some(of_piece) = self.read_whole(&mut buffer, at)? else { return Ok(None) };
+                of_piece
+            };
+            crc = joined(crc, of_piece, piece.len());
+            at = piece.end();
+        }
+        self.judge(ByteRange::new(at, range.end()).map_or(Attempt::Good(crc), Attempt::Unknown))
     }
 
     /// Reads without the lock, so that nobody waits for the disk; and once more with it where something else was written

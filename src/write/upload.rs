@@ -11,14 +11,14 @@ use super::extents::{Segment, What};
 use super::journal::{BaseObject, FileId, Journal, Place, Record};
 use super::parts::{Line, Parts};
 use super::plan::{Layout, PartPlan, Plan, Sizes, plan, plan_without_copies};
+use super::source::{Source, held_bytes};
 use super::staging::Staging;
-use crate::base::crc::{crc64, joined, of_zeros};
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Again, Attributes, Checksum, ChecksumAlgorithm, Condition, CopyRequest, DeleteKey, DeleteRequest,
-    GetRequest, ObjectInfo, Part, PartSource, PutRequest, Store, Upload, Written, checksum_from,
-    content_etag, limits, multipart_etag, whole_checksum,
+    ObjectInfo, Part, PartSource, PutRequest, Store, Upload, Written, checksum_from, content_etag, limits,
+    multipart_etag, whole_checksum,
 };
 
 /// Parts of one file under way at once: as many as leave while it is written.
@@ -177,6 +177,19 @@ impl Job {
         let object = BaseObject { place, etag, size: self.len, checksum };
         self.parts.saving(self.stamp, object.clone());
         object
+    }
+
+    /// Where the bytes of a range of it are.
+    pub(super) fn source(&self, range: ByteRange) -> Source {
+        let first = self.segments.partition_point(|segment| segment.range.end() <= range.start());
+        let runs = self.segments[first..].iter().map_while(|s| Some((s.range.intersect(range)?, s.what)));
+        Source {
+            runs: runs.collect(),
+            store: Arc::clone(&self.store),
+            base: self.base.clone(),
+            copies: self.copies.clone(),
+            staging: self.staging.clone(),
+        }
     }
 
     /// Whether bytes of it are in parts alone.
@@ -352,27 +365,28 @@ async fn put(job: &Job) -> Result<Written> {
 }
 
 async fn put_once(job: &Job) -> Result<Written> {
-    let body = match ByteRange::new(0, job.len) {
-        Some(whole) => assemble(job, whole).await?,
-        None => Body::default(),
+    let (body, crc) = match ByteRange::new(0, job.len) {
+        Some(whole) => job.source(whole).read(whole).await?,
+        None => (Bytes::new(), 0),
     };
+    let checksum = checksum_from(crc);
     let condition = stand_in(job, job.honoured.put).await?;
-    let etag = content_etag(&body.bytes);
-    let made = job.about_to_make(etag.clone(), Some(body.checksum()));
+    let etag = content_etag(&body);
+    let made = job.about_to_make(etag.clone(), Some(checksum.clone()));
     let request = PutRequest {
         bucket: job.bucket.clone(),
         key: job.key.clone(),
-        body: body.bytes.clone(),
+        body,
         attributes: job.attributes.clone(),
         condition,
-        checksum: Some(body.checksum()),
+        checksum: Some(checksum.clone()),
     };
     let written = match job.lanes.send(job.store.put(request)).await {
         Err(error) if may_be_ours(&error) => ours(job, &made, error).await,
         answer => answer,
     }?;
     let right = written.checksum.as_ref().is_none_or(|theirs| match theirs.algorithm {
-        ChecksumAlgorithm::Crc64Nvme => *theirs == body.checksum(),
+        ChecksumAlgorithm::Crc64Nvme => *theirs == checksum,
         // Where the server's ETags are known to be MD5s.
         ChecksumAlgorithm::Md5 => written.etag == etag,
         _ => true,
@@ -407,6 +421,8 @@ async fn multipart_once(job: &Job, parts: &[PartPlan]) -> Result<Written> {
     match &result {
         Ok(_) => job.parts.completed(),
         Err(_) if job.has_gone() => {}
+        // Nobody but a program here that goes on writing into what is being sent.
+        Err(error) if error.kind() == Kind::Conflict && error.status().is_none() => {}
         // S3 takes no further part of an upload whose completion raced with another request. What it holds that is not
         // what was sent is not sent for: all of it goes again.
         Err(error)
@@ -482,11 +498,13 @@ async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> R
     {
         return Ok(there);
     }
-    let _grant = job.lanes.budget.take(part.range.len()).await;
+    let _grant = job.lanes.budget.take(held_bytes(part.range)).await;
     let mut sends = 1;
     let sent = loop {
         match send_once(job, upload, part.range, number).await {
-            Err(error) if error.kind() == Kind::Corrupt && sends < SENDS_MAX => again(job, &error),
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Conflict) && sends < SENDS_MAX => {
+                again(job, &error);
+            }
             answer => break answer?,
         }
         sends += 1;
@@ -498,9 +516,9 @@ async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> R
 }
 
 async fn send_once(job: &Job, upload: &Upload, range: ByteRange, number: u16) -> Result<Part> {
-    let body = assemble(job, range).await?;
-    let checksum = body.checksum();
-    let sending = job.store.upload_part(upload, number, body.bytes, Some(checksum.clone()));
+    let (payload, crc) = job.source(range).payload(range).await?;
+    let checksum = checksum_from(crc);
+    let sending = job.store.upload_part(upload, number, payload, Some(checksum.clone()));
     let sent = job.lanes.send(sending).await?;
     match &sent.checksum {
         Some(theirs) if theirs.algorithm == checksum.algorithm && *theirs != checksum => {
@@ -529,105 +547,9 @@ fn origin_of(job: &Job, part: ByteRange) -> Option<(&Base, ByteRange)> {
     }
 }
 
-/// What is to be sent, and its sum: of written bytes the one that was taken when they were written.
-#[derive(Default)]
-struct Body {
-    bytes: Bytes,
-    crc: u64,
-}
-
-impl Body {
-    fn checksum(&self) -> Checksum {
-        checksum_from(self.crc)
-    }
-}
-
-/// The bytes of a range, from wherever each run of them is.
-async fn assemble(job: &Job, range: ByteRange) -> Result<Body> {
-    let length = usize::try_from(range.len())
-        .map_err(|_| Error::new(Kind::TooLarge, "the part does not fit in memory"))?;
-    let mut buffer = vec![0u8; length];
-    let first = job.segments.partition_point(|segment| segment.range.end() <= range.start());
-    let runs = job.segments[first..].iter().map_while(|s| Some((s.range.intersect(range)?, s.what)));
-    let without = |what: &str| Error::new(Kind::Internal, format!("{what} without its source"));
-    let (mut at, mut crc) = (range.start(), 0);
-    for (run, what) in merged(runs) {
-        if run.start() != at {
-            break;
-        }
-        at = run.end();
-        let target = &mut buffer[index(run.start() - range.start())..index(run.end() - range.start())];
-        let of_run = match (what, &job.staging, &job.base) {
-            (What::Zero(_), _, _) => of_zeros(run.len()),
-            (What::Staged(_), Some(staging), _) => {
-                staging.read_whole(target, run.start())?.ok_or_else(|| without("a run of bytes"))?
-            }
-            (What::Base, _, Some(base)) => {
-                fetch(&job.store, base, run, target).await?;
-                crc64(target)
-            }
-            (What::Copied(_, copy), _, _) => {
-                let origin = job.copies.get(copy as usize);
-                let Some((origin, run)) = origin.and_then(|origin| Some((origin, origin.range(run)?))) else {
-                    return Err(without("a copied run of bytes"));
-                };
-                fetch(&origin.store, &origin.object, run, target).await?;
-                crc64(target)
-            }
-            _ => return Err(without("a run of bytes")),
-        };
-        crc = joined(crc, of_run, run.len());
-    }
-    if at < range.end() {
-        return Err(Error::new(Kind::Internal, "no source is known of some bytes"));
-    }
-    Ok(Body { bytes: buffer.into(), crc })
-}
-
-/// Written runs side by side as one: they were written at different times, and are held to their sums together.
-fn merged(runs: impl Iterator<Item = (ByteRange, What)>) -> Vec<(ByteRange, What)> {
-    let mut merged: Vec<(ByteRange, What)> = Vec::new();
-    for (run, what) in runs {
-        match merged.last_mut() {
-            Some((last, What::Staged(_))) if matches!(what, What::Staged(_)) && last.end() == run.start() => {
-                *last = ByteRange::new(last.start(), run.end()).unwrap_or(run);
-            }
-            _ => merged.push((run, what)),
-        }
-    }
-    merged
-}
-
 /// An answer that says something else than what was sent.
 fn not_as_sent() -> Error {
     Error::new(Kind::Corrupt, "the checksum that S3 answers is not that of the bytes that were written")
-}
-
-/// Fills `target` with a range of this version of an object.
-async fn fetch(store: &Arc<dyn Store>, object: &Base, range: ByteRange, target: &mut [u8]) -> Result<()> {
-    let request = GetRequest {
-        bucket: object.bucket.clone(),
-        key: object.key.clone(),
-        range: Some(range),
-        if_match: Some(object.etag.clone()),
-        ..GetRequest::default()
-    };
-    let answer = store.get(request).await?;
-    if answer.info.etag != object.etag {
-        return Err(Error::new(Kind::Stale, "another client changed the object"));
-    }
-    let bytes = answer.bytes().await?;
-    if bytes.len() != target.len() {
-        return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())));
-    }
-    target.copy_from_slice(&bytes);
-    Ok(())
-}
-
-/// Within a buffer that was just made to that length.
-#[allow(clippy::cast_possible_truncation)]
-fn index(offset: u64) -> usize {
-    offset as usize
 }
 
 /// The condition to send; where the server ignores it, it is checked here first.

@@ -162,7 +162,7 @@ async fn put_if(at: &Place, key: &str, body: impl Into<Bytes>, condition: Condit
 /// An upload of one small part, which is the last and so may be small.
 async fn complete_if(at: &Place, key: &str, body: &'static str, condition: Condition) -> Result<Written> {
     let upload = at.store.create_upload(&at.bucket, key, Attributes::default()).await?;
-    let part = at.store.upload_part(&upload, 1, Bytes::from_static(body.as_bytes()), None).await?;
+    let part = at.store.upload_part(&upload, 1, body.into(), None).await?;
     at.store.complete_upload(&upload, vec![part], condition).await
 }
 

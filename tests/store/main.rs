@@ -210,6 +210,8 @@ behaviours! {
         a_small_part_before_the_last_is_refused
         a_part_with_another_etag_is_refused
         a_part_with_a_wrong_checksum_is_refused
+        a_part_that_is_read_while_it_is_sent_has_the_same_bytes
+        a_part_that_cannot_be_read_fails_with_what_reading_it_failed_for
         a_range_of_an_object_becomes_a_part
         a_part_of_another_version_is_stale
         a_part_of_a_missing_object_is_not_found;
