@@ -9,7 +9,7 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{
@@ -202,9 +202,15 @@ impl Body for Steps {
         self.attempt.sent(sent);
         self.of_operation.sent(sent);
         while self.piece.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(context)?) {
-                Some(frame) => self.piece = frame.into_data().unwrap_or_default(),
-                None => return Poll::Ready(None),
+            match Pin::new(&mut self.body).poll_frame(context)? {
+                Poll::Ready(Some(frame)) => self.piece = frame.into_data().unwrap_or_default(),
+                Poll::Ready(None) => return Poll::Ready(None),
+                // Who asks was woken: what is to be sent is on its way from somewhere, with a deadline of its own.
+                Poll::Pending => {
+                    self.attempt.moved();
+                    self.of_operation.moved();
+                    return Poll::Pending;
+                }
             }
         }
         let step = self.piece.len().min(STEP_BYTES);
@@ -226,6 +232,7 @@ impl Body for Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::s3::Payload;
     use http_body_util::BodyExt;
 
     /// Ten times the step, so that a busy machine does not look like silence.
@@ -275,17 +282,25 @@ mod tests {
     #[tokio::test]
     async fn a_body_in_steps_is_the_same_body() {
         let bytes = Bytes::from((0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
-        let of_operation = Arc::new(Progress::default());
-        let body = Steps {
-            body: SdkBody::from(bytes.clone()),
-            piece: Bytes::new(),
-            left: bytes.len() as u64,
-            sent: 0,
-            attempt: Arc::default(),
-            of_operation: Arc::clone(&of_operation),
-        };
-        assert_eq!(Body::size_hint(&body).exact(), Some(800_000));
-        assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
-        assert!(of_operation.furthest.load(Ordering::Relaxed) >= 800_000 - STEP_BYTES as u64);
+        // As many pieces as it comes in.
+        for pieces in [1, 3] {
+            let of_operation = Arc::new(Progress::default());
+            let (whole, length) = (bytes.clone(), bytes.len() / pieces + 1);
+            let payload = Payload::in_steps(bytes.len() as u64, move || {
+                let pieces: Vec<_> = whole.chunks(length).map(|piece| Ok(whole.slice_ref(piece))).collect();
+                Box::pin(futures::stream::iter(pieces))
+            });
+            let body = Steps {
+                body: if pieces == 1 { SdkBody::from(bytes.clone()) } else { payload.for_sdk() },
+                piece: Bytes::new(),
+                left: bytes.len() as u64,
+                sent: 0,
+                attempt: Arc::default(),
+                of_operation: Arc::clone(&of_operation),
+            };
+            assert_eq!(Body::size_hint(&body).exact(), Some(800_000));
+            assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
+            assert!(of_operation.furthest.load(Ordering::Relaxed) >= 800_000 - STEP_BYTES as u64);
+        }
     }
 }

@@ -788,7 +788,7 @@ mod tests {
     /// T32: an object of 6 GiB is renamed by copying parts; one of 40 TiB too.
     #[test]
     fn t32_a_copy_of_more_than_five_gibibytes_is_parts_within_the_limits() {
-        for size in [(5 << 30) + 1, 6 << 30, 5 << 40, (40 << 40) + 12_345] {
+        for size in [(5 << 30) + 1, 6 << 30, 5 << 40, (40 << 40) + 12_345, limits::OBJECT_MAX] {
             let parts: Vec<_> = copy_parts(size).collect();
             assert!(parts.len() <= usize::from(limits::PARTS_MAX), "{size}: {} parts", parts.len());
             let (mut at, mut before) = (0, 0);

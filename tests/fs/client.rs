@@ -263,6 +263,18 @@ impl Client {
         (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
     }
 
+    /// Another mount of the same bucket that writes down there what it owes, with parts of other sizes and a local disk that
+    /// has no room to spare.
+    pub fn again_with_sizes(&self, disk: &Path, sizes: Sizes) -> (Self, Vec<Owed>) {
+        let (journal, owed) = open_journal(disk);
+        let options =
+            Options { journal: Some(Arc::new(journal)), staging_reserve: Some(u64::MAX), ..usual() };
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let volume = volume.part_rule(PartRule::default().with_sizes(sizes));
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
+        (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
+    }
+
     /// Lets everything remembered grow old.
     pub fn pass_ttl(&self) {
         self.clock.advance(TTL * 2);

@@ -7,6 +7,7 @@ use pailfs::s3::{Store, When};
 use pailfs::write::Sizes;
 
 use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, let_others_run, until};
+use crate::crash::snapshot;
 use crate::harness::block_on;
 
 const MIB: usize = 1 << 20;
@@ -470,6 +471,34 @@ fn what_is_appended_to_an_object_that_has_outgrown_them_leaves_while_it_is_writt
             assert_eq!((uploads(&client).await, client.fs.pending().len()), (0, 0));
         });
     }
+}
+
+#[test]
+fn the_next_process_goes_on_with_what_has_left_behind_an_object() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let (client, _) = Client::new().again_with_sizes(disk.path(), SMALL);
+        let mut body = bytes(40 * MIB, 38);
+        client.put_object("f", &body).await;
+        let file = client.open("f", WRITE).await.unwrap();
+        let more = bytes(60 * MIB, 39);
+        write(&client, file.1, 40 * MIB, &more).await;
+        until("parts have left", || client.stats.parts_ahead.value() == 3).await;
+        body.extend_from_slice(&more);
+        // The process ends here.
+        let after = snapshot(disk.path());
+        let (next, owed) = client.again_with_sizes(after.path(), SMALL);
+        client.store.clear_calls();
+        assert_eq!(next.fs.take_up(owed).await.files, 1);
+        next.fs.flush_all().await.unwrap();
+        assert!(next.object("f").await.unwrap() == body);
+        assert_eq!(
+            (count(&next, "UploadPartCopy"), count(&next, "UploadPart")),
+            (2, 2),
+            "the others have left"
+        );
+        assert_eq!(uploads(&next).await, 0);
+    });
 }
 
 #[test]

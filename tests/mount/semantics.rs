@@ -666,6 +666,25 @@ fn sizes_and_space_make_sense_to_tools() {
     assert_eq!(space.f_namemax, 255);
 }
 
+/// "the largest file | 48.8 TiB"
+#[test]
+fn a_file_longer_than_an_object_may_be_is_refused() {
+    use std::os::unix::fs::FileExt;
+    let m = mounted!("a_file_longer_than_an_object_may_be_is_refused");
+    let most = pailfs::s3::limits::OBJECT_MAX;
+    let file = File::create(m.at("f")).unwrap();
+    file.write_all_at(b"kept", 0).unwrap();
+    for refused in [file.write_all_at(b"x", most), file.set_len(most + 1)] {
+        assert_eq!(errno(&refused.unwrap_err()), rustix::io::Errno::FBIG);
+    }
+    // All of it would be sent when it is saved.
+    file.set_len(most).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), most);
+    file.set_len(4).unwrap();
+    drop(file);
+    assert_eq!(fs::read(m.at("f")).unwrap(), b"kept");
+}
+
 /// NAMES.md: "Every key has exactly one path".
 #[test]
 fn odd_keys_are_reachable_and_never_break_a_listing() {
