@@ -1,7 +1,8 @@
 //! Bytes in: what was written and not yet in S3, and how it gets there.
 //!
 //! Owns: the extents of a file being written ([`Extents`]), its staged bytes ([`Staging`]), what is owed S3 beyond
-//! the process's life ([`journal`]), the decision how to upload ([`plan`]) and its execution ([`upload`]).
+//! the process's life ([`journal`]), the decision how to upload ([`plan`]), the bytes of a part (`source`) and the upload
+//! itself ([`upload`]).
 //! Does not own: names and keys (`tree`), which version a handle reads (`fs::File`), retries of one request
 //! (`s3`).
 //!

@@ -87,17 +87,22 @@ impl Sizes {
         Layout::Equal(self.growing[0].1)
     }
 
-    /// The layout of an upload of which S3 has these parts, if they tell.
+    /// The layout of an upload of which S3 has these parts, if they tell: the first one does, or else one whose number is
+    /// that of an equal part at its place, as of those that left behind an object's bytes.
     pub fn of_sent(self, sent: impl IntoIterator<Item = (u16, ByteRange)>) -> Option<Layout> {
         let growing = Layout::Growing(self);
-        let (mut from_its_beginning, mut largest) = (false, None);
+        let mut equal = None;
         for (number, range) in sent {
-            from_its_beginning |= number == 1;
-            if growing.size(range.start()) < range.len() {
-                largest = largest.max(Some(range.len()));
+            let size = range.len();
+            if number == 1 {
+                return Some(if size <= growing.size(0) { growing } else { Layout::Equal(size) });
+            }
+            let is_at_its_place = (u64::from(number) - 1) * size == range.start();
+            if is_at_its_place && self.equal.contains(&size) {
+                equal = Some(Layout::Equal(size));
             }
         }
-        largest.map(Layout::Equal).or_else(|| from_its_beginning.then_some(growing))
+        equal
     }
 }
 
@@ -347,11 +352,12 @@ mod tests {
                 assert_eq!(layout.part_at(range.end() - 1), (*number, range.start()));
             }
         }
-        // Behind an object that outgrew those that grow.
-        let largest = Layout::Equal(limits::PART_MAX);
-        let (number, start) = largest.part_at(6 << 40);
-        let parts = full_parts(largest, number, start, 7 << 40);
-        assert_eq!(Sizes::S3.of_sent(parts), Some(largest));
+        // Behind bytes of an object, on servers that want equal ones, and of one that outgrew those that grow.
+        for layout in [16 * MIB, 128 * MIB, 544 * MIB, 5 * GIB].map(Layout::Equal) {
+            let (number, start) = layout.part_at(70 * GIB);
+            let parts = full_parts(layout, number, start, 140 * GIB);
+            assert_eq!(Sizes::S3.of_sent(parts), Some(layout));
+        }
         assert_eq!(Sizes::S3.of_sent([]), None);
     }
 

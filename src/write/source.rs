@@ -338,6 +338,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_disk_damaged_is_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::named(dir.path(), "s", crate::write::Sums::default()).unwrap();
+        write(&staging, &pattern(PART), 0);
+        let Case { job, .. } = case(&Budget::new(1 << 30)).await;
+        let segments = vec![crate::write::Segment { range: part(1), what: What::Staged(3) }];
+        let job = Job { segments, staging: Some(Arc::new(staging)), ..job };
+        let (payload, _) = job.source(part(1)).payload(part(1)).await.unwrap();
+        let file = std::fs::File::options().write(true).open(dir.path().join("s")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 20 * MIB).unwrap();
+        let steps = payload.steps().collect::<Vec<_>>().await;
+        let kinds = steps.iter().map(|step| step.as_ref().err().map(Error::kind)).take(3);
+        assert_eq!(kinds.collect::<Vec<_>>(), [None, None, Some(Kind::Local)]);
+    }
+
+    #[tokio::test]
     async fn a_large_part_that_left_ahead_counts() {
         let Case { job, store, expected } = case(&Budget::new(1 << 30)).await;
         let segments = vec![crate::write::Segment { range: part(1), what: What::Staged(3) }];
