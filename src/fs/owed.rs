@@ -417,7 +417,7 @@ impl Fs {
         }
         // The pin goes when it is saved.
         self.tree().pin(ino);
-        self.retry_in_background(file);
+        self.save_in_background(file, Duration::ZERO);
         Ok(())
     }
 

@@ -165,7 +165,7 @@ fn in_steps(body: &Bytes, fails_at: Option<usize>) -> Payload {
 }
 
 pub async fn a_part_that_is_read_while_it_is_sent_has_the_same_bytes(at: Place) -> Outcome {
-    let body = Bytes::from(pattern((6 << 20) + 17));
+    let body = pattern((6 << 20) + 17);
     let upload = start(&at, "k").await?;
     let checksum = pailfs::s3::checksum_of(&body);
     let first = at.store.upload_part(&upload, 1, in_steps(&body, None), Some(checksum)).await?;
@@ -178,7 +178,7 @@ pub async fn a_part_that_is_read_while_it_is_sent_has_the_same_bytes(at: Place) 
 }
 
 pub async fn a_part_that_cannot_be_read_fails_with_what_reading_it_failed_for(at: Place) -> Outcome {
-    let body = Bytes::from(pattern((6 << 20) + 17));
+    let body = pattern((6 << 20) + 17);
     let upload = start(&at, "k").await?;
     let checksum = pailfs::s3::checksum_of(&body);
     for step in [0, 3] {
