@@ -60,6 +60,8 @@ pub struct MountConfig {
     pub cache: Option<Cache>,
     pub passthrough: Passthrough,
     pub durability: Durability,
+    /// How long a closed file waits for its upload with [`Durability::Journal`].
+    pub upload_delay: Duration,
     pub staging: StagingPlace,
     pub exclusive: Exclusive,
     pub on_conflict: OnConflict,
@@ -639,6 +641,7 @@ mod tests {
             passthrough: Passthrough::ReadOnly,
             state_reserve: None,
             durability: Durability::Close,
+            upload_delay: Duration::ZERO,
             staging: StagingPlace::Disk,
             exclusive: Exclusive::Everywhere,
             on_conflict: OnConflict::KeepBoth,

@@ -341,7 +341,7 @@ def measure_local(bench, row):
     root = bench.home / "local"
     for command in row.prepare(root, bench.sizes) if row.prepare else []:
         machine.run(command, PATIENCE_S)
-    if row.before == "remount":
+    if row.before in ("remount", "dropped"):
         machine.drop_caches()
     elif row.before == "cold":
         # Cold for a mount means the network; here it is the least that the work can take.
@@ -372,7 +372,7 @@ def measure_in(bench, row, program, place):
     with machine.mounted(program, place, row) as process:
         if not remount:
             unmeasured(row.prepare)
-        if row.before == "remount" and not remount:
+        if row.before in ("remount", "dropped") and not remount:
             machine.drop_caches()
         if row.writes:
             run = measured_until_in_s3(bench, row, place, process.pid)

@@ -138,7 +138,8 @@ class Row:
     # Whether the local file system does it too.
     local: bool = False
     # What is run before, unmeasured, and what then: "cold" (a fresh mount, nothing is run), "warm" (the measured
-    # run follows at once), "remount" (a new mount of the same caches, and the kernel's dropped).
+    # run follows at once), "dropped" (the kernel's caches are dropped first), "remount" (a new mount of the same caches,
+    # and the kernel's dropped).
     before: str = "cold"
     prepare: Callable = None
     # What is run after, unmeasured, on the same mount.
@@ -185,6 +186,15 @@ class Row:
 
 def dd(root, sizes):
     return ["dd", f"if={root}/big/file", "of=/dev/null", "bs=1M", "status=none"]
+
+
+# Where it is not allowed the row shows the kernel's cache of what was read.
+DROP_CACHES = ["sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches || true"]
+
+
+def read_and_verified(root, sizes):
+    """The first read fetches; the second is answered by the disk cache, which looks at what it has."""
+    return [dd(root, sizes), DROP_CACHES, dd(root, sizes)]
 
 
 def work(name, path, *more):
@@ -263,6 +273,12 @@ DISK_CACHE = {
     "rclone": ["--vfs-cache-mode", "full", "--cache-dir", "{home}/cache"],
     "mount-s3": ["--cache", "{home}/cache"],
 }
+DISK_CACHE_READ_ONLY = {
+    "pailfs": [*DISK_CACHE["pailfs"], "--read-only"],
+    "s3fs": [*DISK_CACHE["s3fs"], "-o", "ro"],
+    "rclone": [*DISK_CACHE["rclone"], "--read-only"],
+    "mount-s3": [*DISK_CACHE["mount-s3"], "--read-only"],
+}
 # Every program's own way to save at once: s3fs and mount-s3 do by themselves.
 WRITES = {
     "s3fs": ["-o", "tmpdir={home}"],
@@ -290,8 +306,14 @@ READING = [
         bars=(speed("raw", 0.85), MEMORY)),
     Row("again", "`dd` of 1 GiB again: the kernel's cache", "big", dd, local=True, before="warm", has_twin=False,
         prepare=lambda root, sizes: [dd(root, sizes)], bars=(speed("local", 0.9),)),
-    Row("disk-cache", "`dd` of 1 GiB again: the disk cache, after a remount and drop_caches", "big", dd, local=True,
-        before="remount", prepare=lambda root, sizes: [dd(root, sizes)], flags=DISK_CACHE, has_twin=False, bars=(speed("local", 0.7),)),
+    Row("again-whole", "the same of a read-only mount, once the file is whole and verified in the disk cache", "big", dd, local=True,
+        before="warm", prepare=lambda root, sizes: [*read_and_verified(root, sizes), dd(root, sizes)], flags=DISK_CACHE_READ_ONLY,
+        has_twin=False, bars=(speed("local", 0.9),)),
+    Row("disk-cache", "the same, and after drop_caches: the disk cache", "big", dd, local=True,
+        before="dropped", prepare=lambda root, sizes: read_and_verified(root, sizes), flags=DISK_CACHE_READ_ONLY, has_twin=False,
+        bars=(speed("local", 0.7),)),
+    Row("disk-cache-remount", "`dd` of 1 GiB again: the disk cache, after a remount and drop_caches", "big", dd, local=True,
+        before="remount", prepare=lambda root, sizes: [dd(root, sizes)], flags=DISK_CACHE, has_twin=False),
     Row("random-1", "random 4 KiB of 1 GiB, 1 thread, cold", "big",
         work("random", "big/file", 1, few_reads, lambda sizes: sizes.random_seconds), raw=raw_random(few_reads, 1),
         bars=random_bars(1), plot="random"),

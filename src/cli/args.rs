@@ -75,6 +75,9 @@ pub struct MountArgs {
     /// What close() waits for
     #[arg(long, value_enum, value_name = "WHERE", default_value = "close")]
     pub durability: Durability,
+    /// How long a closed file waits for its upload with --durability=journal
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub upload_delay: Duration,
     /// Where written bytes wait for their upload
     #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
     pub staging: StagingPlace,
@@ -432,6 +435,7 @@ mod tests {
             "--cache-size=1G",
             "--state-reserve=2G",
             "--durability=journal",
+            "--upload-delay=250ms",
             "--exclusive=mount",
             "--on-conflict=overwrite",
         ])
@@ -445,6 +449,7 @@ mod tests {
         assert_eq!(mount.cache.cache_size, Some(1 << 30));
         assert_eq!(mount.state_reserve, Some(2 << 30));
         assert_eq!(mount.durability, Durability::Journal);
+        assert_eq!(mount.upload_delay, Duration::from_millis(250));
         assert_eq!(mount.exclusive, Exclusive::Mount);
         assert_eq!(mount.on_conflict, OnConflict::Overwrite);
         assert_eq!(mount.cache.passthrough, Passthrough::ReadOnly);

@@ -173,6 +173,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         passthrough: Passthrough::Never,
         state_reserve: None,
         durability: Durability::default(),
+        upload_delay: Duration::ZERO,
         staging: StagingPlace::default(),
         exclusive: Exclusive::default(),
         on_conflict: OnConflict::default(),

@@ -116,6 +116,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         passthrough: args.cache.passthrough,
         state_reserve: args.state_reserve,
         durability: args.durability,
+        upload_delay: args.upload_delay,
         staging: args.staging,
         exclusive: args.exclusive,
         on_conflict: args.on_conflict,

@@ -105,6 +105,8 @@ pub(super) struct State {
     retrying: bool,
     /// Its turn at the gate, until somebody waits for that.
     behind: Option<Turn>,
+    /// How many wait for a save of it.
+    awaited: u32,
     last_error: Option<String>,
 }
 
@@ -331,6 +333,22 @@ impl State {
     }
 }
 
+/// Somebody waits for a save of the file, as long as this lives.
+struct Awaited<'a>(&'a File);
+
+impl<'a> Awaited<'a> {
+    fn new(file: &'a File) -> Self {
+        lock(&file.state).awaited += 1;
+        Self(file)
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).awaited -= 1;
+    }
+}
+
 /// What became of a save.
 enum Saved {
     Here,
@@ -504,6 +522,7 @@ impl File {
                 answered: false,
                 retrying: false,
                 behind: None,
+                awaited: 0,
                 last_error: None,
             }),
             commit: Arc::default(),
@@ -940,6 +959,7 @@ impl Fs {
     /// `Ok` means that every byte written before the call is an object. On failure every byte stays
     /// readable here; a lost race keeps them in a conflict copy and fails `Stale`.
     pub(super) async fn commit(&self, file: &Arc<File>) -> Result<()> {
+        let _awaited = Awaited::new(file);
         let behind = lock(&file.state).behind.take();
         if let Some(turn) = behind {
             self.lanes.gate.promote(&turn);
@@ -1319,8 +1339,8 @@ impl Fs {
         }
     }
 
-    /// Saves a closed file in the background until it is saved. The caller's pin on the inode goes with it.
-    pub(super) fn retry_in_background(self: &Arc<Self>, file: Arc<File>) {
+    /// Saves a closed file in the background, after a while, until it is saved. The caller's pin on the inode goes with it.
+    pub(super) fn save_in_background(self: &Arc<Self>, file: Arc<File>, after: Duration) {
         let tried = {
             let mut state = lock(&file.state);
             if std::mem::replace(&mut state.retrying, true) {
@@ -1330,10 +1350,13 @@ impl Fs {
             }
             state.last_error.is_some()
         };
-        let fs = Arc::downgrade(self);
+        let (fs, hurry) = (Arc::downgrade(self), Arc::clone(&self.hurry));
         tokio::spawn(async move {
             let mut pause = RETRY_FIRST;
             // Pages of a shared mapping may arrive after the last close: those were never tried.
+            if !tried && !after.is_zero() {
+                let _ = tokio::time::timeout(after, hurry.notified()).await;
+            }
             let mut wait = tried;
             while file.is_dirty() {
                 if std::mem::replace(&mut wait, true) {
@@ -1342,7 +1365,10 @@ impl Fs {
                 }
                 let Some(fs) = fs.upgrade() else { return };
                 let Ok(_turn) = fs.saving.acquire().await else { return };
-                lock(&file.state).behind = Some(Turn::default());
+                {
+                    let mut state = lock(&file.state);
+                    state.behind = (state.awaited == 0).then(Turn::default);
+                }
                 if let Err(error) = fs.commit_in_time(&file).await {
                     let path = fs.tree().path_of(file.ino);
                     tracing::warn!(path, error = %error.report(), "still not in S3; trying again");

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -449,7 +450,11 @@ impl Fs {
         let last = file.closed(handle.write);
         file.hold(self);
         if last && file.is_dirty() {
-            self.retry_in_background(Arc::clone(file));
+            let after = match self.options.durability {
+                Durability::Journal => self.options.upload_delay,
+                Durability::Close => Duration::ZERO,
+            };
+            self.save_in_background(Arc::clone(file), after);
             return;
         }
         if last {

@@ -114,6 +114,7 @@ impl Fs {
     /// Waits until there is room again for a write, or nothing that is staged can be let go of. Whether anything moved.
     async fn make_room(&self, bytes: u64) -> bool {
         let mut moved = false;
+        self.hurry.notify_waiters();
         loop {
             let mut left = std::pin::pin!(self.left.notified());
             left.as_mut().enable();

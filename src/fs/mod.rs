@@ -94,6 +94,9 @@ pub struct Options {
     pub journal: Option<Arc<Journal>>,
     /// `Journal` means something with a journal alone.
     pub durability: Durability,
+    /// With it, how long a closed file waits before it is saved, unless somebody asks for it: what is renamed, removed or
+    /// written again by then costs no upload, and who closes many files has the machine to himself meanwhile.
+    pub upload_delay: Duration,
     pub exclusive: Exclusive,
     pub on_conflict: OnConflict,
     /// Names this host in conflict copies.
@@ -129,6 +132,7 @@ impl Default for Options {
             staging_reserve: None,
             journal: None,
             durability: Durability::default(),
+            upload_delay: Duration::from_secs(1),
             exclusive: Exclusive::default(),
             on_conflict: OnConflict::default(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -183,6 +187,8 @@ pub struct Fs {
     leaving: AtomicUsize,
     leaving_slots: tokio::sync::Semaphore,
     left: tokio::sync::Notify,
+    /// Told when the disk is short: what waits to be saved waits no more.
+    hurry: Arc<tokio::sync::Notify>,
     /// Closed files that may be saved in the background at once.
     saving: tokio::sync::Semaphore,
     /// The milliseconds that the latest conflict copy is named after.
@@ -289,6 +295,7 @@ impl Fs {
                 usize::try_from(budget_bytes / 4 / PART_MIN_BYTES).unwrap_or(1).clamp(1, leave::LEAVING_MAX),
             ),
             left: tokio::sync::Notify::new(),
+            hurry: Arc::default(),
             room,
             weight: weight::Weight::default(),
             mounted_at: now,

@@ -415,7 +415,7 @@ impl Fs {
         }
         // The pin goes when it is saved.
         self.tree().pin(ino);
-        self.retry_in_background(file);
+        self.save_in_background(file, Duration::ZERO);
         Ok(())
     }
 

@@ -408,6 +408,7 @@ fn options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Option
         staging: config.staging,
         staging_reserve: config.state_reserve,
         durability: config.durability,
+        upload_delay: config.upload_delay,
         exclusive: config.exclusive,
         on_conflict: config.on_conflict,
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),

@@ -35,7 +35,7 @@ pub const READ: OpenFlags =
 
 /// What was removed in a row goes when somebody waits for it: the real time is nothing to count by.
 fn usual() -> Options {
-    Options { delete_wait: Duration::from_secs(20), ..Options::default() }
+    Options { delete_wait: Duration::from_secs(20), upload_delay: Duration::ZERO, ..Options::default() }
 }
 
 impl Client {
@@ -269,6 +269,21 @@ impl Client {
             Options { journal: Some(Arc::new(journal)), staging_reserve: Some(u64::MAX), ..usual() };
         let volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
         (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
+    }
+
+    /// The same with all of write-back, whose closed files wait so long; the disk has room, or not.
+    pub fn saving_after(self, disk: &Path, upload_delay: Duration, short: bool) -> Self {
+        let (store, clock, stats) = (Arc::clone(&self.store), Arc::clone(&self.clock), Arc::default());
+        drop(self);
+        let options = Options {
+            journal: Some(Arc::new(open_journal(disk).0)),
+            durability: Durability::Journal,
+            upload_delay,
+            staging_reserve: short.then_some(u64::MAX),
+            ..usual()
+        };
+        let volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
+        Self::of_root(Root::Volume(volume), options, store, clock, stats)
     }
 
     /// Lets everything remembered grow old.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::time::Duration;
 
 use pailfs::error::Kind;
 use pailfs::fs::{Durability, Hole, Space, TakenUp};
@@ -465,6 +466,62 @@ fn a_journaled_close_returns_before_s3_has_it_and_fsync_does_not() {
         assert!(puts <= 5, "{puts} puts");
         let copies = client.store.calls().iter().filter(|call| **call == "CopyObject").count();
         assert!(copies <= 1, "{copies} copies");
+    });
+}
+
+/// D6: "written again, renamed or removed before its turn came ... costs no upload of what it was".
+#[test]
+fn what_is_changed_again_soon_costs_no_upload() {
+    const NEVER: Duration = Duration::from_secs(24 * 3600);
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), NEVER, false);
+        for round in 0..10 {
+            client.write("often", format!("round {round}").as_bytes()).await.unwrap();
+            client.write(".often.swp", b"for a moment").await.unwrap();
+            client.unlink(".often.swp").await.unwrap();
+        }
+        client.write("part", b"whole").await.unwrap();
+        client.rename("part", "whole").await.unwrap();
+        let file = client.open("awaited", REWRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"bytes").await.unwrap();
+        client.close(file).await.unwrap();
+        let asks = |client: &Client| {
+            let calls = client.store.calls();
+            calls
+                .into_iter()
+                .filter(|call| !call.starts_with("List") && !call.starts_with("Head"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(asks(&client), [] as [&str; 0]);
+        // Whoever asks for it does not wait.
+        let file = client.open("awaited", WRITE).await.unwrap();
+        client.fs.fsync(file.1).await.unwrap();
+        client.close(file).await.unwrap();
+        assert_eq!(asks(&client), ["PutObject"]);
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(asks(&client), ["PutObject"; 3]);
+        assert_eq!(client.keys().await, ["awaited", "often", "whole"]);
+        assert_eq!(client.object("often").await.unwrap(), b"round 9");
+    });
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), Duration::from_millis(20), false);
+        client.write("f", b"bytes").await.unwrap();
+        until("its time has come", || client.fs.pending().is_empty()).await;
+        assert_eq!(client.object("f").await.unwrap(), b"bytes");
+    });
+    block_on(async {
+        // A short disk does not wait for it.
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), NEVER, true);
+        client.write("f", b"bytes").await.unwrap();
+        let writing = client.open("large", REWRITE).await.unwrap();
+        for at in 0..40 {
+            client.fs.write(writing.1, at << 18, &[7; 1 << 18]).await.unwrap();
+        }
+        until("room was made", || client.store.calls().contains(&"PutObject")).await;
+        client.close(writing).await.unwrap();
     });
 }
 

@@ -236,7 +236,7 @@ fn one_mount_saves_what_two_killed_ones_owed() {
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
     };
     let next = {
-        let rule = format!("op=PutObject,bucket={},fault=denied", m.place.bucket);
+        let rule = format!("op=PutObject,bucket={},key=of-,fault=denied", m.place.bucket);
         let _refused = faults(Server::Demo, &rule);
         fs::write(m.at("of-one"), b"one").unwrap();
         fs::write(second.at("of-two"), b"two").unwrap();

@@ -1255,10 +1255,10 @@ fn owing(dir: &Path, key: &str) {
 /// What is owed of a directory made by [`owing`], by its key: everything of it is owed once, and is one thing.
 fn keys_owed(owed: &[Owed], staging: &Path) -> Vec<String> {
     let files = owed.iter().filter_map(|owed| match owed {
-        Owed::File(file) => Some(file),
+        Owed::File(file) => Some(&**file),
         _ => None,
     });
-    let of_key = |file: &Box<OwedFile>| {
+    let of_key = |file: &OwedFile| {
         let key = file.place.key.clone();
         let bytes = fs::read(staging.join(&file.staging)).unwrap();
         assert_eq!((file.damage.as_ref(), file.suspect, file.extents.len()), (None, false, 18));
@@ -1354,7 +1354,7 @@ fn what_a_live_mount_has_or_nobody_understands_is_not_taken_over() {
     let open = scratch.path().join("open");
     owing(&open, "of-open");
     fs::set_permissions(open.join("staging"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    let all = [live.clone(), bad.clone(), empty.clone(), open];
+    let all = [live.clone(), bad, empty, open];
     let (mine, nothing) = Journal::open_with(&a, "m", &all).unwrap();
     assert_eq!(nothing, []);
     assert_eq!(journal.owed().len(), owed.len());
