@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::copy::{Copied, lost_source};
 use super::namespace::Shared;
-use super::{Fs, OnConflict, lock};
+use super::{Durability, Fs, OnConflict, lock};
 use crate::base::{ByteRange, ETag, Turn, format_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
@@ -117,6 +117,9 @@ pub(super) struct Owing {
     pub(super) line: Option<Line>,
     /// Name of the staging file.
     pub(super) staging: Option<String>,
+    /// The latest change whose bytes are in the staging file alone, and up to which one it was synced.
+    staged: u64,
+    synced: u64,
 }
 
 /// How far a file was written in order, and what of that has been told to leave.
@@ -176,6 +179,10 @@ impl Ahead {
         }
     }
 }
+
+/// Bytes of a file up to here are in the journal too, where a sync of it is waited for: what is copied costs less than a sync
+/// of another file.
+const INLINED_MAX: u64 = 64 << 10;
 
 /// How often, in bytes written, the disk is looked at.
 const CHECK_BYTES: u64 = 4 << 20;
@@ -296,6 +303,16 @@ impl State {
         }
     }
 
+    /// Whether the journal has the bytes of a write too, so that an acknowledgement syncs it alone: of small files that are
+    /// acknowledged on the disk, where nothing was written before.
+    fn may_inline(&self, fs: &Fs, range: ByteRange) -> bool {
+        let fresh = || self.staging.as_ref().is_none_or(|staging| staging.has_nothing_of(range));
+        fs.options.durability == Durability::Journal
+            && range.end() <= INLINED_MAX
+            && fresh()
+            && fs.options.journal.as_ref().is_some_and(|journal| journal.takes_inlined(range.len()))
+    }
+
     /// Nothing points into the staging file any more.
     fn drop_staging(&mut self) {
         if let Some(staging) = self.staging.take() {
@@ -335,6 +352,16 @@ impl State {
     /// Whether S3 has all of it, or is to have nothing of it.
     pub(super) fn owes_nothing(&self) -> bool {
         self.is_saved() || self.orphan || self.lost
+    }
+
+    /// The staging file, where an acknowledgement has to sync it.
+    pub(super) fn to_sync(&self) -> Option<Arc<Staging>> {
+        self.staging.clone().filter(|_| self.owing.staged > self.owing.synced)
+    }
+
+    /// The staging file was synced when this was the latest change.
+    pub(super) fn was_synced(&mut self, stamp: u64) {
+        self.owing.synced = self.owing.synced.max(stamp);
     }
 
     pub(super) fn latest(&self) -> (u64, Option<Arc<Staging>>) {
@@ -510,7 +537,7 @@ impl File {
             state.staging = Some(Arc::new(staging));
             state.ahead.stopped = true;
             state.ahead.layout = layout;
-            state.owing = Owing { line: Some(line), staging: Some(owed.staging) };
+            state.owing = Owing { line: Some(line), staging: Some(owed.staging), staged: owed.stamp, synced: 0 };
             file.note_uploads(&state);
         }
         file
@@ -653,14 +680,22 @@ impl File {
             }
             state.ahead.unchecked = 0;
         }
+        let mut inlined = state.may_inline(fs, range);
         let written = state.stage(fs, data, offset).and_then(|sums| {
-            let wrote = |file, stamp, at| Record::Wrote { file, range, stamp, at, sums };
+            let wrote = |file, stamp, at| match inlined {
+                true => Record::Inlined { file, range, stamp, at, bytes: Bytes::copy_from_slice(data) },
+                false => Record::Wrote { file, range, stamp, at, sums },
+            };
             state.change(fs, self.ino, range.end(), wrote)
         });
         let stamp = match written {
             Err(error) if error.kind() == Kind::NoSpace => return Ok(Taken::NeedsRoom),
             stamp => stamp?,
         };
+        inlined &= state.owing.line.is_some();
+        if !inlined {
+            state.owing.staged = stamp;
+        }
         self.note_uploads(&state);
         state.extents.write(range, stamp);
         Ok(Taken::Here(state.leaving(|len| fs.layout_of(self.ino, len))))

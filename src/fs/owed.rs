@@ -148,12 +148,12 @@ impl Fs {
             }
             let Some(line) = self.line_of(file.ino, &mut state)? else { return Ok(()) };
             file.note_uploads(&state);
-            let (stamp, staging) = state.latest();
-            (line, staging, stamp)
+            (line, state.to_sync(), state.latest().0)
         };
         if let Some(staging) = staging {
             let synced = tokio::task::spawn_blocking(move || staging.sync()).await;
             synced.map_err(|e| Error::new(Kind::Internal, "a sync broke off").with_source(e))??;
+            lock(&file.state).was_synced(stamp);
         }
         {
             // It may have been saved meanwhile, and have no line any more.

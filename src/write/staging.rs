@@ -108,6 +108,11 @@ impl Staging {
         }
     }
 
+    /// Whether nothing was written into a range, as far as sums tell.
+    pub fn has_nothing_of(&self, range: ByteRange) -> bool {
+        self.lock().sums.overlapping(range).is_empty()
+    }
+
     /// Waits until its bytes are on the disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::from)

@@ -469,6 +469,46 @@ fn a_journaled_close_returns_before_s3_has_it_and_fsync_does_not() {
     });
 }
 
+/// D6: "a loss of power does not lose them either": of small files all that is synced is the journal.
+#[test]
+fn what_closing_small_files_has_acknowledged_is_in_the_journal_alone() {
+    const NEVER: Duration = Duration::from_secs(24 * 3600);
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), NEVER, false);
+        client.put_object("old", b"0123456789").await;
+        client.write("whole", b"bytes").await.unwrap();
+        let pieces = client.open("pieces", REWRITE).await.unwrap();
+        client.fs.write(pieces.1, 0, b"0123456789").await.unwrap();
+        client.fs.write(pieces.1, 5_000, b"end").await.unwrap();
+        client.truncate_open(pieces.0, pieces.1, 5_001).await.unwrap();
+        client.truncate_open(pieces.0, pieces.1, 5_003).await.unwrap();
+        client.close(pieces).await.unwrap();
+        let old = client.open("old", WRITE).await.unwrap();
+        client.fs.write(old.1, 4, b"XX").await.unwrap();
+        client.close(old).await.unwrap();
+        let large = bytes(200_000, 3);
+        client.write("large", &large).await.unwrap();
+        let left = snapshot(disk.path());
+        for staging in std::fs::read_dir(left.path().join("staging")).unwrap().flatten() {
+            if staging.metadata().unwrap().len() < 100_000 {
+                std::fs::remove_file(staging.path()).unwrap();
+            }
+        }
+        let (next, owed) = client.again_with_journal(left.path(), Durability::Close);
+        let taken = next.fs.take_up(owed).await;
+        assert_eq!((taken.files, taken.kept), (4, 0));
+        next.fs.flush_all().await.unwrap();
+        assert_eq!(next.object("whole").await.unwrap(), b"bytes");
+        let mut expected = b"0123456789".to_vec();
+        expected.resize(5_003, 0);
+        expected[5_000] = b'e';
+        assert_eq!(next.object("pieces").await.unwrap(), expected);
+        assert_eq!(next.object("old").await.unwrap(), b"0123XX6789");
+        assert_eq!(next.object("large").await.unwrap(), large);
+    });
+}
+
 /// D6: "written again, renamed or removed before its turn came ... costs no upload of what it was".
 #[test]
 fn what_is_changed_again_soon_costs_no_upload() {

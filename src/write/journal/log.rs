@@ -29,6 +29,8 @@ use crate::error::{Error, Kind, Result};
 
 /// The name a segment is written under.
 const UNFINISHED: &str = "journal.new";
+/// Bytes of files that the journal itself has, at most: a segment of 16 MiB has them and the records besides.
+const INLINED_MAX_BYTES: u64 = 8 << 20;
 /// Bytes of a checkpoint that are written at once.
 const CHECKPOINT_STEP_BYTES: usize = 1 << 20;
 
@@ -216,6 +218,9 @@ struct Segment {
     usable: bool,
     /// Its name is on the disk. Until then the older ones stay.
     settled: bool,
+    /// Bytes of files in it, and how many of them it began with.
+    inlined: u64,
+    began_inlined: u64,
     /// Records it began with.
     began_with: u64,
 }
@@ -252,6 +257,9 @@ impl Log {
         }
         let place = FrameAt { offset: segment.len, len: frame.len() as u64 };
         segment.len += place.len;
+        if let Record::Inlined { bytes, .. } = record {
+            segment.inlined += bytes.len() as u64;
+        }
         let full = segment.len >= segment.full_len;
         inner.ledger.apply(record, place);
         inner.appended += 1;
@@ -261,6 +269,21 @@ impl Log {
             inner.segment.full_len = inner.segment.len + self.segment_bytes / 4;
         }
         Ok(())
+    }
+
+    /// Whether so many bytes of a file may be in the journal too. What of those that are is in S3 by now is known when a
+    /// new segment is begun, so that is done where it may well be half of them.
+    pub(super) fn takes_inlined(&self, bytes: u64) -> bool {
+        let inner = &mut *self.lock();
+        let fits = |segment: &Segment| segment.inlined + bytes <= INLINED_MAX_BYTES;
+        if !fits(&inner.segment)
+            && inner.segment.began_inlined <= INLINED_MAX_BYTES / 2
+            && let Err(error) = self.rotate(inner)
+        {
+            tracing::debug!(error = %error.report(), "the journal could not begin a new segment");
+            return false;
+        }
+        fits(&inner.segment)
     }
 
     /// Records appended so far.
@@ -337,7 +360,17 @@ impl Segment {
     /// Before the first one: nothing may be appended.
     fn none(source: Option<Source>) -> Self {
         let source = source.unwrap_or_else(|| Source { number: 0, file: Arc::new(Nothing) });
-        Self { source, len: 0, synced_len: 0, full_len: 0, usable: false, settled: true, began_with: 0 }
+        Self {
+            source,
+            len: 0,
+            synced_len: 0,
+            full_len: 0,
+            usable: false,
+            settled: true,
+            inlined: 0,
+            began_inlined: 0,
+            began_with: 0,
+        }
     }
 }
 
@@ -347,7 +380,7 @@ fn rotate(dir: &dyn LogDir, boot: u64, segment_bytes: u64, inner: &mut Inner) ->
     let number = inner.last_number;
     inner.syncs += 1;
     let written = write_checkpoint(dir, boot, number, inner);
-    let (file, ledger, len) = written.inspect_err(|_| {
+    let (file, ledger, len, inlined) = written.inspect_err(|_| {
         // It takes room that may be lacking. Under this name it means nothing, and the next one replaces it.
         let _ = dir.remove(UNFINISHED);
     })?;
@@ -365,27 +398,31 @@ fn rotate(dir: &dyn LogDir, boot: u64, segment_bytes: u64, inner: &mut Inner) ->
         full_len: segment_bytes.max(len.saturating_mul(2)),
         usable: true,
         settled: false,
+        inlined,
+        began_inlined: inlined,
         began_with: inner.appended,
     };
     settle(dir, inner)
 }
 
-/// Writes and syncs a segment under its first name. Returns the ledger that points into it.
+/// Writes and syncs a segment under its first name. Returns the ledger that points into it, its length, and how many bytes
+/// of files it has.
 fn write_checkpoint(
     dir: &dyn LogDir,
     boot: u64,
     number: u64,
     inner: &Inner,
-) -> Result<(Arc<dyn LogFile>, Ledger, u64)> {
+) -> Result<(Arc<dyn LogFile>, Ledger, u64, u64)> {
     let file = dir.create(UNFINISHED)?;
     let mut ledger = Ledger::default();
     let mut pending = header(number, boot);
-    let mut written = 0u64;
+    let (mut written, mut inlined) = (0u64, 0u64);
     let mut records = 0;
     for step in inner.ledger.checkpoint() {
         let record = match step {
             Step::Record(record) => record,
             Step::Bytes { file, range, from } => {
+                inlined += range.len();
                 Record::KeptBytes { file, range, bytes: inner.segment.source.bytes(range, from)? }
             }
         };
@@ -405,7 +442,7 @@ fn write_checkpoint(
     pending.extend(encode(&end, number, written + pending.len() as u64, 0)?);
     file.write_at(&pending, written)?;
     file.sync()?;
-    Ok((file, ledger, written + pending.len() as u64))
+    Ok((file, ledger, written + pending.len() as u64, inlined))
 }
 
 /// The segment's name is on the disk, and with it all it began with; the older ones may go.

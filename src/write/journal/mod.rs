@@ -173,6 +173,11 @@ impl Journal {
         self.log.append(record)
     }
 
+    /// Whether so many bytes of a file may be written down with the change that wrote them: [`Record::Inlined`].
+    pub fn takes_inlined(&self, bytes: u64) -> bool {
+        self.log.takes_inlined(bytes)
+    }
+
     /// Writes down that these objects are about to move, and returns once that is on the disk.
     pub async fn begin_rename(&self, from: &Place, to: &Place, objects: Vec<Moving>) -> Result<IntentId> {
         let id = IntentId(self.fresh_id());

@@ -1053,6 +1053,38 @@ fn only(owed: Vec<Owed>) -> OwedFile {
 }
 
 #[test]
+fn the_journal_has_a_bounded_part_of_the_files_bytes_and_takes_more_when_they_are_owed_no_more() {
+    const STEP: u64 = 64 << 10;
+    let scratch = scratch();
+    let dir = state_dir(&scratch);
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    journal.append(&all_records(&[Act::Write(1, 0, 1)])[0]).unwrap();
+    let at = SystemTime::UNIX_EPOCH;
+    let fill = |from: u64| {
+        let mut count = 0;
+        while journal.takes_inlined(STEP) {
+            count += 1;
+            assert!(count <= 1_000, "it is bounded");
+            let range = ByteRange::at((from + count) * STEP, STEP).unwrap();
+            let bytes = Bytes::from(vec![7; 64 << 10]);
+            let stamp = 1_000 + from + count;
+            journal.append(&Record::Inlined { file: FileId(1), range, stamp, at, bytes }).unwrap();
+        }
+        count
+    };
+    let first = fill(0);
+    assert_eq!(first * STEP, 8 << 20);
+    let syncs = journal.syncs();
+    assert!(!journal.takes_inlined(1));
+    assert!(journal.syncs() <= syncs + 1, "asked again and again it does not write it all anew");
+    journal.append(&Record::Cut { file: FileId(1), len: 0, stamp: 1_000_000, at }).unwrap();
+    assert!(!journal.takes_inlined(1), "of that it hears with the next segment");
+    drop(journal);
+    let (journal, _) = Journal::open(&dir, "m").unwrap();
+    assert!(journal.takes_inlined(8 << 20));
+}
+
+#[test]
 fn a_look_names_the_bytes_that_the_disk_damaged() {
     let scratch = scratch();
     let dir = written_once(&scratch, Vec::new(), b"01234X6789");
