@@ -188,7 +188,10 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
     }
     let mut told = Vec::new();
     if recovered.kept > 0 {
-        told.push(format!("{} files are not whole, and stay where they are", recovered.kept));
+        told.push(format!(
+            "{} files are not whole, or cannot be saved yet, and stay where they are",
+            recovered.kept
+        ));
     }
     if recovered.unfinished > 0 {
         told.push(format!(

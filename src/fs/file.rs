@@ -5,6 +5,7 @@
 //! object, the next `open` starts a new `File` and old handles keep the old one, so no handle ever mixes two
 //! versions.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -1101,7 +1102,7 @@ impl Fs {
                     return Err(self.keep_as_conflict_copy(file, volume, key, error).await);
                 }
                 self.stats.conflicts.add(1);
-                let copy = conflict_key(key, &self.options.host, self.clock.wall());
+                let copy = self.conflict_key(key);
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
                 self.committed(file, id, volume, key, len, stamp, &written.etag);
                 tracing::warn!(key, copy, "another client was first; its version is in the copy");
@@ -1199,6 +1200,16 @@ impl Fs {
         }
     }
 
+    /// Where a conflict copy goes. No other one of this mount is there: two files of one name may lose at once.
+    fn conflict_key(&self, key: &str) -> String {
+        let now = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let after = |last: u64| now.max(last.saturating_add(1));
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        let last = self.last_conflict.fetch_update(set, get, |last| Some(after(last))).unwrap_or(0);
+        conflict_key(key, &self.options.host, after(last))
+    }
+
     /// Another client was first: its object stays, and the bytes written here go beside it.
     async fn keep_as_conflict_copy(
         &self,
@@ -1222,7 +1233,7 @@ impl Fs {
             );
             return Error::new(Kind::Stale, told).with_source(cause);
         }
-        let copy = conflict_key(key, &self.options.host, self.clock.wall());
+        let copy = self.conflict_key(key);
         let mut copied = false;
         for _ in 0..COPY_ROUNDS_MAX {
             let stamp = match self.write_conflict_copy(file, volume, key, &copy).await {
@@ -1627,11 +1638,10 @@ pub(super) fn typed(attributes: &Attributes, key: &str) -> Attributes {
     Attributes { content_type, ..attributes.clone() }
 }
 
-/// `dir/NAME.conflict-HOST-SECONDS`, within S3's limits.
-fn conflict_key(key: &str, host: &str, now: SystemTime) -> String {
-    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+/// `dir/NAME.conflict-HOST-MILLISECONDS`, within S3's limits.
+fn conflict_key(key: &str, host: &str, millis: u64) -> String {
     let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
-    let suffix = format!(".conflict-{host}-{seconds}");
+    let suffix = format!(".conflict-{host}-{millis}");
     let (dir, name) = key.rsplit_once('/').map_or(("", key), |(dir, name)| (dir, name));
     let room = 255usize.saturating_sub(suffix.len());
     let mut end = name.len().min(room);
@@ -1648,7 +1658,7 @@ mod tests {
 
     #[test]
     fn a_conflict_copy_stays_in_its_directory_and_within_a_name() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        let at = 5000;
         assert_eq!(conflict_key("a/b.txt", "h_1", at), "a/b.txt.conflict-h1-5000");
         assert_eq!(conflict_key("b", "h", at), "b.conflict-h-5000");
         let long = conflict_key(&format!("d/{}", "é".repeat(127)), "h", at);

@@ -169,8 +169,14 @@ impl Fs {
                     Base { bucket: volume.bucket.clone(), key: job.key.clone(), etag: theirs.etag.clone() };
                 let (store, bucket) = (&volume.store, &volume.bucket);
                 let again = volume.new_objects.moved(&theirs.attributes, true);
-                let target =
-                    Target { bucket, key: copy, condition: Condition::Any, again, noted: self.noted() };
+                let target = Target {
+                    bucket,
+                    key: copy,
+                    condition: Condition::Any,
+                    again,
+                    sizes: volume.copy_sizes,
+                    noted: self.noted(),
+                };
                 let moved = copy_object(store, store, &source, theirs.size, target).await?;
                 job.base = Some(Base { key: copy.to_owned(), etag: moved.etag, ..source });
             }

@@ -50,7 +50,7 @@ pub use owed::TakenUp;
 pub use volume::{Buckets, Probe, Root, Volume};
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -191,6 +191,8 @@ pub struct Fs {
     hurry: Arc<tokio::sync::Notify>,
     /// Closed files that may be saved in the background at once.
     saving: tokio::sync::Semaphore,
+    /// The milliseconds that the latest conflict copy is named after.
+    last_conflict: AtomicU64,
     mounted_at: SystemTime,
     /// Names that S3 is being asked for.
     lookups: lookup::Lookups,
@@ -287,6 +289,7 @@ impl Fs {
             disk: disk_room,
             saving: tokio::sync::Semaphore::new(SAVING_MAX),
             leaving: AtomicUsize::new(0),
+            last_conflict: AtomicU64::new(0),
             // A quarter of the memory is theirs at most.
             leaving_slots: tokio::sync::Semaphore::new(
                 usize::try_from(budget_bytes / 4 / PART_MIN_BYTES).unwrap_or(1).clamp(1, leave::LEAVING_MAX),

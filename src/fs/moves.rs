@@ -353,7 +353,8 @@ async fn move_again(
                 Base { bucket: source.bucket.clone(), key: object.key.clone(), etag: object.etag.clone() };
             let condition = if honoured.copy { Condition::Absent } else { Condition::Any };
             let again = said_again(source, target, object, asks).await?;
-            let copy = Target { bucket: &target.bucket, key, condition, again, noted };
+            let copy =
+                Target { bucket: &target.bucket, key, condition, again, sizes: target.copy_sizes, noted };
             match copy_object(&source.store, &target.store, &base, object.size, copy).await {
                 Ok(written) => Ok(Fate::There(written.etag)),
                 // Somebody was here just now.
@@ -523,7 +524,14 @@ async fn copy_one(
     }
     let again = said_again(&from.volume, &to.volume, &object, asks).await?;
     let source = Base { bucket: from.volume.bucket.clone(), key: object.key, etag: object.etag };
-    let target = Target { bucket: &to.volume.bucket, key: &key, condition: Condition::Any, again, noted };
+    let target = Target {
+        bucket: &to.volume.bucket,
+        key: &key,
+        condition: Condition::Any,
+        again,
+        sizes: to.volume.copy_sizes,
+        noted,
+    };
     let written = copy_object(&from.volume.store, &to.volume.store, &source, object.size, target).await?;
     Ok(Copied { from: source.etag, key, etag: written.etag, size: object.size })
 }

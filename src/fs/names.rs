@@ -327,8 +327,14 @@ impl Fs {
         };
         let again = to.volume.new_objects.moved(&info.attributes, from.volume.bucket == to.volume.bucket);
         let archived = is_archived(again.storage_class.as_deref(), false);
-        let target =
-            Target { bucket: &to.volume.bucket, key: &to_key, condition, again, noted: self.noted() };
+        let target = Target {
+            bucket: &to.volume.bucket,
+            key: &to_key,
+            condition,
+            again,
+            sizes: to.volume.copy_sizes,
+            noted: self.noted(),
+        };
         let written =
             copy_object(store, &to.volume.store, &source, info.size, target).await.inspect_err(|error| {
                 if let Some(replaced) = &mut replaced {

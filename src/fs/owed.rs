@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::Object;
 use crate::s3::{Condition, Part, Unfinished};
 use crate::tree::keys::{Name, path_of};
-use crate::tree::{DirPlace, Facts, Found, Ino, ROOT, VolumeId};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, ROOT, VolumeId};
 use crate::write::journal::{
     BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
 };
@@ -35,7 +35,7 @@ const CLOCKS_APART: Duration = Duration::from_secs(15 * 60);
 pub struct TakenUp {
     /// Files that are here as they were.
     pub files: usize,
-    /// Files of which the bytes are not all there, or that have no place here; they stay where they are.
+    /// Files of which the bytes are not all there, or that have no place here now; they stay where they are.
     pub kept: usize,
     /// Directories whose rename was finished, and objects that stay under their old names, because another client has
     /// changed them since.
@@ -431,7 +431,13 @@ impl Fs {
             archived: false,
         };
         let is_new = owed.expects == Condition::Absent;
-        Ok(self.tree().create(parent, &name, Found::File(facts), is_new, self.clock.now())?.ino)
+        let mut tree = self.tree();
+        if let Some(other) = tree.child(parent, &name) {
+            require_kind(&tree.entry(other)?, false)?;
+            // Two mounts have written a file of this name. It is saved there too, and who is first has the name.
+            tree.leave_name(other);
+        }
+        Ok(tree.create(parent, &name, Found::File(facts), is_new, self.clock.now())?.ino)
     }
 
     /// The directories above a key, in the tree, and the name that it has in the last of them.
@@ -447,7 +453,10 @@ impl Fs {
         let mut at = top.collect::<Vec<_>>().into_iter().find(is_top).ok_or_else(no_path)?;
         for name in &names {
             at = match tree.child(at, name) {
-                Some(ino) => ino,
+                Some(ino) => {
+                    require_kind(&tree.entry(ino)?, true)?;
+                    ino
+                }
                 None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
             };
         }
@@ -477,6 +486,17 @@ impl Fs {
             self.volume_with(&base.place.bucket, &base.place.key).unwrap_or((id, Arc::clone(volume)));
         volume.object(id.0, &base.place.key, base.etag.clone(), base.size)
     }
+}
+
+/// Of two mounts one may have written a file, and the other below a directory of the same name. One of them waits for the
+/// next mount: S3 takes both.
+fn require_kind(entry: &Entry, is_dir: bool) -> Result<()> {
+    if entry.is_dir() == is_dir {
+        return Ok(());
+    }
+    let told =
+        "what is owed of a file and of a directory of the same name is saved by one mount after the other";
+    Err(Error::new(Kind::AlreadyExists, told))
 }
 
 fn is_same_part(one: &Part, other: &Part) -> bool {

@@ -11,7 +11,7 @@ use crate::read::{Object, ObjectId};
 use crate::s3::{NewObjects, Session, Store, try_new_objects};
 use crate::tree::keys::DirKey;
 use crate::tree::listing::Order;
-use crate::write::{Conditions, PartRule};
+use crate::write::{Conditions, CopySizes, PartRule};
 
 /// A bucket, and the part of it that is mounted.
 pub struct Volume {
@@ -36,6 +36,8 @@ pub struct Volume {
     pub(super) deletes: Box<Deletes>,
     /// Of which sizes the server takes parts.
     pub(super) part_rule: Arc<PartRule>,
+    /// How what is large is copied on the server.
+    pub(super) copy_sizes: CopySizes,
     probe: Option<Probe>,
     order_probe: Option<OrderProbe>,
     /// Whether the probe was asked.
@@ -61,6 +63,7 @@ impl Volume {
             namespace: Arc::default(),
             deletes: Box::default(),
             part_rule: Arc::default(),
+            copy_sizes: CopySizes::default(),
             probe: None,
             order_probe: None,
             order_asked: AtomicBool::new(false),
@@ -122,6 +125,12 @@ impl Volume {
     #[must_use]
     pub fn part_rule(mut self, rule: PartRule) -> Self {
         self.part_rule = Arc::new(rule);
+        self
+    }
+
+    #[must_use]
+    pub fn copy_sizes(mut self, sizes: CopySizes) -> Self {
+        self.copy_sizes = sizes;
         self
     }
 

@@ -4,7 +4,7 @@
 //! Does not own: what a journal holds (`write`), nor how what is owed gets to S3 (`fs`).
 //!
 //! Guarantees: two mounts never have one directory; what is owed is found by the source and the endpoints it was
-//! mounted with, wherever it was mounted.
+//! mounted with, wherever it was mounted; a mount has what all mounts of its source owe that have ended before it began.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +32,8 @@ pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
             continue;
         }
         // Where another mount has it, that one sees to it.
-        let opened = open_slot(site, slot, "pailfs recover").await.map_err(Failure::at(Stage::Machine))?;
+        let opened =
+            open_slot(site, slot, "pailfs recover", Vec::new()).await.map_err(Failure::at(Stage::Machine))?;
         let Some((journal, owed)) = opened else { continue };
         if owed.is_empty() {
             continue;
@@ -51,12 +52,14 @@ pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
     Ok(recovered)
 }
 
-/// What this mount writes down, and what the one before it owed: the first directory of the source that no other mount
-/// has.
+/// What this mount writes down, in the first directory of the source that no other mount has, and what the ones before it
+/// owed, in that one or in another that nobody has.
 pub(super) async fn open_journal(site: &Site, mountpoint: &Path) -> Result<(Journal, Vec<Owed>)> {
     let whose = format!("{} on {}", site.source.name(), mountpoint.display());
     for slot in 0..SLOTS_MAX {
-        if let Some(opened) = open_slot(site, slot, &whose).await? {
+        let others =
+            (0..SLOTS_MAX).filter(|other| *other != slot).map(|other| slot_dir(site, other)).collect();
+        if let Some(opened) = open_slot(site, slot, &whose, others).await? {
             return Ok(opened);
         }
     }
@@ -64,11 +67,16 @@ pub(super) async fn open_journal(site: &Site, mountpoint: &Path) -> Result<(Jour
     Err(Error::new(Kind::InvalidArgument, told))
 }
 
-/// `None` where another mount has it; `whose` tells others who does.
-async fn open_slot(site: &Site, slot: u32, whose: &str) -> Result<Option<(Journal, Vec<Owed>)>> {
+/// `None` where another mount has it; `whose` tells others who does. What is owed in `others` is taken over.
+async fn open_slot(
+    site: &Site,
+    slot: u32,
+    whose: &str,
+    others: Vec<PathBuf>,
+) -> Result<Option<(Journal, Vec<Owed>)>> {
     let dir = slot_dir(site, slot);
     let whose = whose.to_owned();
-    let opened = tokio::task::spawn_blocking(move || Journal::open(&dir, &whose)).await;
+    let opened = tokio::task::spawn_blocking(move || Journal::open_with(&dir, &whose, &others)).await;
     match opened.map_err(|e| Error::new(Kind::Internal, "opening the journal broke off").with_source(e))? {
         Err(error) if error.kind() == Kind::Conflict => {
             tracing::info!(error = %error.report(), "another mount has this directory; trying the next");

@@ -793,6 +793,11 @@ impl Tree {
 
     // ---- changing here
 
+    /// The name of a file is another's from now on; who has it open saves it where it was until then.
+    pub fn leave_name(&mut self, ino: Ino) {
+        self.detach_taken(ino);
+    }
+
     /// A file or directory made on this mount. `local` files have no object yet.
     pub fn create(
         &mut self,

@@ -49,6 +49,6 @@ pub use room::Room;
 pub use staging::Staging;
 pub use sums::{Sum, Sums};
 pub use upload::{
-    Base, Conditions, Job, Lanes, Noted, Origin, PartRule, Target, abandon, copy_object, delete_object,
-    delete_objects, head_with_tags, send_ahead, upload,
+    Base, Conditions, CopySizes, Job, Lanes, Noted, Origin, PartRule, Target, abandon, copy_object,
+    delete_object, delete_objects, head_with_tags, send_ahead, upload,
 };

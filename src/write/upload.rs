@@ -28,8 +28,7 @@ const DELETES_IN_FLIGHT: usize = 64;
 const BATCHES_IN_FLIGHT: usize = 4;
 /// How often bytes that did not arrive as they were written are sent.
 const SENDS_MAX: u32 = 3;
-/// Size and number of parts in flight of a server-side copy too large for one CopyObject.
-const COPY_PART_BYTES: u64 = 512 << 20;
+/// Parts of one server-side copy under way at once.
 const COPY_PARTS_IN_FLIGHT: usize = 8;
 
 /// The object that unchanged bytes come from.
@@ -67,6 +66,21 @@ impl Origin {
             Err(error) if error.is_not_found() => Err(gone()),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// How an object is copied on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopySizes {
+    /// The most that one CopyObject copies; what is larger is copied in parts.
+    pub whole_max: u64,
+    /// Of such a part; larger ones where there would be more than 10,000 of them.
+    pub part: u64,
+}
+
+impl Default for CopySizes {
+    fn default() -> Self {
+        Self { whole_max: limits::SINGLE_MAX, part: 512 << 20 }
     }
 }
 
@@ -597,6 +611,7 @@ pub struct Target<'a> {
     pub key: &'a str,
     pub condition: Condition,
     pub again: Again,
+    pub sizes: CopySizes,
     /// Where a copy in parts is written down, and the time of now.
     pub noted: Noted<'a>,
 }
@@ -616,7 +631,7 @@ pub async fn copy_object(
     size: u64,
     target: Target<'_>,
 ) -> Result<Written> {
-    if size <= limits::SINGLE_MAX {
+    if size <= target.sizes.whole_max {
         let request = CopyRequest {
             source_bucket: source.bucket.clone(),
             source_key: source.key.clone(),
@@ -637,7 +652,7 @@ pub async fn copy_object(
         };
     }
     let info = head_with_tags(&**from, &source.bucket, &source.key).await?;
-    let Target { bucket, key, condition, again, noted } = target;
+    let Target { bucket, key, condition, again, sizes, noted } = target;
     let attributes = again.lay_over(info.attributes);
     // Of no file: whoever finds it unended aborts it.
     let line = noted
@@ -650,7 +665,7 @@ pub async fn copy_object(
         None => store.create_upload(bucket, key, attributes).await?,
     };
     let result = async {
-        let mut parts: Vec<Part> = futures::stream::iter(copy_parts(size))
+        let mut parts: Vec<Part> = futures::stream::iter(copy_parts(size, sizes.part))
             .map(|(range, number)| {
                 let source = PartSource {
                     bucket: source.bucket.clone(),
@@ -675,8 +690,8 @@ pub async fn copy_object(
 }
 
 /// The parts of a copy that is too large for one request: larger ones where it would need more than 10,000 of them.
-fn copy_parts(size: u64) -> impl Iterator<Item = (ByteRange, u16)> {
-    let step = COPY_PART_BYTES.max(size.div_ceil(u64::from(limits::PARTS_MAX)));
+fn copy_parts(size: u64, part: u64) -> impl Iterator<Item = (ByteRange, u16)> {
+    let step = part.max(size.div_ceil(u64::from(limits::PARTS_MAX)));
     (0..size.div_ceil(step)).zip(1u16..).filter_map(move |(i, number)| {
         let start = i * step;
         Some((ByteRange::new(start, (start + step).min(size))?, number))
@@ -789,7 +804,7 @@ mod tests {
     #[test]
     fn t32_a_copy_of_more_than_five_gibibytes_is_parts_within_the_limits() {
         for size in [(5 << 30) + 1, 6 << 30, 5 << 40, (40 << 40) + 12_345, limits::OBJECT_MAX] {
-            let parts: Vec<_> = copy_parts(size).collect();
+            let parts: Vec<_> = copy_parts(size, CopySizes::default().part).collect();
             assert!(parts.len() <= usize::from(limits::PARTS_MAX), "{size}: {} parts", parts.len());
             let (mut at, mut before) = (0, 0);
             for (range, number) in &parts {

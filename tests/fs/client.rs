@@ -1,7 +1,7 @@
 //! A program on an in-process mount: paths instead of inodes, and every lookup given back.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, NewObjects, P
 use pailfs::stats::Stats;
 use pailfs::tree::{Ino, ROOT};
 use pailfs::write::journal::{Journal, Owed};
-use pailfs::write::{Conditions, PartRule, Sizes};
+use pailfs::write::{Conditions, CopySizes, PartRule, Sizes};
 
 pub const BUCKET: &str = "bucket";
 pub const TTL: Duration = Duration::from_secs(1);
@@ -235,28 +235,44 @@ impl Client {
 
     /// Another mount of the same bucket, which writes down there what it owes. What was owed there comes with it.
     pub fn again_with_journal(&self, disk: &Path, durability: Durability) -> (Self, Vec<Owed>) {
-        self.journaling(disk, durability, NewObjects::default())
+        self.journaling(open_journal(disk, &[]), durability, self.volume())
     }
 
     /// The same, with what its objects get beside their bytes.
     pub fn again_with(&self, disk: &Path, new_objects: NewObjects) -> (Self, Vec<Owed>) {
-        self.journaling(disk, Durability::Close, new_objects)
+        self.journaling(open_journal(disk, &[]), Durability::Close, self.volume().new_objects(new_objects))
     }
 
-    fn journaling(&self, disk: &Path, durability: Durability, new_objects: NewObjects) -> (Self, Vec<Owed>) {
-        let (journal, owed) = open_journal(disk);
+    /// The same, and what is owed on other disks as well comes with it.
+    pub fn again_with_journals(&self, disk: &Path, others: &[PathBuf]) -> (Self, Vec<Owed>) {
+        self.journaling(open_journal(disk, others), Durability::Close, self.volume())
+    }
+
+    /// The same, on a server that copies objects of these sizes.
+    pub fn again_copying(&self, disk: &Path, sizes: CopySizes) -> (Self, Vec<Owed>) {
+        self.journaling(open_journal(disk, &[]), Durability::Close, self.volume().copy_sizes(sizes))
+    }
+
+    fn journaling(
+        &self,
+        (journal, owed): (Journal, Vec<Owed>),
+        durability: Durability,
+        volume: Volume,
+    ) -> (Self, Vec<Owed>) {
         let options = Options { journal: Some(Arc::new(journal)), durability, ..usual() };
-        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
-        let volume = volume.new_objects(new_objects);
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         (Self::of_root(Root::Volume(volume), options, store, clock, Arc::default()), owed)
+    }
+
+    fn volume(&self) -> Volume {
+        Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>)
     }
 
     /// The same in place of this one, with a local disk that has no room to spare.
     pub fn shortly(self, disk: &Path) -> (Self, Vec<Owed>) {
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         drop(self);
-        let (journal, owed) = open_journal(disk);
+        let (journal, owed) = open_journal(disk, &[]);
         let options =
             Options { journal: Some(Arc::new(journal)), staging_reserve: Some(u64::MAX), ..usual() };
         let volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
@@ -266,7 +282,7 @@ impl Client {
     /// Another mount of the same bucket that writes down there what it owes, with parts of other sizes and a local disk that
     /// has no room to spare.
     pub fn again_with_sizes(&self, disk: &Path, sizes: Sizes) -> (Self, Vec<Owed>) {
-        let (journal, owed) = open_journal(disk);
+        let (journal, owed) = open_journal(disk, &[]);
         let options =
             Options { journal: Some(Arc::new(journal)), staging_reserve: Some(u64::MAX), ..usual() };
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
@@ -280,7 +296,7 @@ impl Client {
         let (store, clock, stats) = (Arc::clone(&self.store), Arc::clone(&self.clock), Arc::default());
         drop(self);
         let options = Options {
-            journal: Some(Arc::new(open_journal(disk).0)),
+            journal: Some(Arc::new(open_journal(disk, &[]).0)),
             durability: Durability::Journal,
             upload_delay,
             staging_reserve: short.then_some(u64::MAX),
@@ -625,10 +641,10 @@ pub async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
 }
 
 /// Opens the journal of a client that is gone, once its last task has let go of it.
-fn open_journal(disk: &Path) -> (Journal, Vec<Owed>) {
+fn open_journal(disk: &Path, others: &[PathBuf]) -> (Journal, Vec<Owed>) {
     let deadline = SystemClock.now() + Duration::from_secs(30);
     loop {
-        match Journal::open(disk, "a test") {
+        match Journal::open_with(disk, "a test", others) {
             Err(error) if error.kind() == Kind::Conflict && SystemClock.now() < deadline => {
                 std::thread::yield_now();
             }

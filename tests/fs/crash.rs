@@ -137,6 +137,81 @@ fn parts_that_had_left_are_completed_or_sent_again_whatever_thedisk_kept_of_them
     }
 }
 
+/// Two mounts of one bucket are gone before they had saved the one file, and its bytes, that each of them wrote: their disks.
+async fn two_gone(at: &Client, one: (&str, &[u8]), two: (&str, &[u8])) -> [tempfile::TempDir; 2] {
+    let mut disks = Vec::new();
+    for (path, bytes) in [one, two] {
+        let disk = tempfile::tempdir().unwrap();
+        let (client, _) = at.again_with_journal(disk.path(), Durability::Close);
+        if let Some((dir, _)) = path.split_once('/') {
+            client.mkdir(dir).await.unwrap();
+        }
+        let file = client.open(path, WRITE).await.unwrap();
+        client.fs.write(file.1, 0, bytes).await.unwrap();
+        disks.push(snapshot(disk.path()));
+        at.delete_object("d/").await;
+    }
+    disks.try_into().unwrap()
+}
+
+/// D5: "of what two of them wrote under one name both are in S3"
+#[test]
+fn one_mount_has_what_all_before_it_owed_and_what_two_wrote_under_one_name_is_in_both() {
+    for (name, existing) in [("other", None), ("f", None), ("f", Some(&b"0123456789"[..]))] {
+        block_on(async {
+            let origin = Client::new();
+            let disks = two_gone(&origin, ("f", b"one"), (name, b"other")).await;
+            if let Some(bytes) = existing {
+                origin.put_object("f", bytes).await;
+            }
+            let (next, owed) = origin.again_with_journals(disks[0].path(), &[disks[1].path().to_owned()]);
+            next.store.refuse("PutObject", Kind::Unreachable, When::Before);
+            let taken = next.fs.take_up(owed).await;
+            assert_eq!((taken.files, taken.kept), (2, 0));
+            assert_eq!(next.fs.pending().len(), 2);
+            next.store.refuse_nothing();
+            next.fs.flush_all().await.unwrap_or_else(|error| assert_eq!(error.kind(), Kind::Stale));
+            assert!(next.fs.pending().is_empty());
+            let mut bodies = Vec::new();
+            for key in next.keys().await {
+                let body = next.object(&key).await.unwrap();
+                assert_eq!(next.read(&key).await.unwrap(), body, "{key}");
+                bodies.push(body);
+            }
+            bodies.sort();
+            let mut expected: Vec<Vec<u8>> = vec![b"one".to_vec(), b"other".to_vec()];
+            expected.extend(existing.map(<[u8]>::to_vec));
+            expected.sort();
+            assert_eq!(bodies, expected, "{name}");
+            drop(next);
+            let (_, owed) = origin.again_with_journals(disks[0].path(), &[disks[1].path().to_owned()]);
+            assert!(owed.is_empty(), "{owed:?}");
+        });
+    }
+}
+
+#[test]
+fn of_a_file_and_a_directory_of_one_name_one_waits_for_the_mount_after() {
+    for paths in [["d", "d/x"], ["d/x", "d"]] {
+        block_on(async {
+            let origin = Client::new();
+            let disks = two_gone(&origin, (paths[0], b"one"), (paths[1], b"other")).await;
+            let others = [disks[1].path().to_owned()];
+            for kept in [1, 0] {
+                let (next, owed) = origin.again_with_journals(disks[0].path(), &others);
+                // Nothing is saved before both were looked at.
+                next.store.refuse("PutObject", Kind::Unreachable, When::Before);
+                let taken = next.fs.take_up(owed).await;
+                assert_eq!((taken.files, taken.kept), (1, kept));
+                next.store.refuse_nothing();
+                next.fs.flush_all().await.unwrap();
+            }
+            assert_eq!(origin.object(paths[0]).await.unwrap(), b"one");
+            assert_eq!(origin.object(paths[1]).await.unwrap(), b"other");
+        });
+    }
+}
+
 /// Two files are removed, so that the next ones are of a row, and are not waited for.
 async fn begin_row(client: &Client) {
     for name in ["row-1", "row-2"] {

@@ -94,6 +94,22 @@ where
     });
 }
 
+/// The file is written anew as a whole, and closed.
+async fn written(client: Client, new: Vec<u8>) -> (Client, Acknowledged) {
+    let done = client.write("f", &new).await.is_ok();
+    (client, acknowledged(done, new))
+}
+
+/// A write of `bytes` from `at` on and a close; what was acknowledged is the whole file, `new`.
+async fn changed(client: Client, at: u64, bytes: &[u8], new: Vec<u8>) -> (Client, Acknowledged) {
+    let done = client.write_at("f", at, bytes).await.is_ok();
+    (client, acknowledged(done, new))
+}
+
+fn acknowledged(done: bool, file: Vec<u8>) -> Acknowledged {
+    if done { vec![("f".to_owned(), Some(file))] } else { Vec::new() }
+}
+
 /// What follows only looks at the outcome.
 fn fail_no_more(client: &Client) {
     client.store.refuse_nothing();
@@ -102,25 +118,13 @@ fn fail_no_more(client: &Client) {
 #[test]
 fn a_small_write() {
     let (old, new) = (pattern(1000, 1), pattern(2000, 2));
-    for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| {
-        let new = new.clone();
-        async move {
-            let done = client.write("f", &new).await.is_ok();
-            (client, if done { vec![("f".to_owned(), Some(new))] } else { Vec::new() })
-        }
-    });
+    for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| written(client, new.clone()));
 }
 
 #[test]
 fn a_multipart_write() {
     let new = pattern(17 << 20, 3);
-    for_every_request(&[], std::slice::from_ref(&new), |client| {
-        let new = new.clone();
-        async move {
-            let done = client.write("f", &new).await.is_ok();
-            (client, if done { vec![("f".to_owned(), Some(new))] } else { Vec::new() })
-        }
-    });
+    for_every_request(&[], std::slice::from_ref(&new), |client| written(client, new.clone()));
 }
 
 #[test]
@@ -129,11 +133,7 @@ fn a_write_that_copies_what_did_not_change() {
     let mut new = old.clone();
     new[9 << 20..(9 << 20) + 10].fill(0);
     for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| {
-        let new = new.clone();
-        async move {
-            let done = client.write_at("f", 9 << 20, &[0; 10]).await.is_ok();
-            (client, if done { vec![("f".to_owned(), Some(new))] } else { Vec::new() })
-        }
+        changed(client, 9 << 20, &[0; 10], new.clone())
     });
 }
 
@@ -294,22 +294,10 @@ fn a_removal_while_open() {
     });
 }
 
-/// A write of `bytes` from `at` on and a close; what was acknowledged is the whole file, `new`.
-async fn changed(client: Client, at: u64, bytes: &[u8], new: Vec<u8>) -> (Client, Acknowledged) {
-    let done = client.write_at("f", at, bytes).await.is_ok();
-    (client, if done { vec![("f".to_owned(), Some(new))] } else { Vec::new() })
-}
-
 #[test]
 fn a_multipart_rewrite_of_an_object() {
     let (old, new) = (pattern(1 << 20, 12), pattern(17 << 20, 13));
-    for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| {
-        let new = new.clone();
-        async move {
-            let done = client.write("f", &new).await.is_ok();
-            (client, if done { vec![("f".to_owned(), Some(new))] } else { Vec::new() })
-        }
-    });
+    for_every_request(&[("f", old.clone())], &[old, new.clone()], |client| written(client, new.clone()));
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Uploads in parts that a killed process left are gone on with, begun anew or aborted; those of others are not touched.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use pailfs::error::Kind;
 use pailfs::fs::Durability;
 use pailfs::s3::{Attributes, Store, Upload, When};
+use pailfs::tree::ROOT;
+use pailfs::write::CopySizes;
 use pailfs::write::journal::{Journal, Owed};
 
 use crate::client::{BUCKET, Client, REWRITE, until};
@@ -145,6 +148,49 @@ fn an_upload_that_nobody_heard_of_is_aborted_in_its_time_and_no_other_ever() {
                 [],
                 "it is looked for once"
             );
+        });
+    }
+}
+
+/// D9, of a rename: what is too large for one request is copied in parts, and the process is killed when S3 has some of them.
+#[test]
+fn the_upload_of_a_copy_in_parts_that_was_killed_is_aborted() {
+    let sizes = CopySizes { whole_max: 8 << 20, part: 5 << 20 };
+    let body = bytes(20 * MIB, 5);
+    for (from, to) in [("f", "g"), ("d", "e")] {
+        let below = |name: &str| if from == "d" { format!("{name}/f") } else { name.to_owned() };
+        let disk = tempfile::tempdir().unwrap();
+        let process = runtime();
+        let (client, left) = process.block_on(async {
+            let (client, _) = Client::new().again_copying(disk.path(), sizes);
+            client.put_object(&below(from), &body).await;
+            let held = client.store.hold("UploadPartCopy");
+            let fs = client.fs.clone();
+            let [from, to] = [from, to].map(OsStr::new);
+            client.fs.lookup(ROOT, from).await.unwrap();
+            let _renaming = tokio::spawn(async move { fs.rename(ROOT, from, ROOT, to, false).await });
+            held.add_permits(2);
+            until("parts are copied", || {
+                client.store.calls().iter().filter(|call| **call == "UploadPartCopy").count() == 4
+            })
+            .await;
+            assert_eq!(uploads(&client).await.len(), 1);
+            (client, snapshot(disk.path()))
+        });
+        // Nothing of it runs any more.
+        drop(process);
+        block_on(async {
+            client.store.hold("UploadPartCopy").add_permits(1_000);
+            let (next, owed) = client.again_copying(left.path(), sizes);
+            assert!(owed.iter().any(|owed| matches!(owed, Owed::Upload(_))), "{owed:?}");
+            let taken = next.fs.take_up(owed).await;
+            assert_eq!((taken.renames, taken.unfinished), (usize::from(from == "d"), 0));
+            until("it is aborted", || uploads_now(&client).is_empty()).await;
+            // A directory is moved to the end; a file stays where it was.
+            let stays = below(if from == "d" { to } else { from });
+            assert!(next.object(&stays).await.unwrap() == body);
+            assert_eq!(next.keys().await, [stays]);
+            assert_eq!(Journal::look(snapshot(left.path()).path()).unwrap(), []);
         });
     }
 }

@@ -220,3 +220,57 @@ fn two_mounts_of_one_bucket_owe_apart() {
     assert_eq!(dirs, 2);
     assert_eq!(fs::read(second.at("a")).unwrap(), b"a");
 }
+
+/// D5: "Where several mounts of the source have ended so, the next one has what all of them owed"
+#[test]
+fn one_mount_saves_what_two_killed_ones_owed() {
+    let journaled = ["--durability", "journal"];
+    let Some((mut m, state)) = mounted("kill-two", &journaled) else { return };
+    let dir = state.path().to_str().unwrap();
+    let flags = [&["--state-dir", dir], &journaled[..]].concat();
+    let mut second = m.again(&flags);
+    let at = endpoint(Server::Demo);
+    let recover = || {
+        let output = pailfs(&at).args(["recover", "--state-dir", dir, "--json"]).output().unwrap();
+        assert!(output.status.success());
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let next = {
+        let rule = format!("op=PutObject,bucket={},key=of-,fault=denied", m.place.bucket);
+        let _refused = faults(Server::Demo, &rule);
+        fs::write(m.at("of-one"), b"one").unwrap();
+        fs::write(second.at("of-two"), b"two").unwrap();
+        kill(&mut m);
+        kill(&mut second);
+        let listed = recover();
+        let objects: Vec<&str> = listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|debts| debts["files"][0]["object"].as_str().unwrap().rsplit('/').next().unwrap())
+            .collect();
+        assert_eq!(objects, ["of-one", "of-two"], "{listed}");
+        let next = m.again(&flags);
+        let output = pailfs(&at).args(["status", "--json"]).arg(next.path()).output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&status["unsaved"]["files"], &status["unsaved"]["bytes"]),
+            (&2.into(), &6.into()),
+            "{status}"
+        );
+        let listed = recover();
+        assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+        assert!(listed[0]["unreadable"].as_str().unwrap().contains("in use by process"));
+        next
+    };
+    assert_eq!(fs::read(next.at("of-one")).unwrap(), b"one");
+    assert_eq!(fs::read(next.at("of-two")).unwrap(), b"two");
+    flush(&next);
+    assert_eq!(object(&m, "of-one").unwrap(), b"one");
+    assert_eq!(object(&m, "of-two").unwrap(), b"two");
+    // It goes on beside another mount, which owes apart again.
+    let beside = m.again(&flags);
+    assert_eq!(recover().as_array().unwrap().len(), 2);
+    drop((next, beside));
+    assert_eq!(recover(), serde_json::json!([]));
+}

@@ -530,6 +530,36 @@ impl Ledger {
         self.files.retain(|_, entry| !entry.is_saved());
     }
 
+    /// Everything that another directory owes is owed here as well, under numbers of its own. Its staging files are here,
+    /// with `prefix` before their names, and on the disk; so is what its journal had itself.
+    pub(super) fn take_over(&mut self, other: Self, prefix: &str) {
+        let above = self.last_id();
+        let file = |id: FileId| FileId(id.0 + above);
+        let intent = |id: IntentId| IntentId(id.0 + above);
+        let Self { files, uploads, starting, renames, deletes } = other;
+        self.files.extend(files.into_iter().map(|(id, mut entry)| {
+            entry.begun.file = file(id);
+            entry.begun.staging.insert_str(0, prefix);
+            entry.inlined.clear();
+            (file(id), entry)
+        }));
+        self.uploads.extend(uploads.into_iter().map(|(id, mut of_file)| {
+            of_file.iter_mut().for_each(|upload| upload.file = file(upload.file));
+            (file(id), of_file)
+        }));
+        self.starting.extend(starting.into_iter().map(|(id, begun)| (intent(id), begun)));
+        while self.starting.len() > STARTING_MAX {
+            self.starting.pop_first();
+        }
+        self.renames.extend(
+            renames.into_iter().map(|(id, rename)| (intent(id), OwedRename { id: intent(id), ..rename })),
+        );
+        self.deletes.extend(deletes.into_iter().map(|(id, (bucket, doomed))| {
+            let doomed = Doomed { file: doomed.file.map(file), ..doomed };
+            (intent(id), (bucket, doomed))
+        }));
+    }
+
     /// The machine went down since: what was not acknowledged may not be on its disk.
     pub(super) fn rebooted(&mut self) {
         for entry in self.files.values_mut() {

@@ -60,8 +60,8 @@ pub(super) struct Replayed {
     pub(super) ledger: Ledger,
     /// The segment it is from.
     source: Option<Source>,
-    /// The highest number of a segment, whole or not.
-    last_number: u64,
+    /// The highest number of a segment, whole or not, or whatever else the next one has to be above.
+    pub(super) last_number: u64,
     /// Bytes at the end that were not written whole, and whether good frames were among them.
     pub(super) torn_bytes: u64,
 }
@@ -75,8 +75,7 @@ struct Source {
 
 /// Reads the newest segment that counts, and changes nothing. `boot` names this run of the machine.
 pub(super) fn replay(dir: &dyn LogDir, boot: u64) -> Result<Replayed> {
-    let mut numbers: Vec<u64> = dir.names()?.iter().filter_map(|name| number_of(name)).collect();
-    numbers.sort_unstable();
+    let numbers = numbers(dir)?;
     let last_number = numbers.last().copied().unwrap_or(0);
     for number in numbers.iter().rev() {
         let name = name_of(*number);
@@ -96,6 +95,13 @@ pub(super) fn replay(dir: &dyn LogDir, boot: u64) -> Result<Replayed> {
         }
         None => Ok(Replayed { ledger: Ledger::default(), source: None, last_number, torn_bytes: 0 }),
     }
+}
+
+/// The numbers of all segments, in their order.
+pub(super) fn numbers(dir: &dyn LogDir) -> Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = dir.names()?.iter().filter_map(|name| number_of(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// The sum of a segment and the length of its torn tail; `None` where it ends before its checkpoint does.
@@ -146,6 +152,11 @@ fn require_torn(data: &[u8], number: u64, at: u64, same_boot: bool) -> Result<()
 }
 
 impl Replayed {
+    /// The number of the segment it is from.
+    pub(super) fn number(&self) -> u64 {
+        self.source.as_ref().map_or(0, |source| source.number)
+    }
+
     /// The bytes of a frame that the ledger points to.
     pub(super) fn bytes(&self, range: ByteRange, from: FrameAt) -> Result<Bytes> {
         let source = self.source.as_ref().ok_or_else(lost_bytes)?;
@@ -265,6 +276,11 @@ impl Log {
     /// Syncs of files so far.
     pub(super) fn syncs(&self) -> u64 {
         self.lock().syncs
+    }
+
+    /// The number of the segment that is being written.
+    pub(super) fn number(&self) -> u64 {
+        self.lock().segment.source.number
     }
 
     /// Reads the ledger.

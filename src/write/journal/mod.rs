@@ -9,6 +9,7 @@
 //!   journal-N          the segment with the highest number has everything
 //!   journal.new        a segment that is being begun
 //!   staging/           a file's written bytes at their own offsets
+//!   inherited-N/       another such directory, which is being taken over
 //! ```
 //!
 //! What its user does, in this order
@@ -33,7 +34,8 @@
 //! 4. A file whose bytes are not all there is owed as damaged, and stays until [`Record::Gone`].
 //!    One whose bytes may not be what was written, because the machine went down before they were acknowledged and their
 //!    sums cannot tell, says so.
-//! 5. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
+//! 5. What another directory owes is taken over as a whole or not at all, and is owed in one of them at any moment.
+//! 6. On the disk the journal takes at most 16 MiB, or twice what was owed at its last checkpoint if that is more (some
 //!    400 bytes for a file, 200 for a copy, 30 for a run, and what is inlined); and that again while a new segment is
 //!    begun.
 //!
@@ -41,6 +43,7 @@
 //! begins a new segment and waits for the disk.
 
 mod check;
+mod inherited;
 mod ledger;
 mod log;
 #[cfg(test)]
@@ -56,7 +59,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::check::{Look, check};
-use self::log::{DiskDir, Log, Replayed, replay};
+use self::inherited::{Inherited, remove_done, replay_all, sync_dir};
+use self::log::{DiskDir, Log, Replayed};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use ledger::remember;
@@ -94,20 +98,40 @@ impl Journal {
     /// What is owed is in this journal too: it goes on under the same ids. Staging files of what is not owed are
     /// removed, and bytes that only the journal has are put into theirs. Blocks.
     pub fn open(dir: &Path, mounted: &str) -> Result<(Self, Vec<Owed>)> {
+        Self::open_with(dir, mounted, &[])
+    }
+
+    /// The same, with what is owed in those of `others` that no mount holds: it is owed here from now on, under other ids.
+    /// One that cannot be taken over stays as it is.
+    pub fn open_with(dir: &Path, mounted: &str, others: &[PathBuf]) -> Result<(Self, Vec<Owed>)> {
         let staging = dir.join(STAGING_NAME);
-        for (dir, recursive) in [(dir, true), (&staging, false)] {
-            make_private(dir, recursive)?;
-        }
         let lock = take_lock(dir, mounted)?;
+        make_private(&staging, false)?;
         let boot = boot();
-        let disk = Arc::new(DiskDir(dir.to_owned()));
-        let replayed = replay(&*disk, boot).map_err(|error| in_dir(dir, error))?;
+        for other in others {
+            match inherited::take(dir, other, boot) {
+                Ok(true) => tracing::info!(other = %other.display(), "what is owed there is taken over"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(
+                    other = %other.display(), error = %error.report(),
+                    "what is owed there stays there; see `pailfs recover`"
+                ),
+            }
+        }
+        let (mut replayed, beside) = replay_all(dir, boot)?;
         if replayed.torn_bytes > 0 {
             let bytes = replayed.torn_bytes;
             tracing::info!(dir = %dir.display(), bytes, "the journal's last record was not written whole");
         }
         restore_inlined(&staging, &replayed).map_err(|error| in_dir(dir, error))?;
+        if !beside.is_empty() {
+            let make_own = |beside: Inherited| beside.into(&mut replayed.ledger, &staging);
+            let made = beside.into_iter().try_for_each(make_own).and_then(|()| sync_dir(&staging));
+            made.map_err(|error| in_dir(dir, error))?;
+        }
+        let disk = Arc::new(DiskDir(dir.to_owned()));
         let log = Log::begin(disk, replayed, boot, SEGMENT_BYTES).map_err(|error| in_dir(dir, error))?;
+        remove_done(dir, log.number());
         log.with_ledger(|ledger| remove_orphans(&staging, &ledger.staging().collect()));
         let (owed, last_id) = log.with_ledger(|ledger| (ledger.owed(), ledger.last_id()));
         let journal = Self {
@@ -129,8 +153,15 @@ impl Journal {
             lock => lock.map_err(|error| in_dir(dir, error.into()))?,
         };
         lock.try_lock_shared().map_err(|error| refused(dir, error))?;
-        let replayed = replay(&DiskDir(dir.to_owned()), boot()).map_err(|error| in_dir(dir, error))?;
-        Ok(inspected(&dir.join(STAGING_NAME), replayed.ledger.owed(), Look::AtAll))
+        if !is_lock_of(dir, &lock)? {
+            return Ok(Vec::new());
+        }
+        let (own, beside) = replay_all(dir, boot())?;
+        let mut owed = inspected(&dir.join(STAGING_NAME), own.ledger.owed(), Look::AtAll);
+        for Inherited { staging, replayed, .. } in beside {
+            owed.extend(inspected(&staging, replayed.ledger.owed(), Look::AtAll));
+        }
+        Ok(owed)
     }
 
     /// Writes a record down. It survives this process from now on, and a power loss from the next [`sync`](Self::sync) on.
@@ -215,17 +246,21 @@ impl Journal {
     }
 }
 
-/// Refuses a directory that other users could put bytes into, because they would go to S3 as the mounter's.
+/// Makes a directory if it is not there.
 fn make_private(dir: &Path, recursive: bool) -> Result<()> {
-    let cannot = |error: std::io::Error| {
-        Error::new(Kind::Local, format!("cannot use the state directory {}", dir.display()))
-            .with_source(error)
-    };
     match DirBuilder::new().recursive(recursive).mode(0o700).create(dir) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(cannot(error)),
-        _ => {}
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(cannot_use(dir, error)),
+        _ => require_private(dir),
     }
-    let metadata = fs::metadata(dir).map_err(cannot)?;
+}
+
+fn cannot_use(dir: &Path, error: std::io::Error) -> Error {
+    Error::new(Kind::Local, format!("cannot use the state directory {}", dir.display())).with_source(error)
+}
+
+/// Refuses a directory that other users could put bytes into, because they would go to S3 as the mounter's.
+fn require_private(dir: &Path) -> Result<()> {
+    let metadata = fs::metadata(dir).map_err(|error| cannot_use(dir, error))?;
     let mine = metadata.uid() == rustix::process::geteuid().as_raw();
     if !metadata.is_dir() || !mine || metadata.mode() & 0o022 != 0 {
         let told = format!(
@@ -237,12 +272,23 @@ fn make_private(dir: &Path, recursive: bool) -> Result<()> {
     Ok(())
 }
 
+/// Makes the directory if it is not there, and keeps others out of it.
 fn take_lock(dir: &Path, mounted: &str) -> Result<File> {
-    let path = dir.join(LOCK_NAME);
-    let opened =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    let mut lock = opened.map_err(|error| in_dir(dir, error.into()))?;
-    lock.try_lock().map_err(|error| refused(dir, error))?;
+    let mut lock = loop {
+        make_private(dir, true)?;
+        let mut options = OpenOptions::new();
+        let opened =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_NAME));
+        let lock = match opened {
+            // Another mount has just taken the directory over.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            lock => lock.map_err(|error| in_dir(dir, error.into()))?,
+        };
+        lock.try_lock().map_err(|error| refused(dir, error))?;
+        if is_lock_of(dir, &lock)? {
+            break lock;
+        }
+    };
     let told = format!("{}\n{mounted}\n", std::process::id());
     // For people only: on a full disk the lock holds all the same.
     let written = lock.set_len(0).and_then(|()| lock.write_all(told.as_bytes()));
@@ -250,6 +296,29 @@ fn take_lock(dir: &Path, mounted: &str) -> Result<File> {
         tracing::debug!(%error, "the lock does not say whose it is");
     }
     Ok(lock)
+}
+
+/// The lock of a directory that is there and that nobody holds.
+fn lock_of(dir: &Path) -> Result<Option<File>> {
+    let lock = match OpenOptions::new().read(true).write(true).open(dir.join(LOCK_NAME)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        lock => lock?,
+    };
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        locked => locked.map_err(|error| refused(dir, error))?,
+    }
+    Ok(is_lock_of(dir, &lock)?.then_some(lock))
+}
+
+/// Whether a lock that was taken is the directory's still: another mount may have taken the directory over.
+fn is_lock_of(dir: &Path, lock: &File) -> Result<bool> {
+    let held = lock.metadata().map_err(|error| in_dir(dir, error.into()))?;
+    match fs::metadata(dir.join(LOCK_NAME)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(in_dir(dir, error.into())),
+        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+    }
 }
 
 fn refused(dir: &Path, error: TryLockError) -> Error {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::ledger::{FrameAt, Ledger, Step};
-use super::log::LogDir;
+use super::log::{LogDir, replay};
 use super::mem::{Fault, MemDir};
 use super::*;
 use crate::base::{ByteRange, ETag};
@@ -1228,6 +1228,145 @@ fn damage_is_told_with_its_path_and_nothing_is_removed() {
     }
     assert_eq!(fs::read(&segment).unwrap(), bytes);
     assert!(dir.join("staging/s1").exists());
+}
+
+/// A directory with a file, a copy of bytes that only its journal has, an upload, and a removal that takes the file along.
+fn owing(dir: &Path, key: &str) {
+    let (journal, _) = Journal::open(dir, "m").unwrap();
+    let mut writer = Writer::default();
+    let mut records = writer.records(&Act::Write(1, 0, 10));
+    let bytes = Bytes::from_static(b"inlined!");
+    let at = UNIX_EPOCH;
+    let (file, id) = (FileId(1), IntentId(7));
+    records.push(Record::Moved { file, place: place(key), base: None, expects: Condition::Absent });
+    records.push(Record::Inlined { file, range: range(10, 8), stamp: 3, at, bytes });
+    let upload = Upload { bucket: "b".to_owned(), key: key.to_owned(), upload_id: format!("u-{key}") };
+    records.push(Record::Uploading { file, upload });
+    records.push(Record::Starting { id: IntentId(5), place: place(key), at });
+    let doomed = Doomed { key: key.to_owned(), etag: None, file: Some(file) };
+    records.push(Record::Deleting { id, bucket: "b".to_owned(), doomed });
+    records.extend(ledger::renaming(IntentId(6), &place("from/"), &place(key), Vec::new(), true));
+    for record in records {
+        journal.append(&record).unwrap();
+    }
+    fs::write(journal.staging_dir().join("s1"), &writer.files[&1].staged[..10]).unwrap();
+}
+
+/// What is owed of a directory made by [`owing`], by its key: everything of it is owed once, and is one thing.
+fn keys_owed(owed: &[Owed], staging: &Path) -> Vec<String> {
+    let files = owed.iter().filter_map(|owed| match owed {
+        Owed::File(file) => Some(&**file),
+        _ => None,
+    });
+    let of_key = |file: &OwedFile| {
+        let key = file.place.key.clone();
+        let bytes = fs::read(staging.join(&file.staging)).unwrap();
+        assert_eq!((file.damage.as_ref(), file.suspect, file.extents.len()), (None, false, 18));
+        assert_eq!((bytes.len(), &bytes[10..]), (18, &b"inlined!"[..]));
+        let upload = file.upload.as_ref().unwrap();
+        assert_eq!((upload.file, &upload.upload.key), (file.file, &key));
+        let removals: Vec<_> = owed
+            .iter()
+            .filter(|o| matches!(o, Owed::Delete { doomed, .. } if doomed.file == Some(file.file) && doomed.key == key))
+            .collect();
+        assert_eq!(removals.len(), 1, "{owed:?}");
+        key
+    };
+    let mut keys: Vec<String> = files.map(of_key).collect();
+    keys.sort();
+    let count = |is: fn(&Owed) -> bool| owed.iter().filter(|owed| is(owed)).count();
+    assert_eq!(count(|owed| matches!(owed, Owed::Rename(_))), keys.len());
+    assert_eq!(count(|owed| matches!(owed, Owed::Unheard { .. })), keys.len());
+    assert_eq!(owed.len(), 4 * keys.len());
+    keys
+}
+
+fn copy_of(from: &Path) -> tempfile::TempDir {
+    let to = scratch();
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to.path()).status().unwrap();
+    assert!(copied.success());
+    to
+}
+
+#[test]
+fn what_another_directory_owes_is_owed_here_wherever_taking_it_over_is_cut_short() {
+    let scratch = scratch();
+    let [a, b, c] = ["a", "b", "c"].map(|name| scratch.path().join(name));
+    owing(&a, "of-a");
+    owing(&b, "of-b");
+    let opened = |dir: &Path, others: &[PathBuf], expected: &[&str]| {
+        // Looking and opening again change nothing.
+        for _ in 0..2 {
+            let (journal, owed) = Journal::open_with(dir, "m", others).unwrap();
+            assert_eq!(keys_owed(&owed, &journal.staging_dir()), expected);
+            assert_eq!(keys_owed(&journal.owed(), &journal.staging_dir()), expected);
+            assert_eq!(fs::read_dir(journal.staging_dir()).unwrap().count(), expected.len());
+            let names = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.file_name());
+            let left: Vec<_> = names.filter(|n| n.to_str().unwrap().starts_with("inherited")).collect();
+            assert!(left.is_empty(), "{left:?}");
+            assert!(journal.fresh_id() > owed.len() as u64);
+            drop(journal);
+            assert_eq!(Journal::look(dir).unwrap().len(), owed.len());
+        }
+    };
+
+    // It is here, and no segment has it yet; of its staging files one has got a name here, and another's has it.
+    let moved = a.join("inherited-00000041");
+    fs::rename(&b, &moved).unwrap();
+    assert_eq!(Journal::look(&a).unwrap().len(), 8, "it is listed");
+    fs::write(a.join("staging/29-s1"), b"of an attempt").unwrap();
+    let before = copy_of(scratch.path());
+    opened(&a, &[], &["of-a", "of-b"]);
+
+    // A segment has it, and it is not removed yet.
+    let kept = before.path().join(scratch.path().file_name().unwrap());
+    fs::rename(kept.join("a/inherited-00000041"), &moved).unwrap();
+    assert_eq!(Journal::look(&a).unwrap().len(), 8);
+    opened(&a, &[], &["of-a", "of-b"]);
+
+    // One that has another in it goes on to a third.
+    owing(&b, "of-b-again");
+    fs::rename(&b, a.join("inherited-00000077")).unwrap();
+    owing(&c, "of-c");
+    opened(&c, &[a.clone(), b.clone(), a.join("nowhere")], &["of-a", "of-b", "of-b-again", "of-c"]);
+    assert!(!a.exists() && !b.exists());
+
+    // As a whole, in one go.
+    owing(&a, "of-a");
+    opened(&a, &[b, c], &["of-a", "of-a", "of-b", "of-b-again", "of-c"]);
+}
+
+#[test]
+fn what_a_live_mount_has_or_nobody_understands_is_not_taken_over() {
+    let scratch = scratch();
+    let [a, live, bad, empty] = ["a", "live", "bad", "empty"].map(|name| scratch.path().join(name));
+    owing(&live, "of-live");
+    owing(&bad, "of-bad");
+    drop(Journal::open(&empty, "m").unwrap());
+    let segment =
+        fs::read_dir(&bad).unwrap().flatten().find(|e| e.file_name() != "lock" && e.path().is_file());
+    let segment = segment.unwrap().path();
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let (journal, owed) = Journal::open(&live, "live").unwrap();
+    // Others could have put bytes into it.
+    let open = scratch.path().join("open");
+    owing(&open, "of-open");
+    fs::set_permissions(open.join("staging"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let all = [live.clone(), bad, empty, open];
+    let (mine, nothing) = Journal::open_with(&a, "m", &all).unwrap();
+    assert_eq!(nothing, []);
+    assert_eq!(journal.owed().len(), owed.len());
+    assert!(all.iter().all(|dir| dir.join("lock").exists()));
+    drop((journal, mine));
+    // Its lock was opened before the directory went, and taken after that.
+    let stale = File::open(live.join(LOCK_NAME)).unwrap();
+    let (mine, taken) = Journal::open_with(&a, "m", &all).unwrap();
+    assert_eq!(taken.len(), 4);
+    stale.try_lock().unwrap();
+    assert!(!is_lock_of(&live, &stale).unwrap());
+    drop(mine);
 }
 
 #[tokio::test]
