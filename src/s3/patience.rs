@@ -279,6 +279,41 @@ mod tests {
         assert!(copied.is_some() && waited.is_some());
     }
 
+    /// A part with bytes of an object fetches them while it is sent.
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_arrive_from_elsewhere_are_progress_of_the_body_that_waits_for_them() {
+        let (arrives, arriving) = tokio::sync::mpsc::channel::<()>(1);
+        let arriving = Arc::new(tokio::sync::Mutex::new(arriving));
+        let payload = Payload::in_steps(3, move || {
+            let arriving = Arc::clone(&arriving);
+            Box::pin(futures::stream::once(async move {
+                let mut arriving = arriving.lock().await;
+                while arriving.recv().await.is_some() {}
+                Ok(Bytes::from_static(b"all"))
+            }))
+        });
+        let (attempt, of_operation) = (Arc::new(Progress::default()), Arc::new(Progress::default()));
+        let body = Steps {
+            body: payload.for_sdk(),
+            piece: Bytes::new(),
+            left: 3,
+            sent: 0,
+            attempt: Arc::clone(&attempt),
+            of_operation: Arc::clone(&of_operation),
+        };
+        let sending = tokio::spawn(body.collect());
+        for _ in 0..3 {
+            tokio::time::advance(SILENCE).await;
+            arrives.send(()).await.unwrap();
+            tokio::task::yield_now().await;
+            assert_eq!([attempt.last(), of_operation.last()], [Instant::now(); 2]);
+        }
+        tokio::time::advance(SILENCE).await;
+        assert_eq!(attempt.last() + SILENCE, Instant::now(), "nothing arrived");
+        drop(arrives);
+        assert_eq!(sending.await.unwrap().unwrap().to_bytes(), "all");
+    }
+
     #[tokio::test]
     async fn a_body_in_steps_is_the_same_body() {
         let bytes = Bytes::from((0..200_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());

@@ -369,6 +369,36 @@ fn parts_that_had_left_in_the_growing_layout_count_when_the_server_turns_out_to_
     });
 }
 
+/// A part waits for its turn to leave, is saved by then, and was written anew: its number is of the upload that is done.
+#[test]
+fn a_part_that_was_to_leave_before_a_save_does_not_leave_after_it() {
+    block_on(async {
+        let client = Client::new();
+        let mut body = bytes(64 * MIB + 5, 23);
+        let file = client.open("f", REWRITE).await.unwrap();
+        let (sent, completed) =
+            (client.store.hold("UploadPart"), client.store.hold("CompleteMultipartUpload"));
+        write(&client, file.1, 0, &body).await;
+        // As many at once as a quarter of the memory holds.
+        until("the first is on its way", || count(&client, "UploadPart") > 0).await;
+        let_others_run().await;
+        assert!(count(&client, "UploadPart") < 7);
+        let (fs, fh) = (client.fs.clone(), file.1);
+        let saving = tokio::spawn(async move { fs.fsync(fh).await });
+        let_others_run().await;
+        sent.add_permits(100);
+        until("it is being put together", || count(&client, "CompleteMultipartUpload") == 1).await;
+        body[56 * MIB..64 * MIB].fill(b'!');
+        write(&client, file.1, 56 * MIB, &body[56 * MIB..64 * MIB]).await;
+        completed.add_permits(100);
+        saving.await.unwrap().unwrap();
+        let_others_run().await;
+        assert_eq!(uploads(&client).await, 0);
+        client.close(file).await.unwrap();
+        assert!(client.object("f").await.unwrap() == body);
+    });
+}
+
 /// As of a file that is longer than 5.4 TiB, in small: parts that grow reach 24 MiB, and beyond are equal ones of 16 MiB.
 const SMALL: Sizes = Sizes::new(&[(3, 8 << 20)], &[16 << 20]);
 
