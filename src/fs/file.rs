@@ -537,7 +537,8 @@ impl File {
             state.staging = Some(Arc::new(staging));
             state.ahead.stopped = true;
             state.ahead.layout = layout;
-            state.owing = Owing { line: Some(line), staging: Some(owed.staging), staged: owed.stamp, synced: 0 };
+            state.owing =
+                Owing { line: Some(line), staging: Some(owed.staging), staged: owed.stamp, synced: 0 };
             file.note_uploads(&state);
         }
         file
@@ -790,6 +791,17 @@ impl File {
         {
             // The next mount finds a file that nobody wants, and keeps it.
             tracing::warn!(error = %error.report(), "what became of a file could not be written down");
+        }
+    }
+
+    /// Its name is about to be this object's, or is not after all: what is to become of it if this process ends meanwhile.
+    pub(super) fn replacing(&self, by: Option<BaseObject>) {
+        let state = lock(&self.state);
+        if let Some(line) = &state.owing.line
+            && let Err(error) = line.append(|file| Record::Replacing { file, by })
+        {
+            // Then the next mount keeps it beside what took its place.
+            tracing::warn!(error = %error.report(), "what takes a file's place could not be written down");
         }
     }
 

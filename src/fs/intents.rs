@@ -116,13 +116,18 @@ impl Fs {
             }
             Err(error) => return Err(error),
         }
-        let (parent, name) = self.plant_dirs(volume_id, &volume, key)?;
-        let place = self.tree().dir_place(parent)?;
-        let DirPlace::In { dir, .. } = place else {
-            return Err(Error::new(Kind::Internal, "an object outside of a bucket"));
+        let (parent, name, dir) = {
+            let mut tree = self.tree();
+            let (parent, name) = self.plant_dirs(&mut tree, volume_id, &volume, key)?;
+            let DirPlace::In { dir, .. } = tree.dir_place(parent)? else {
+                return Err(Error::new(Kind::Internal, "an object outside of a bucket"));
+            };
+            tree.pin(parent);
+            (parent, name, dir)
         };
         let buried = Buried { parent, name, dir, key: doomed.key, etag: doomed.etag, intent: Some(id) };
         self.remove_again(volume_id, &volume, buried).await;
+        self.tree().unpin(parent);
         Ok(true)
     }
 }

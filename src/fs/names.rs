@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::s3::{Condition, ObjectInfo, is_archived};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
+use crate::write::journal::{BaseObject, Place};
 use crate::write::{Base, Conditions, Target, copy_object, delete_object};
 
 /// A name in its directory, with all that an operation on it needs.
@@ -244,10 +245,11 @@ impl Fs {
             if let Some(held) = &held {
                 held.file().replaces(expects);
             }
+            let over = target.map_or_else(Vec::new, |target| self.owed_of(target.ino));
+            self.note_moves(ino, &over);
             if let Some(target) = target {
                 self.orphan(target.ino, replaced);
             }
-            self.note_moves(ino);
             return Ok(());
         }
         let moved = self.move_object(&from, &to, no_replace, replaced.as_mut()).await?;
@@ -273,7 +275,7 @@ impl Fs {
         {
             held.file().moved(self, to.id.0, &to.volume, &moved.to_key, &moved.etag);
         }
-        self.note_moves(ino);
+        self.note_moves(ino, &[]);
         let mut pages = lock(&self.pages);
         if pages.get(&ino) == Some(&moved.info.etag) {
             pages.put(ino, moved.etag);
@@ -335,12 +337,24 @@ impl Fs {
             sizes: to.volume.copy_sizes,
             noted: self.noted(),
         };
+        // If the process ends before this returns, what was not saved of the file that is replaced goes with it, once it is.
+        let is_replaced_by = |etag: &ETag| {
+            let place = Place { bucket: to.volume.bucket.clone(), key: to_key.clone() };
+            Some(BaseObject { place, etag: etag.clone(), size: info.size, checksum: None })
+        };
+        if let Some(replaced) = &replaced {
+            replaced.file().replacing(is_replaced_by(&info.etag));
+        }
         let written =
             copy_object(store, &to.volume.store, &source, info.size, target).await.inspect_err(|error| {
                 if let Some(replaced) = &mut replaced {
+                    replaced.file().replacing(None);
                     replaced.failed(error);
                 }
             })?;
+        if let Some(replaced) = replaced.as_ref().filter(|_| written.etag != info.etag) {
+            replaced.file().replacing(is_replaced_by(&written.etag));
+        }
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;
         let is_gone = match &deleted {
             // Gone already: an earlier attempt's answer was lost, or another client was first.
@@ -358,6 +372,7 @@ impl Fs {
             // The copy is there all the same. Handles on what it replaced read on, and what they wrote will be kept
             // beside it.
             if let Some(replaced) = replaced {
+                replaced.file().replacing(None);
                 replaced.keep_fetched();
             }
             lock(&self.siblings).changed(to.id, &to_key);

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::Object;
 use crate::s3::{Condition, Part, Unfinished};
 use crate::tree::keys::{Name, path_of};
-use crate::tree::{DirPlace, Entry, Facts, Found, Ino, ROOT, VolumeId};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, ROOT, Tree, VolumeId};
 use crate::write::journal::{
     BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
 };
@@ -105,8 +105,9 @@ impl Fs {
         }
     }
 
-    /// Files at or below an inode have another place, or replace something else, from now on.
-    pub(super) fn note_moves(&self, moved: Ino) {
+    /// Files at or below an inode have another place, or replace something else, from now on; nothing is owed any more of
+    /// what had the name of a file that was moved.
+    pub(super) fn note_moves(&self, moved: Ino, over: &[FileId]) {
         if self.options.journal.is_none() {
             return;
         }
@@ -120,7 +121,8 @@ impl Fs {
             let Ok(place) = self.place_of(file.ino) else { continue };
             let base = state.base().map(|object| self.base_of(object));
             let expects = state.expected().clone();
-            let noted = line.append(|file| Record::Moved { file, place, base, expects });
+            let over = over.to_vec();
+            let noted = line.append(|file| Record::Moved { file, place, base, expects, over });
             if let Err(error) = noted {
                 // The next mount would save it under its old name, where it is no less whole.
                 tracing::warn!(error = %error.report(), "a rename could not be written down");
@@ -193,6 +195,10 @@ impl Fs {
                 self.drop_file(file);
                 continue;
             }
+            if self.was_replaced(&file).await {
+                self.drop_file(file);
+                continue;
+            }
             let name = format!("s3://{}/{}", file.place.bucket, file.place.key);
             match self.take_up_file(file).await {
                 Ok(()) => taken.files += 1,
@@ -239,6 +245,7 @@ impl Fs {
                     place: file.place.clone(),
                     base: file.base.clone(),
                     expects: file.expects.clone(),
+                    over: Vec::new(),
                 });
             }
         }
@@ -259,7 +266,30 @@ impl Fs {
         self.options.journal.as_ref().map(|journal| (journal, self.clock.wall()))
     }
 
-    /// A file whose name was being removed.
+    /// Whether the rename of another file to this one's name, which an earlier mount was killed in, was done in S3.
+    async fn was_replaced(&self, owed: &OwedFile) -> bool {
+        let Some(by) = owed.replacing.as_ref().filter(|by| by.place == owed.place) else { return false };
+        let asking = async {
+            let (_, volume) = self.known_volume(&by.place.bucket, &by.place.key).await?;
+            volume.store.head(&by.place.bucket, &by.place.key, None).await
+        };
+        match self.within(asking).await {
+            Ok(info) => by.is(&info),
+            Err(error) => {
+                // Then it is kept, beside what took its place if need be.
+                tracing::debug!(key = by.place.key, error = %error.report(), "what took its place is not known");
+                false
+            }
+        }
+    }
+
+    /// Lines of the files of an inode.
+    pub(super) fn owed_of(&self, ino: Ino) -> Vec<FileId> {
+        let files: Vec<Arc<File>> = lock(&self.files).all().filter(|file| file.ino == ino).cloned().collect();
+        files.iter().filter_map(|file| Some(lock(&file.state).owing.line.as_ref()?.file)).collect()
+    }
+
+    /// A file whose name was being removed, or is another's.
     fn drop_file(self: &Arc<Self>, owed: OwedFile) {
         if let Some(upload) = owed.upload {
             self.end_upload(upload);
@@ -416,14 +446,13 @@ impl Fs {
             tracing::debug!(key, error = %error.report(), "what an earlier attempt made is not known yet");
         }
         // The pin goes when it is saved.
-        self.tree().pin(ino);
         self.save_in_background(file, Duration::ZERO);
         Ok(())
     }
 
-    /// The file's name in the tree, with the directories above it.
+    /// The file's name in the tree, with the directories above it, and a pin: other files, which are saved meanwhile, take
+    /// directories that they alone had along when they go.
     fn plant(&self, id: VolumeId, volume: &Volume, owed: &OwedFile) -> Result<Ino> {
-        let (parent, name) = self.plant_dirs(id, volume, &owed.place.key)?;
         let facts = Facts {
             size: owed.extents.len(),
             etag: owed.base.as_ref().map(|base| base.etag.clone()),
@@ -432,21 +461,29 @@ impl Fs {
         };
         let is_new = owed.expects == Condition::Absent;
         let mut tree = self.tree();
+        let (parent, name) = self.plant_dirs(&mut tree, id, volume, &owed.place.key)?;
         if let Some(other) = tree.child(parent, &name) {
             require_kind(&tree.entry(other)?, false)?;
             // Two mounts have written a file of this name. It is saved there too, and who is first has the name.
             tree.leave_name(other);
         }
-        Ok(tree.create(parent, &name, Found::File(facts), is_new, self.clock.now())?.ino)
+        let ino = tree.create(parent, &name, Found::File(facts), is_new, self.clock.now())?.ino;
+        tree.pin(ino);
+        Ok(ino)
     }
 
     /// The directories above a key, in the tree, and the name that it has in the last of them.
-    pub(super) fn plant_dirs(&self, id: VolumeId, volume: &Volume, key: &str) -> Result<(Ino, Name)> {
+    pub(super) fn plant_dirs(
+        &self,
+        tree: &mut Tree,
+        id: VolumeId,
+        volume: &Volume,
+        key: &str,
+    ) -> Result<(Ino, Name)> {
         let no_path = || Error::new(Kind::NotFound, "the key has no path in this mount");
         let mut names = path_of(&volume.dir_key(), key).ok_or_else(no_path)?;
         let last = names.pop().ok_or_else(no_path)?;
         let now = self.clock.now();
-        let mut tree = self.tree();
         let top = std::iter::once(ROOT).chain(tree.buckets().into_iter().map(|(_, ino)| ino));
         let is_top =
             |ino: &Ino| matches!(tree.dir_place(*ino), Ok(DirPlace::In { volume, .. }) if volume == id);

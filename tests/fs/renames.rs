@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::time::Duration;
 
 use pailfs::error::Kind;
 use pailfs::s3::When;
@@ -216,4 +217,77 @@ fn a_rename_that_ended_is_not_begun_again() {
         let next = crash(&client, disk.path()).await;
         assert_eq!((next.taken.renames, client.keys().await), (0, vec!["d/0".to_owned()]));
     });
+}
+
+/// Renames `new` over `old`, which was changed and not saved, and is killed once S3 has done this. What is there then.
+async fn replaced_and_killed(operation: &'static str, large: bool) -> (Client, tempfile::TempDir) {
+    let disk = tempfile::tempdir().unwrap();
+    let client = Client::new().saving_after(disk.path(), Duration::from_secs(24 * 3600), false);
+    client.put_object("old", &bytes(1_000, 1)).await;
+    client.write("new", &bytes(if large { LARGE } else { 2_000 }, 2)).await.unwrap();
+    client.fs.flush_all().await.unwrap();
+    let old = client.open("old", WRITE).await.unwrap();
+    client.fs.write(old.1, 10, b"changed").await.unwrap();
+    client.close(old).await.unwrap();
+    let held = client.store.hold(operation);
+    client.store.clear_calls();
+    let fs = client.fs.clone();
+    let (from, to) = (OsStr::new("new"), OsStr::new("old"));
+    let rename = tokio::spawn(async move { fs.rename(ROOT, from, ROOT, to, false).await });
+    until("S3 has done it", || client.store.calls().contains(&operation)).await;
+    let left = snapshot(disk.path());
+    rename.abort();
+    assert!(rename.await.is_err(), "it was under way");
+    held.add_permits(1_000);
+    (client, left)
+}
+
+/// D5: "what was renamed is under its new name", and what it replaced is nowhere, not in a conflict copy either.
+#[test]
+fn a_rename_over_a_changed_file_is_not_undone_by_what_was_not_saved_of_that() {
+    for (operation, large) in [("CopyObject", false), ("DeleteObject", false), ("DeleteObject", true)] {
+        block_on(async {
+            let (client, left) = replaced_and_killed(operation, large).await;
+            for _ in 0..2 {
+                let next = crash(&client, left.path()).await;
+                assert_eq!((next.taken.files, next.taken.kept), (0, 0), "{operation}");
+                next.client.fs.flush_all().await.unwrap();
+                let content = bytes(if large { LARGE } else { 2_000 }, 2);
+                assert!(client.object("old").await.unwrap() == content, "{operation}");
+                let mut keys = client.keys().await;
+                keys.retain(|key| key != "new");
+                assert_eq!(keys, ["old"], "{operation}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_rename_that_failed_leaves_what_was_not_saved_of_the_file_it_was_to_replace() {
+    let mut changed = bytes(1_000, 1);
+    changed[10..17].copy_from_slice(b"changed");
+    for operation in ["CopyObject", "DeleteObject"] {
+        block_on(async {
+            let disk = tempfile::tempdir().unwrap();
+            let client = Client::new().saving_after(disk.path(), Duration::from_secs(24 * 3600), false);
+            client.put_object("old", &bytes(1_000, 1)).await;
+            client.put_object("new", &bytes(2_000, 2)).await;
+            let old = client.open("old", WRITE).await.unwrap();
+            client.fs.write(old.1, 10, b"changed").await.unwrap();
+            client.close(old).await.unwrap();
+            client.store.refuse(operation, Kind::AccessDenied, When::Before);
+            client.rename("new", "old").await.unwrap_err();
+            client.store.refuse_nothing();
+            let next = crash(&client, disk.path()).await;
+            let _ = next.client.fs.flush_all().await;
+            let found = in_s3(&client).await;
+            // What was written is there, over the bytes of the version it was written over, where S3 has them still.
+            let is_it = |content: &[u8]| match operation {
+                "CopyObject" => content == changed,
+                _ => content.get(10..17) == Some(b"changed"),
+            };
+            assert!(found.iter().any(|(_, content)| is_it(content)), "{operation}");
+            assert!(found.iter().any(|(_, content)| *content == bytes(2_000, 2)), "{operation}");
+        });
+    }
 }

@@ -66,6 +66,8 @@ pub struct OwedFile {
     pub acknowledged: Option<u64>,
     /// Objects that were about to be made, and of everything up to which stamp; the latest last.
     pub saving: Vec<(u64, BaseObject)>,
+    /// Where S3 has this in its place, it was replaced, and nothing of it is owed.
+    pub replacing: Option<BaseObject>,
     /// The upload under way, if its target is the file's place still.
     pub upload: Option<OwedUpload>,
     /// The machine went down after changes that were never acknowledged: what the staging file has of them may be
@@ -145,6 +147,8 @@ struct Entry {
     acknowledged: Option<u64>,
     /// What was about to be made, the latest last.
     saving: Vec<(u64, BaseObject)>,
+    /// What was about to take its place.
+    replacing: Option<BaseObject>,
     suspect: bool,
     /// What the staging file has to be, wherever it was written.
     sums: Sums,
@@ -193,6 +197,7 @@ impl Ledger {
             }
             Record::Described { file, stamp, .. } => self.newer(*file, *stamp),
             Record::Moved { file, .. }
+            | Record::Replacing { file, .. }
             | Record::Overwriting { file, .. }
             | Record::Sums { file, .. }
             | Record::MadeWrong { file, .. } => self.entry(*file).map(drop),
@@ -335,11 +340,17 @@ impl Ledger {
                     entry.begun.stamp = *stamp;
                 }
             }
-            Record::Moved { file, place, base, expects } => {
+            Record::Moved { file, place, base, expects, over } => {
                 if let Some(entry) = self.files.get_mut(file) {
                     entry.begun.place = place.clone();
                     entry.begun.base = base.clone();
                     entry.begun.expects = expects.clone();
+                }
+                self.files.retain(|id, _| id == file || !over.contains(id));
+            }
+            Record::Replacing { file, by } => {
+                if let Some(entry) = self.files.get_mut(file) {
+                    entry.replacing.clone_from(by);
                 }
             }
             Record::Starting { id, place, at } => {
@@ -489,6 +500,9 @@ impl Ledger {
             steps.extend(
                 saving.map(|(stamp, object)| Step::Record(Record::Saving { file: *file, stamp, object })),
             );
+            if entry.replacing.is_some() {
+                steps.push(Step::Record(Record::Replacing { file: *file, by: entry.replacing.clone() }));
+            }
             for runs in entry.extents.all().chunks(RUNS_PER_RECORD) {
                 let runs = runs.iter().map(|segment| Run::from(*segment)).collect();
                 steps.push(Step::Record(Record::Runs { file: *file, runs }));
@@ -637,6 +651,7 @@ impl Entry {
             copies: Vec::new(),
             acknowledged: None,
             saving: Vec::new(),
+            replacing: None,
             suspect: false,
             sums: Sums::default(),
             overwriting: Vec::new(),
@@ -753,6 +768,7 @@ impl Entry {
             saved: begun.saved,
             acknowledged: self.acknowledged,
             saving: self.saving.clone(),
+            replacing: self.replacing.clone(),
             upload,
             suspect: self.suspect,
             damage: None,

@@ -218,6 +218,15 @@ pub enum Record {
         place: Place,
         base: Option<BaseObject>,
         expects: Condition,
+        /// Files that had that name until then: nothing of them is owed any more.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        over: Vec<FileId>,
+    },
+    /// The file's name is about to be this object's, by a rename on the server: where S3 has it there, nothing of the file is
+    /// owed. Or nothing is to become of that.
+    Replacing {
+        file: FileId,
+        by: Option<BaseObject>,
     },
     /// An upload in parts of this object is about to be begun. Until `Started` nobody can say whether it was, nor its id.
     Starting {

@@ -211,7 +211,7 @@ impl Writer {
                 mine.begun.place = place(&format!("moved-{clock}"));
                 mine.begun.expects = Condition::Absent;
                 let Begun { file, place, base, expects, .. } = mine.begun.clone();
-                records.push(Record::Moved { file, place, base, expects });
+                records.push(Record::Moved { file, place, base, expects, over: Vec::new() });
             }
             Act::Upload(f) => {
                 let id = format!("u{}", self.clock);
@@ -1053,6 +1053,23 @@ fn only(owed: Vec<Owed>) -> OwedFile {
 }
 
 #[test]
+fn what_takes_the_place_of_a_file_is_kept_and_a_file_that_was_moved_over_is_gone_in_the_same_instant() {
+    let owed = |records: &[Record]| folds(records).pop().unwrap().owed();
+    let mut records = all_records(&[Act::Write(1, 0, 10), Act::Write(2, 0, 10)]);
+    let by = Some(object("new", 7, 5));
+    records.push(Record::Replacing { file: FileId(1), by: by.clone() });
+    let [Owed::File(one), Owed::File(two)] = &owed(&records)[..] else { panic!("two files") };
+    assert_eq!((&one.replacing, &two.replacing), (&by, &None));
+    records.push(Record::Replacing { file: FileId(1), by: None });
+    let [Owed::File(one), Owed::File(two)] = &owed(&records)[..] else { panic!("two files") };
+    assert_eq!(one.replacing, None);
+    let (base, expects, over) = (None, Condition::Absent, vec![FileId(1)]);
+    records.push(Record::Moved { file: two.file, place: one.place.clone(), base, expects, over });
+    let [Owed::File(left)] = &owed(&records)[..] else { panic!("one file") };
+    assert_eq!((left.file, &left.place), (FileId(2), &one.place));
+}
+
+#[test]
 fn the_journal_has_a_bounded_part_of_the_files_bytes_and_takes_more_when_they_are_owed_no_more() {
     const STEP: u64 = 64 << 10;
     let scratch = scratch();
@@ -1270,7 +1287,8 @@ fn owing(dir: &Path, key: &str) {
     let bytes = Bytes::from_static(b"inlined!");
     let at = UNIX_EPOCH;
     let (file, id) = (FileId(1), IntentId(7));
-    records.push(Record::Moved { file, place: place(key), base: None, expects: Condition::Absent });
+    let (base, expects, over) = (None, Condition::Absent, Vec::new());
+    records.push(Record::Moved { file, place: place(key), base, expects, over });
     records.push(Record::Inlined { file, range: range(10, 8), stamp: 3, at, bytes });
     let upload = Upload { bucket: "b".to_owned(), key: key.to_owned(), upload_id: format!("u-{key}") };
     records.push(Record::Uploading { file, upload });
