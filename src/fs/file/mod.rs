@@ -5,56 +5,35 @@
 //! object, the next `open` starts a new `File` and old handles keep the old one, so no handle ever mixes two
 //! versions.
 
-use std::sync::atomic::Ordering;
+mod saving;
+
+pub use saving::Pending;
+pub(super) use saving::{over_another_base, typed};
+
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::copy::{Copied, lost_source};
-use super::namespace::Shared;
-use super::{Durability, Fs, OnConflict, lock};
+use super::copy::Copied;
+use super::{Durability, Fs, lock};
 use crate::base::{ByteRange, ETag, Turn, format_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::limits::OBJECT_MAX;
-use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress, is_archived, watch};
-use crate::tree::{Facts, Ino, VolumeId};
+use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress};
+use crate::tree::{Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
-    Base, Conditions, Extents, Job, Layout, Line, Origin, PartRule, Parts, SINGLE_PUT_MAX, Segment, Staging,
-    Sum, What, full_parts, upload,
+    Extents, Layout, Line, PartRule, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What, full_parts,
 };
 
 use super::volume::Volume;
 
-/// A file that S3 does not have yet as it is here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// Below the mount's root.
-    pub path: String,
-    /// Bytes not in S3 yet.
-    pub bytes: u64,
-    /// Of these, what S3 has in parts of an upload that is not completed.
-    pub sent_bytes: u64,
-    pub last_error: Option<String>,
-}
-
-/// Another request was changing the same key: how often and how soon to try again.
-const CONFLICT_RETRIES: u32 = 4;
-const CONFLICT_PAUSE: Duration = Duration::from_millis(100);
-/// Failed commits of closed files are tried again after this long, doubling up to the maximum.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(300);
 /// How often a read follows its file to the next version that this mount makes.
 const READ_ROUNDS_MAX: u32 = 8;
-/// How often a conflict copy is written again because its file was written meanwhile.
-const COPY_ROUNDS_MAX: u32 = 8;
 /// Bytes fetched at once when an open file loses its object.
 pub(super) const MATERIALISE_STEP: u64 = 8 << 20;
-
-/// After a request that failed for want of an answer, S3 may still say whether it was done.
-const TIDY_WAIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub(super) struct File {
@@ -382,29 +361,6 @@ impl State {
     fn all_segments(&self) -> Vec<Segment> {
         ByteRange::new(0, self.extents.len()).map_or_else(Vec::new, |whole| self.segments(whole))
     }
-}
-
-/// Somebody waits for a save of the file, as long as this lives.
-struct Awaited<'a>(&'a File);
-
-impl<'a> Awaited<'a> {
-    fn new(file: &'a File) -> Self {
-        lock(&file.state).awaited += 1;
-        Self(file)
-    }
-}
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.state).awaited -= 1;
-    }
-}
-
-/// What became of a save.
-enum Saved {
-    Here,
-    /// Nothing: the file was renamed while it waited.
-    Elsewhere,
 }
 
 /// How to answer a read.
@@ -1033,318 +989,6 @@ impl Fs {
         Ok(Some(slices))
     }
 
-    /// Puts the file into S3 as it is now, unless S3 has it already.
-    ///
-    /// `Ok` means that every byte written before the call is an object. On failure every byte stays
-    /// readable here; a lost race keeps them in a conflict copy and fails `Stale`.
-    pub(super) async fn commit(&self, file: &Arc<File>) -> Result<()> {
-        let _awaited = Awaited::new(file);
-        let behind = lock(&file.state).behind.take();
-        if let Some(turn) = behind {
-            self.lanes.gate.promote(&turn);
-        }
-        self.commit_in_time(file).await
-    }
-
-    /// The same, whether anybody waits for it or not.
-    async fn commit_in_time(&self, file: &Arc<File>) -> Result<()> {
-        let mut pause = CONFLICT_PAUSE;
-        let mut result = self.commit_once(file).await;
-        for _ in 0..CONFLICT_RETRIES {
-            if !matches!(&result, Err(error) if error.kind() == Kind::Conflict) {
-                break;
-            }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
-            result = self.commit_once(file).await;
-        }
-        lock(&file.state).last_error = result.as_ref().err().map(Error::report);
-        // Whoever waits for room looks again.
-        self.left.notify_waiters();
-        result
-    }
-
-    async fn commit_once(&self, file: &Arc<File>) -> Result<()> {
-        if !file.is_dirty() {
-            return Ok(());
-        }
-        let mut saved = Saved::Elsewhere;
-        while let Saved::Elsewhere = saved {
-            let shared = match self.share_file(file).await {
-                // Its name is being removed here; or it was saved meanwhile, and nobody needed its inode any more.
-                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
-                    let _turn = file.commit.lock().await;
-                    return if file.is_dirty() { Err(error) } else { Ok(()) };
-                }
-                shared => shared?,
-            };
-            // The silence in which the rename of a directory was waited for is a part of this.
-            let silence =
-                (self.options.timeout + TIDY_WAIT).saturating_sub(shared.claim.quiet).max(TIDY_WAIT);
-            let turn = Box::pin(self.commit_in_turn(file, &shared));
-            let saving = watch(&file.progress, silence, turn).await;
-            saved = saving.unwrap_or_else(|| {
-                let seconds = self.options.timeout.as_secs_f32();
-                Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
-            })?;
-        }
-        Ok(())
-    }
-
-    async fn commit_in_turn(&self, file: &Arc<File>, shared: &Shared) -> Result<Saved> {
-        let _turn = file.commit.lock().await;
-        // What is leaving has left; nothing more leaves until this is done.
-        let _alone = file.sent_all().await;
-        if !file.is_dirty() {
-            return Ok(Saved::Here);
-        }
-        if !self.is_at(file, shared)? {
-            return Ok(Saved::Elsewhere);
-        }
-        let Shared { id, volume, key, .. } = shared;
-        let id = *id;
-        // The object that this commit replaces may be what others are copied from.
-        self.settle_copies(id, |of| of == key, Some(file)).await?;
-        let honoured = volume.honoured().await;
-        let (job, expects, stamp) = {
-            let state = lock(&file.state);
-            let expects = match self.options.on_conflict {
-                OnConflict::Overwrite => Condition::Any,
-                OnConflict::KeepBoth | OnConflict::Fail => state.expects.clone(),
-            };
-            (self.job(file, &state, volume, key, expects.clone(), honoured), expects, state.stamp)
-        };
-        let len = job.len;
-        let origins: Vec<Origin> = job.origins().cloned().collect();
-        match upload(&job).await {
-            Ok(written) => {
-                self.committed(file, id, volume, key, len, stamp, &written.etag);
-                Ok(Saved::Here)
-            }
-            Err(error) => {
-                if let Some(gone) = lost_source(&origins, &error).await {
-                    return Err(file.without_source(&gone, error));
-                }
-                if !lost_race(volume, key, &expects, &error).await {
-                    return Err(error);
-                }
-                match self.landed(file, id, volume, key).await {
-                    Ok(true) => {
-                        let told = "an earlier save had succeeded";
-                        return Err(Error::new(Kind::Conflict, told).with_source(error));
-                    }
-                    Ok(false) => {}
-                    // Whose the object is shows at the next try.
-                    Err(unknown) => {
-                        tracing::warn!(key, error = %unknown.report(), "who was first cannot be told yet");
-                        let told = format!(
-                            "s3://{}/{key} is another version now; what was written here will be kept beside it, \
-                             unless it is an earlier save of this mount",
-                            volume.bucket
-                        );
-                        return Err(Error::new(Kind::Stale, told).with_source(error));
-                    }
-                }
-                if !job.has_gone() {
-                    return Err(self.keep_as_conflict_copy(file, volume, key, error).await);
-                }
-                self.stats.conflicts.add(1);
-                let copy = self.conflict_key(key);
-                let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
-                self.committed(file, id, volume, key, len, stamp, &written.etag);
-                tracing::warn!(key, copy, "another client was first; its version is in the copy");
-                Err(told)
-            }
-        }
-    }
-
-    /// Whether what is in S3 is what this mount, or the one before it, made and was not told of. Then the file goes on
-    /// from there.
-    pub(super) async fn landed(
-        &self,
-        file: &Arc<File>,
-        id: VolumeId,
-        volume: &Volume,
-        key: &str,
-    ) -> Result<bool> {
-        if !file.parts.has_attempts() {
-            return Ok(false);
-        }
-        let info = match volume.store.head(&volume.bucket, key, None).await {
-            Err(error) if error.is_not_found() => return Ok(false),
-            answer => answer?,
-        };
-        let landed = file
-            .parts
-            .landed(|made| made.is(&info) && made.place.bucket == volume.bucket && made.place.key == key);
-        let Some((stamp, object)) = landed else { return Ok(false) };
-        if file.etag().as_ref() == Some(&info.etag) {
-            return Ok(false);
-        }
-        tracing::info!(key, "what an earlier attempt saved is there");
-        self.committed(file, id, volume, key, object.size, stamp, &info.etag);
-        Ok(true)
-    }
-
-    /// S3 has everything up to `stamp`.
-    #[allow(clippy::too_many_arguments)]
-    fn committed(
-        &self,
-        file: &Arc<File>,
-        id: VolumeId,
-        volume: &Volume,
-        key: &str,
-        len: u64,
-        stamp: u64,
-        etag: &ETag,
-    ) {
-        self.stats.commits.add(1);
-        let object = volume.object(id.0, key, etag.clone(), len);
-        let (before, clean) = {
-            let mut state = lock(&file.state);
-            let before = state.object.as_ref().map(|o| o.id.etag.clone());
-            state.extents.clear(stamp, len);
-            if let Some(line) = &state.owing.line {
-                let object = self.base_of(&object);
-                if let Err(error) = line.append(|file| Record::Saved { file, stamp, object }) {
-                    // The next mount finds by its ETag that the object is ours.
-                    tracing::warn!(key, error = %error.report(), "that a file was saved could not be written down");
-                }
-            }
-            file.parts.saved();
-            state.object = Some(object);
-            state.saved_stamp = stamp;
-            state.fetched = false;
-            let left = len.min(state.extents.len());
-            state.ahead.saved(left);
-            if let Some(staging) = &state.staging {
-                staging.forget_gone();
-            }
-            state.expects = Condition::Matches(etag.clone());
-            let archived = is_archived(state.attributes.storage_class.as_deref(), false);
-            let clean = state.is_saved();
-            if clean {
-                // Nothing points into them any more.
-                state.drop_staging();
-                state.copies.clear();
-                state.owing.line = None;
-            }
-            // Before anybody sees the file saved: who opens it asks S3 then, and compares with what the tree says.
-            let facts = Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived };
-            self.tree().committed(file.ino, facts, self.clock.now());
-            (before, clean)
-        };
-        file.hold(self);
-        lock(&self.siblings).changed(id, key);
-        if clean {
-            // The kernel's pages hold what was written through it, over pages of the version before.
-            let mut pages = lock(&self.pages);
-            if pages.get(&file.ino).cloned() == before {
-                pages.put(file.ino, etag.clone());
-            } else {
-                pages.pop(&file.ino);
-            }
-        }
-    }
-
-    /// Where a conflict copy goes. No other one of this mount is there: two files of one name may lose at once.
-    fn conflict_key(&self, key: &str) -> String {
-        let now = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let after = |last: u64| now.max(last.saturating_add(1));
-        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
-        let last = self.last_conflict.fetch_update(set, get, |last| Some(after(last))).unwrap_or(0);
-        conflict_key(key, &self.options.host, after(last))
-    }
-
-    /// Another client was first: its object stays, and the bytes written here go beside it.
-    async fn keep_as_conflict_copy(
-        &self,
-        file: &Arc<File>,
-        volume: &Volume,
-        key: &str,
-        cause: Error,
-    ) -> Error {
-        self.stats.conflicts.add(1);
-        if self.options.on_conflict == OnConflict::Fail {
-            {
-                let mut state = lock(&file.state);
-                state.lost = true;
-                file.let_go_of_line(&mut state);
-            }
-            self.let_go(file);
-            let told = format!(
-                "another client changed s3://{}/{key} first; what was written here is dropped, as \
-                 --on-conflict=fail says",
-                volume.bucket
-            );
-            return Error::new(Kind::Stale, told).with_source(cause);
-        }
-        let copy = self.conflict_key(key);
-        let mut copied = false;
-        for _ in 0..COPY_ROUNDS_MAX {
-            let stamp = match self.write_conflict_copy(file, volume, key, &copy).await {
-                Ok(stamp) => stamp,
-                Err(error) => {
-                    tracing::error!(key, error = %error.report(), "a conflict copy could not be written yet");
-                    break;
-                }
-            };
-            let mut state = lock(&file.state);
-            // What was written meanwhile belongs into the copy too.
-            copied = state.stamp == stamp;
-            state.lost = copied;
-            if copied {
-                file.let_go_of_line(&mut state);
-                break;
-            }
-        }
-        if !copied {
-            let told = format!(
-                "another client changed s3://{}/{key} first; the bytes written here are kept and tried again",
-                volume.bucket
-            );
-            return Error::new(Kind::Stale, told).with_source(cause);
-        }
-        self.let_go(file);
-        tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
-        let told = format!(
-            "another client changed s3://{}/{key} first; the bytes written here are in {copy}",
-            volume.bucket
-        );
-        Error::new(Kind::Stale, told).with_source(cause)
-    }
-
-    /// Writes the copy; returns the stamp of the latest change in it.
-    ///
-    /// Where the version the bytes were written over is gone, what was not written here is taken from the
-    /// version that won.
-    async fn write_conflict_copy(&self, file: &File, volume: &Volume, key: &str, copy: &str) -> Result<u64> {
-        let (mut job, stamp) = {
-            let state = lock(&file.state);
-            let job = self.job(file, &state, volume, copy, Condition::Any, Conditions::NONE);
-            (Job { parts: Arc::default(), ..job }, state.stamp)
-        };
-        let reads_base = job.segments.iter().any(|segment| segment.what == What::Base);
-        if reads_base && let Some(base) = &mut job.base {
-            let current = match volume.store.head(&volume.bucket, key, None).await {
-                Ok(info) => Some(info),
-                Err(error) if error.is_not_found() => None,
-                Err(error) => return Err(error),
-            };
-            if current.as_ref().is_none_or(|info| info.etag != base.etag) {
-                let size = current.as_ref().map_or(0, |info| info.size);
-                job.segments = over_another_base(&job.segments, size);
-            }
-            if let Some(info) = current {
-                // Not where the base was, if a directory above was renamed since it was replaced.
-                *base = Base { bucket: volume.bucket.clone(), key: key.to_owned(), etag: info.etag };
-            }
-        }
-        upload(&job).await?;
-        Ok(stamp)
-    }
-
     /// Nobody gets at this content any more but through handles it is open on.
     pub(super) fn let_go(&self, file: &Arc<File>) {
         lock(&self.pages).pop(&file.ino);
@@ -1367,106 +1011,6 @@ impl Fs {
             tree.remove(parent, &name, self.clock.now());
             tree.forget_name(parent, &name);
         }
-    }
-
-    /// An upload of one part of a file that still wants it to leave.
-    pub(super) fn job_of_part(
-        &self,
-        file: &File,
-        volume: &Volume,
-        key: &str,
-        (number, range): (u16, ByteRange),
-    ) -> Option<Job> {
-        let state = lock(&file.state);
-        // A save may have come first.
-        let is_due = state.ahead.layout.is_some_and(|layout| layout.part_at(range.start()).0 == number);
-        if !is_due || state.orphan || state.lost || !state.extents.newest(range).1 {
-            return None;
-        }
-        let job = self.job(file, &state, volume, key, Condition::Any, Conditions::NONE);
-        Some(Job { segments: state.segments(range), ..job })
-    }
-
-    /// An upload of the file as it is now.
-    fn job(
-        &self,
-        file: &File,
-        state: &State,
-        volume: &Volume,
-        key: &str,
-        condition: Condition,
-        honoured: Conditions,
-    ) -> Job {
-        Job {
-            store: Arc::clone(&volume.store),
-            bucket: volume.bucket.clone(),
-            key: key.to_owned(),
-            attributes: typed(&state.attributes, key),
-            condition,
-            honoured,
-            len: state.extents.len(),
-            stamp: state.stamp,
-            begun_at: self.clock.wall(),
-            segments: state.all_segments(),
-            base: state.object.as_ref().map(|object| Base {
-                bucket: object.bucket.to_string(),
-                key: object.id.key.to_string(),
-                etag: object.id.etag.clone(),
-            }),
-            copies: state.copies.iter().map(Copied::origin).collect(),
-            staging: state.staging.clone(),
-            parts: Arc::clone(&file.parts),
-            layout: state.layout(&volume.part_rule),
-            rule: Arc::clone(&volume.part_rule),
-            lanes: state.behind.as_ref().map_or_else(|| self.lanes.clone(), |turn| self.lanes.behind(turn)),
-        }
-    }
-
-    /// Saves a closed file in the background, after a while, until it is saved. The caller's pin on the inode goes with it.
-    pub(super) fn save_in_background(self: &Arc<Self>, file: Arc<File>, after: Duration) {
-        let tried = {
-            let mut state = lock(&file.state);
-            if std::mem::replace(&mut state.retrying, true) {
-                drop(state);
-                self.tree().unpin(file.ino);
-                return;
-            }
-            state.last_error.is_some()
-        };
-        let (fs, hurry) = (Arc::downgrade(self), Arc::clone(&self.hurry));
-        tokio::spawn(async move {
-            let mut pause = RETRY_FIRST;
-            // Pages of a shared mapping may arrive after the last close: those were never tried.
-            if !tried && !after.is_zero() {
-                let _ = tokio::time::timeout(after, hurry.notified()).await;
-            }
-            let mut wait = tried;
-            while file.is_dirty() {
-                if std::mem::replace(&mut wait, true) {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                }
-                let Some(fs) = fs.upgrade() else { return };
-                let Ok(_turn) = fs.saving.acquire().await else { return };
-                {
-                    let mut state = lock(&file.state);
-                    state.behind = (state.awaited == 0).then(Turn::default);
-                }
-                if let Err(error) = fs.commit_in_time(&file).await {
-                    let path = fs.tree().path_of(file.ino);
-                    tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
-                }
-            }
-            {
-                let mut state = lock(&file.state);
-                state.retrying = false;
-                state.behind = None;
-            }
-            if let Some(fs) = fs.upgrade() {
-                fs.drop_if_unused(&file);
-                fs.tree().unpin(file.ino);
-            }
-        });
     }
 
     /// Forgets a file that is closed and saved.
@@ -1542,46 +1086,6 @@ impl Fs {
         }
         Ok(())
     }
-
-    /// Commits every file that S3 lacks something of; the first failure is returned after all were tried. Names that were
-    /// removed are gone from S3 too, or here again.
-    pub async fn flush_all(&self) -> Result<()> {
-        use futures::{FutureExt, StreamExt};
-        let files: Vec<Arc<File>> = lock(&self.files).all().filter(|f| f.is_dirty()).cloned().collect();
-        let drained = self.drain_all();
-        let mut first = Ok(());
-        // Boxed, because the compiler cannot see otherwise that the whole may move between threads.
-        let commits: Vec<_> = files.iter().map(|file| self.commit(file).boxed()).collect();
-        let mut commits = futures::stream::iter(commits).buffer_unordered(8);
-        while let Some(result) = commits.next().await {
-            if first.is_ok() {
-                first = result;
-            }
-        }
-        drained.await;
-        first
-    }
-
-    /// Files that S3 lacks something of.
-    pub fn pending(&self) -> Vec<Pending> {
-        let files: Vec<Arc<File>> = lock(&self.files).all().filter(|f| f.is_dirty()).cloned().collect();
-        files
-            .iter()
-            .map(|file| {
-                let held = file.parts.held();
-                let (bytes, sent_bytes, last_error) = {
-                    let state = lock(&file.state);
-                    let sent = held.iter().filter(|(range, sent, _)| {
-                        let (newest, all_written_here) = state.extents.newest(*range);
-                        all_written_here && newest <= *sent
-                    });
-                    let sent_bytes = sent.map(|(range, ..)| range.len()).sum();
-                    (state.extents.dirty_bytes(), sent_bytes, state.last_error.clone())
-                };
-                Pending { path: self.tree().path_of(file.ino), bytes, sent_bytes, last_error }
-            })
-            .collect()
-    }
 }
 
 /// A file that no commit is under way of, as long as this lives. Its name may be about to go: unless it does
@@ -1637,37 +1141,6 @@ impl Drop for Held {
     }
 }
 
-/// Whether a commit failed because another client was first. AWS answers 404 where an object that was to be replaced
-/// is gone; so does it for an upload or a part's source that is.
-async fn lost_race(volume: &Volume, key: &str, expects: &Condition, error: &Error) -> bool {
-    match (error.kind(), expects) {
-        (Kind::AlreadyExists | Kind::Stale, _) => true,
-        (Kind::NotFound, Condition::Matches(expected)) => {
-            match volume.store.head(&volume.bucket, key, None).await {
-                Ok(info) => info.etag != *expected,
-                Err(error) => error.is_not_found(),
-            }
-        }
-        _ => false,
-    }
-}
-
-/// The same runs where only the first `size` bytes of the base are there; the rest of them are zeros.
-pub(super) fn over_another_base(segments: &[Segment], size: u64) -> Vec<Segment> {
-    let mut runs = Vec::with_capacity(segments.len() + 1);
-    for segment in segments {
-        if segment.what != What::Base {
-            runs.push(*segment);
-            continue;
-        }
-        let (start, end) = (segment.range.start(), segment.range.end());
-        let cut = size.clamp(start, end);
-        runs.extend(ByteRange::new(start, cut).map(|range| Segment { range, what: What::Base }));
-        runs.extend(ByteRange::new(cut, end).map(|range| Segment { range, what: What::Zero(0) }));
-    }
-    runs
-}
-
 fn zeros(len: u64) -> Bytes {
     // A kernel read is at most 1 MiB, so one static run of zeros serves them all.
     static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
@@ -1675,40 +1148,5 @@ fn zeros(len: u64) -> Bytes {
         Ok(len) if len <= ZEROS.len() => Bytes::from_static(&ZEROS[..len]),
         Ok(len) => Bytes::from(vec![0; len]),
         Err(_) => Bytes::new(),
-    }
-}
-
-/// What is stored beside the bytes; a new object's type is what its name says.
-pub(super) fn typed(attributes: &Attributes, key: &str) -> Attributes {
-    let guess = || mime_guess::from_path(key).first_raw().map(str::to_owned);
-    let content_type = attributes.content_type.clone().or_else(guess);
-    Attributes { content_type, ..attributes.clone() }
-}
-
-/// `dir/NAME.conflict-HOST-MILLISECONDS`, within S3's limits.
-fn conflict_key(key: &str, host: &str, millis: u64) -> String {
-    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
-    let suffix = format!(".conflict-{host}-{millis}");
-    let (dir, name) = key.rsplit_once('/').map_or(("", key), |(dir, name)| (dir, name));
-    let room = 255usize.saturating_sub(suffix.len());
-    let mut end = name.len().min(room);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    let separator = if dir.is_empty() && !key.starts_with('/') { "" } else { "/" };
-    format!("{dir}{separator}{}{suffix}", &name[..end])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_conflict_copy_stays_in_its_directory_and_within_a_name() {
-        let at = 5000;
-        assert_eq!(conflict_key("a/b.txt", "h_1", at), "a/b.txt.conflict-h1-5000");
-        assert_eq!(conflict_key("b", "h", at), "b.conflict-h-5000");
-        let long = conflict_key(&format!("d/{}", "é".repeat(127)), "h", at);
-        assert!(long.len() <= 257 && long.starts_with("d/é"));
     }
 }
