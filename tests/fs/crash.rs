@@ -469,6 +469,33 @@ fn a_journaled_close_returns_before_s3_has_it_and_fsync_does_not() {
     });
 }
 
+/// D6: "of a directory, that the files closed in it are there".
+#[test]
+fn fsync_of_a_directory_waits_for_what_was_closed_in_it() {
+    const NEVER: Duration = Duration::from_secs(24 * 3600);
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), NEVER, false);
+        client.mkdir("d").await.unwrap();
+        let dir = client.walk("d").await.unwrap().ino;
+        client.mkdir("d/sub").await.unwrap();
+        for name in ["d/a", "d/b", "d/sub/c", "e"] {
+            client.write(name, b"bytes").await.unwrap();
+        }
+        let open = client.open("d/open", REWRITE).await.unwrap();
+        client.fs.write(open.1, 0, b"bytes").await.unwrap();
+        client.store.refuse("PutObject", Kind::AccessDenied, When::Before);
+        assert_eq!(kind_of(client.fs.fsyncdir(dir).await), Kind::AccessDenied);
+        client.store.refuse_nothing();
+        client.fs.fsyncdir(dir).await.unwrap();
+        assert_eq!(client.keys().await, ["d/", "d/a", "d/b", "d/sub/"]);
+        client.close(open).await.unwrap();
+        client.fs.fsyncdir(dir).await.unwrap();
+        assert_eq!(client.keys().await, ["d/", "d/a", "d/b", "d/open", "d/sub/"]);
+        assert_eq!(client.fs.pending().len(), 2);
+    });
+}
+
 /// D6: "a loss of power does not lose them either": of small files all that is synced is the journal.
 #[test]
 fn what_closing_small_files_has_acknowledged_is_in_the_journal_alone() {

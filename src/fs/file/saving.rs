@@ -13,7 +13,7 @@ use crate::fs::namespace::Shared;
 use crate::fs::volume::Volume;
 use crate::fs::{Fs, OnConflict, lock};
 use crate::s3::{Attributes, Condition, is_archived, watch};
-use crate::tree::{Facts, VolumeId};
+use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::Record;
 use crate::write::{Base, Conditions, Job, Origin, Segment, What, upload};
 
@@ -479,9 +479,26 @@ impl Fs {
     /// Commits every file that S3 lacks something of; the first failure is returned after all were tried. Names that were
     /// removed are gone from S3 too, or here again.
     pub async fn flush_all(&self) -> Result<()> {
-        use futures::{FutureExt, StreamExt};
         let files: Vec<Arc<File>> = lock(&self.files).all().filter(|f| f.is_dirty()).cloned().collect();
         let drained = self.drain_all();
+        let first = self.commit_all(&files).await;
+        drained.await;
+        first
+    }
+
+    /// Commits files that are closed, in a directory, and not in S3 yet; as [`Fs::flush_all`] does.
+    pub(in crate::fs) async fn flush_closed_in(&self, dir: Ino) -> Result<()> {
+        let mut files: Vec<Arc<File>> = lock(&self.files).current().cloned().collect();
+        files.retain(|file| file.is_dirty() && !file.is_open());
+        let is_in_it =
+            |file: &Arc<File>| self.tree().link_of(file.ino).is_some_and(|(parent, _)| parent == dir);
+        files.retain(is_in_it);
+        self.commit_all(&files).await
+    }
+
+    /// The first failure is returned after all were tried.
+    async fn commit_all(&self, files: &[Arc<File>]) -> Result<()> {
+        use futures::{FutureExt, StreamExt};
         let mut first = Ok(());
         // Boxed, because the compiler cannot see otherwise that the whole may move between threads.
         let commits: Vec<_> = files.iter().map(|file| self.commit(file).boxed()).collect();
@@ -491,7 +508,6 @@ impl Fs {
                 first = result;
             }
         }
-        drained.await;
         first
     }
 
