@@ -51,7 +51,9 @@
 //! answered 200, everything up to the commit's stamp is clean, the journal hears of it, and the tree learns the new
 //! ETag. On failure nothing was forgotten.
 //!
-//! With `--durability=journal`, `close` waits until the staging file and the journal are on the local disk instead.
+//! With `--durability=journal`, `close` waits until the staging file and the journal are on the local disk instead; of a
+//! small file the journal has the bytes as well, and is all that is waited for. Its upload begins a little later, and never
+//! if the file is gone by then.
 //! What a mount still owed when it ended, however it did, the next one takes up: the files are in the tree again, with
 //! their extents and staging files, and are committed in the background.
 //!

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, SMALL_FILE_MAX};
 use crate::s3::{Condition, ListRequest, PutRequest};
 use crate::tree::keys::Name;
-use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, VolumeId};
 use crate::write::head_with_tags;
 
 /// How often an open asks again because the object was replaced meanwhile.
@@ -440,6 +440,17 @@ impl Fs {
     pub async fn fsync(&self, fh: u64) -> Result<()> {
         let handle = self.handles.file(fh)?;
         self.commit(&handle.file).await
+    }
+
+    /// fsync(2) of a directory: the files in it that were closed are in S3, and every name removed on the mount so far is
+    /// gone from there; or this tells why one of the directory is not.
+    pub async fn fsyncdir(&self, dir: Ino) -> Result<()> {
+        let place = self.tree().dir_place(dir);
+        let Ok(DirPlace::In { volume, .. }) = place else { return Ok(()) };
+        let volume = self.volume(volume)?;
+        let saved = self.flush_closed_in(dir).await;
+        self.drain(&volume).await?;
+        self.take_failure(&volume, dir).map_or(saved, Err)
     }
 
     /// The last descriptor of a handle is gone. What its close could not save is tried again in the

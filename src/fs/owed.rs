@@ -191,11 +191,7 @@ impl Fs {
         let removed: HashSet<FileId> = deletes.iter().filter_map(|(_, _, doomed)| doomed.file).collect();
         self.take_up_deletes(deletes, &mut taken).await;
         for file in files {
-            if removed.contains(&file.file) {
-                self.drop_file(file);
-                continue;
-            }
-            if self.was_replaced(&file).await {
+            if removed.contains(&file.file) || self.was_replaced(&file).await {
                 self.drop_file(file);
                 continue;
             }

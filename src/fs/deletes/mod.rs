@@ -30,7 +30,7 @@ use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
 use crate::s3::DeleteKey;
 use crate::tree::keys::{DirKey, Name};
-use crate::tree::{DirPlace, Ino, VolumeId};
+use crate::tree::{Ino, VolumeId};
 use crate::write::delete_objects;
 use crate::write::journal::{IntentId, Record};
 
@@ -220,17 +220,6 @@ impl Fs {
         } else if is_full {
             volume.deletes.changes.send_replace(());
         }
-    }
-
-    /// fsync(2) of a directory: the files in it that were closed are in S3, and every name removed on the mount so far is
-    /// gone from there; or this tells why one of the directory is not.
-    pub async fn fsyncdir(&self, dir: Ino) -> Result<()> {
-        let place = self.tree().dir_place(dir);
-        let Ok(DirPlace::In { volume, .. }) = place else { return Ok(()) };
-        let volume = self.volume(volume)?;
-        let saved = self.flush_closed_in(dir).await;
-        self.drain(&volume).await?;
-        self.take_failure(&volume, dir).map_or(saved, Err)
     }
 
     /// Waits, as long as an operation may, until no delete of the volume is left.

@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::{File, State};
-use crate::base::ByteRange;
-use crate::base::{ETag, Turn};
+use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::fs::copy::{Copied, lost_source};
 use crate::fs::namespace::Shared;

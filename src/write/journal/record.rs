@@ -159,7 +159,7 @@ pub enum Record {
         file: FileId,
         sums: Vec<Sum>,
     },
-    /// The same, and here they are as well: the staging file needs no sync of its own for them.
+    /// Bytes that were written, as in `Wrote`, and here they are as well: the staging file needs no sync of its own for them.
     Inlined {
         file: FileId,
         range: ByteRange,
