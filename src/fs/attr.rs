@@ -48,18 +48,20 @@ const DIR_SIZE: u64 = 4096;
 impl Fs {
     /// The attributes of an entry: what S3 said, under what was written and set here.
     pub(super) fn attr_of(&self, entry: &Entry) -> Attr {
+        let unsaved = match entry.is_dir() {
+            true => None,
+            false => lock(&self.files).get(entry.ino).cloned().and_then(|file| file.unsaved()),
+        };
+        // What was unsaved when the entry was read may have been saved since, and then the entry is of the version before.
+        let read_again = unsaved.is_none().then(|| self.tree().entry(entry.ino).ok()).flatten();
+        let entry = read_again.as_ref().unwrap_or(entry);
         let ttl = self.options.ttl;
         let left = entry.believed.left(self.clock.now(), ttl);
-        let (is_dir, size, mtime, ttl) = match &entry.found {
-            Found::Dir { marker } => (true, DIR_SIZE, marker.unwrap_or(self.mounted_at), left),
-            Found::File(facts) => {
-                let open = lock(&self.files).get(entry.ino).cloned();
-                match open.and_then(|file| file.unsaved()) {
-                    // What is written here and not saved is nobody else's.
-                    Some((len, written_at)) => (false, len, written_at, ttl),
-                    None => (false, facts.size, facts.mtime, left),
-                }
-            }
+        let (is_dir, size, mtime, ttl) = match (&entry.found, unsaved) {
+            (Found::Dir { marker }, _) => (true, DIR_SIZE, marker.unwrap_or(self.mounted_at), left),
+            // What is written here and not saved is nobody else's.
+            (Found::File(_), Some((len, written_at))) => (false, len, written_at, ttl),
+            (Found::File(facts), None) => (false, facts.size, facts.mtime, left),
         };
         let mtime = entry.changes.mtime.unwrap_or(mtime);
         let default_mode = if is_dir { self.options.dir_mode } else { self.options.file_mode };

@@ -418,3 +418,31 @@ fn an_open_by_the_inode_that_lost_its_name_is_stale() {
         assert_eq!(client.read("f").await.unwrap(), b"theirs");
     });
 }
+
+/// `scripts/crash --seed 13281`: a program that read a file while it was saved got its old length, and no byte behind it.
+#[test]
+fn a_size_that_is_asked_for_while_the_file_is_saved_is_never_an_older_one() {
+    const ROUNDS: u64 = 2_000;
+    let client = block_on(async { Client::new() });
+    block_on(client.put_object("f", b""));
+    let ino = block_on(client.fs.lookup(ROOT, OsStr::new("f"))).unwrap().ino;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for round in 0..ROUNDS {
+                block_on(async {
+                    let file = client.open("f", WRITE).await.unwrap();
+                    client.fs.write(file.1, round, b"x").await.unwrap();
+                    client.close(file).await.unwrap();
+                });
+            }
+        });
+        let mut latest = 0;
+        while !writer.is_finished() {
+            let size = client.fs.getattr_now(ino).map_or(latest, |attr| attr.unwrap().size);
+            assert!(size >= latest, "{size} after {latest}");
+            latest = size;
+        }
+    });
+    assert_eq!(block_on(client.fs.getattr(ino)).unwrap().size, ROUNDS);
+    client.fs.forget(ino, 1);
+}
