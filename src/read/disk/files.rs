@@ -149,8 +149,9 @@ impl Files {
         let missing = self.missing(place, runs)?;
         let Some(needed) = self.needed(place, &missing)? else { return Ok(0) };
         let Some(_writing) = self.reserve(place, &dir, needed)? else { return Ok(0) };
-        let index = self.index_for_writing(place)?;
+        // In this order: who finds marks without a file of bytes takes them away.
         let data = self.data_for_writing(place)?;
+        let index = self.index_for_writing(place)?;
         for run in &missing {
             data.write_all_at(&run.bytes, run.first * BLOCK_BYTES)?;
             // After the bytes: a mark whose bytes never arrived does not fit them, so nothing needs a sync.

@@ -147,6 +147,20 @@ fn blocks_survive_a_restart_and_are_shared_by_mounts() {
 }
 
 #[test]
+fn what_is_looked_for_while_it_is_written_is_here_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), 1000 * MIB);
+    let objects: Vec<Object> = (0..300).map(|n| object(&format!("o{n}"), 100_000)).collect();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| objects.iter().for_each(|object| bench.fill(object)));
+        for object in &objects {
+            while !bench.has(object) && !writer.is_finished() {}
+        }
+    });
+    assert!(objects.iter().all(|object| bench.has(object)));
+}
+
+#[test]
 fn a_block_that_is_here_is_not_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::open(dir.path(), 100 * MIB);
