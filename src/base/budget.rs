@@ -2,14 +2,26 @@
 //!
 //! One budget serves everybody who holds bytes: reads in flight, blocks that are kept, uploads. Who keeps bytes only
 //! because nobody else wanted them waits for [`Budget::pressed`] and lets go of what others ask for.
+//!
+//! [`Buffer`]s that are done with stay with the budget for whoever wants one next, until anybody else wants their bytes:
+//! memory that the kernel hands out anew is cleared and mapped page by page, which is up to a quarter of what it costs to
+//! send the parts of a large file.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// One permit stands for this many bytes, so that a semaphore's 2^29 permits cover 2 TiB.
 const UNIT_BYTES: u64 = 4096;
+/// Smaller buffers are not kept: the allocator has their memory at hand.
+const IDLE_MIN_BYTES: usize = 1 << 20;
+/// What buffers that nobody has take at most, as a share of the budget.
+const IDLE_SHARE: u64 = 8;
+/// A buffer serves whoever wants at least so much of it, as a share.
+const IDLE_USE: usize = 2;
 
 /// A number of bytes that may be held at once. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,6 +38,52 @@ struct Inner {
     /// What those who wait ask for.
     wanted_bytes: AtomicU64,
     pressure: Notify,
+    /// Buffers that nobody has, the one used last at the back.
+    idle: Mutex<VecDeque<Memory>>,
+}
+
+/// Memory with its share of the budget.
+#[derive(Debug)]
+struct Memory {
+    bytes: Vec<u8>,
+    grant: Grant,
+}
+
+/// Memory for bytes, in a budget. It goes back there when it is dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    /// There until it is dropped.
+    memory: Option<Memory>,
+    len: usize,
+    inner: Arc<Inner>,
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.memory.as_ref().map_or(&[], |memory| &memory.bytes[..self.len])
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.memory.as_mut().map_or(&mut [], |memory| &mut memory.bytes[..self.len])
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.inner.keep(memory);
+        }
+    }
 }
 
 /// A share of a budget; dropping it gives the bytes back.
@@ -74,6 +132,7 @@ impl Budget {
                 single_max_bytes: limit_bytes.saturating_sub(held_bytes),
                 wanted_bytes: AtomicU64::new(0),
                 pressure: Notify::new(),
+                idle: Mutex::default(),
             }),
         }
     }
@@ -84,7 +143,9 @@ impl Budget {
 
     /// Bytes nobody holds now.
     pub fn free_bytes(&self) -> u64 {
-        self.inner.permits.available_permits() as u64 * UNIT_BYTES
+        // Under the lock, so that a buffer that changes hands is counted once.
+        let idle = self.inner.idle();
+        self.inner.permits.available_permits() as u64 * UNIT_BYTES + idle_bytes(&idle)
     }
 
     /// Bytes that waiters lack.
@@ -101,6 +162,8 @@ impl Budget {
         let bytes = u64::from(self.units(bytes)) * UNIT_BYTES;
         self.inner.wanted_bytes.fetch_add(bytes, Ordering::Relaxed);
         let _wanting = Wanting(&self.inner, bytes);
+        // From here on none is kept.
+        self.inner.idle().clear();
         self.inner.pressure.notify_one();
         let permit = Arc::clone(&self.inner.permits)
             .acquire_many_owned(self.units(bytes))
@@ -111,8 +174,25 @@ impl Budget {
 
     /// Takes `bytes` if they are free now.
     pub fn try_take(&self, bytes: u64) -> Option<Grant> {
-        let permit = Arc::clone(&self.inner.permits).try_acquire_many_owned(self.units(bytes)).ok()?;
-        Some(Grant { permit })
+        let units = self.units(bytes);
+        loop {
+            if let Ok(permit) = Arc::clone(&self.inner.permits).try_acquire_many_owned(units) {
+                return Some(Grant { permit });
+            }
+            self.inner.idle().pop_front()?;
+        }
+    }
+
+    /// Waits for a buffer of `len` bytes. What is in it is whatever was there before: its user writes all of it.
+    pub async fn buffer(&self, len: usize) -> Buffer {
+        let memory = match self.inner.idle_of(len) {
+            Some(memory) => memory,
+            None => {
+                let grant = self.take(len as u64).await;
+                Memory { bytes: vec![0; len], grant }
+            }
+        };
+        Buffer { memory: Some(memory), len, inner: Arc::clone(&self.inner) }
     }
 
     /// Waits until somebody has to wait for bytes.
@@ -126,9 +206,96 @@ impl Budget {
     }
 }
 
+impl Inner {
+    /// A buffer that nobody has and that is not much larger than that.
+    fn idle_of(&self, len: usize) -> Option<Memory> {
+        let mut idle = self.idle();
+        let fits = |memory: &Memory| (len..=len.saturating_mul(IDLE_USE)).contains(&memory.bytes.len());
+        let at = idle.iter().rposition(fits)?;
+        idle.remove(at)
+    }
+
+    /// Keeps memory for the next one who wants a buffer, as long as nobody waits for its bytes.
+    fn keep(&self, memory: Memory) {
+        if memory.bytes.len() < IDLE_MIN_BYTES {
+            return;
+        }
+        let mut idle = self.idle();
+        idle.push_back(memory);
+        while idle_bytes(&idle) > self.limit_bytes / IDLE_SHARE {
+            idle.pop_front();
+        }
+        if self.wanted_bytes.load(Ordering::Relaxed) > 0 {
+            idle.clear();
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Memory>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn idle_bytes(idle: &VecDeque<Memory>) -> u64 {
+    idle.iter().map(|memory| memory.grant.permit.num_permits() as u64 * UNIT_BYTES).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
+
+    const MIB: usize = 1 << 20;
+
+    fn buffer(budget: &Budget, len: usize) -> Buffer {
+        budget.buffer(len).now_or_never().expect("there is room")
+    }
+
+    #[test]
+    fn a_buffer_s_memory_serves_the_next_one_of_about_its_size() {
+        let budget = Budget::new(64 << 20);
+        let mut first = buffer(&budget, 4 * MIB);
+        first.fill(7);
+        assert_eq!(budget.free_bytes(), 60 << 20);
+        drop(first);
+        assert_eq!(budget.free_bytes(), 64 << 20, "it is anybody's");
+        let large = buffer(&budget, 5 * MIB);
+        assert!(large.iter().all(|byte| *byte == 0), "too large for it");
+        let small = buffer(&budget, MIB);
+        assert!(small.iter().all(|byte| *byte == 0), "too small to use that much");
+        let about = buffer(&budget, 3 * MIB);
+        assert_eq!(about.len(), 3 * MIB);
+        assert!(about.iter().all(|byte| *byte == 7));
+        assert_eq!(budget.free_bytes(), (64 - 5 - 1 - 4) << 20, "it holds what it did");
+    }
+
+    #[test]
+    fn what_nobody_has_is_a_bounded_share_of_the_budget() {
+        let budget = Budget::new(64 << 20);
+        let many: Vec<Buffer> = (0..10).map(|_| buffer(&budget, 2 * MIB)).collect();
+        let small: Vec<Buffer> = (0..10).map(|_| buffer(&budget, MIB / 2)).collect();
+        drop((many, small));
+        assert_eq!(budget.inner.idle().len(), 4, "an eighth");
+        assert_eq!(budget.free_bytes(), 64 << 20);
+    }
+
+    #[tokio::test]
+    async fn whoever_wants_bytes_gets_those_of_buffers_that_nobody_has() {
+        let budget = Budget::new(16 << 20);
+        drop(buffer(&budget, 2 * MIB));
+        let all = budget.try_take(16 << 20).expect("all of it is free");
+        let next = budget.buffer(2 * MIB);
+        tokio::pin!(next);
+        assert!(next.as_mut().now_or_never().is_none());
+        drop(all);
+        let next = next.await;
+        let waiting = budget.take(16 << 20);
+        tokio::pin!(waiting);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop(next);
+        drop(waiting.now_or_never().expect("it is not kept from who waits"));
+        drop(buffer(&budget, 2 * MIB));
+        assert!(budget.take(15 << 20).now_or_never().is_some());
+    }
 
     #[test]
     fn a_grant_gives_its_bytes_back() {

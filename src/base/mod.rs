@@ -8,7 +8,7 @@ mod policy;
 mod range;
 mod size;
 
-pub use budget::{Budget, Grant};
+pub use budget::{Budget, Buffer, Grant};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use gate::{Gate, Pass, Priority, Turn};
 pub use policy::{Durability, Exclusive, OnConflict, Passthrough, Sse, StagingPlace};

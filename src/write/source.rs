@@ -8,8 +8,8 @@ use futures::StreamExt;
 use super::extents::{RUN_END_BYTES, What};
 use super::staging::Staging;
 use super::upload::{Base, Origin};
-use crate::base::ByteRange;
 use crate::base::crc::{crc64, joined, of_zeros};
+use crate::base::{Budget, ByteRange};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Body, GetRequest, Payload, Store};
 
@@ -20,10 +20,8 @@ const WHOLE_MAX_BYTES: u64 = 64 << 20;
 /// whole run.
 const STEP_BYTES: u64 = RUN_END_BYTES;
 
-/// How much memory it takes to send a part: of a larger one, a step that the connection has and the next one.
-pub(super) fn held_bytes(part: ByteRange) -> u64 {
-    if part.len() <= WHOLE_MAX_BYTES { part.len() } else { 2 * STEP_BYTES }
-}
+/// The memory that takes: a step that the connection has, and the next one.
+const HELD_BYTES: u64 = 2 * STEP_BYTES;
 
 /// Where the bytes of a range are.
 pub(super) struct Source {
@@ -36,12 +34,14 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// What is to be sent of a range, and its sum: of written bytes the one that was taken when they were written.
-    pub(super) async fn payload(self, range: ByteRange) -> Result<(Payload, u64)> {
+    /// What is to be sent of a range, and its sum: of written bytes the one that was taken when they were written. As long
+    /// as it is there it holds the memory that it takes to send it.
+    pub(super) async fn payload(self, range: ByteRange, budget: &Budget) -> Result<(Payload, u64)> {
         if range.len() <= WHOLE_MAX_BYTES {
-            let (bytes, crc) = self.read(range).await?;
+            let (bytes, crc) = self.read(range, budget).await?;
             return Ok((bytes.into(), crc));
         }
+        let grant = budget.take(HELD_BYTES).await;
         let (mut sums, mut crc) = (Vec::new(), 0);
         for step in steps(range) {
             let of_step = self.sum(step).await?;
@@ -50,29 +50,40 @@ impl Source {
         }
         let source = Arc::new(self);
         let open = move || -> Body {
+            let _held = &grant;
             let source = Arc::clone(&source);
             Box::pin(futures::stream::iter(sums.clone()).then(move |(step, sum)| {
                 let source = Arc::clone(&source);
                 async move {
-                    let (bytes, is) = source.read(step).await?;
-                    if is == sum { Ok(bytes) } else { Err(changed(step)) }
+                    let mut bytes = vec![0; index(step.len())];
+                    let is = source.fill(&mut bytes, step).await?;
+                    if is == sum { Ok(bytes.into()) } else { Err(changed(step)) }
                 }
             }))
         };
         Ok((Payload::in_steps(range.len(), open), crc))
     }
 
-    /// The bytes of a range, and their sum.
-    pub(super) async fn read(&self, range: ByteRange) -> Result<(Bytes, u64)> {
+    /// The bytes of a range in memory, and their sum.
+    pub(super) async fn read(&self, range: ByteRange, budget: &Budget) -> Result<(Bytes, u64)> {
         let length = usize::try_from(range.len())
             .map_err(|_| Error::new(Kind::TooLarge, "the part does not fit in memory"))?;
-        let mut buffer = vec![0u8; length];
+        let mut buffer = budget.buffer(length).await;
+        let crc = self.fill(&mut buffer, range).await?;
+        Ok((Bytes::from_owner(buffer), crc))
+    }
+
+    /// Fills a buffer with a range, whatever was in it; returns the sum.
+    async fn fill(&self, buffer: &mut [u8], range: ByteRange) -> Result<u64> {
         let mut crc = 0;
         for (run, what) in self.runs(range)? {
             let from = run.start() - range.start();
             let target = &mut buffer[index(from)..index(from + run.len())];
             let of_run = match (what, &self.staging) {
-                (What::Zero(_), _) => of_zeros(run.len()),
+                (What::Zero(_), _) => {
+                    target.fill(0);
+                    of_zeros(run.len())
+                }
                 (What::Staged(_), Some(staging)) => {
                     staging.read_whole(target, run.start())?.ok_or_else(without)?
                 }
@@ -83,7 +94,7 @@ impl Source {
             };
             crc = joined(crc, of_run, run.len());
         }
-        Ok((buffer.into(), crc))
+        Ok(crc)
     }
 
     /// The sum of a range. What was written is not read for it, but for runs that go on beyond the range; what an object
@@ -305,7 +316,7 @@ mod tests {
     async fn a_large_part_is_read_in_small_steps_and_its_sum_is_known_before() {
         let Case { job, expected, store } = case(&Budget::new(1 << 30)).await;
         let range = part(1);
-        let (payload, crc) = job.source(range).payload(range).await.unwrap();
+        let (payload, crc) = job.source(range).payload(range, &job.lanes.budget).await.unwrap();
         assert_eq!(crc, crc64(&expected[..index(PART)]));
         store.clear_calls();
         let steps: Vec<usize> = payload_steps(&payload).await.unwrap();
@@ -328,11 +339,11 @@ mod tests {
         let Case { job, mut expected, .. } = case(&Budget::new(1 << 30)).await;
         let staging = job.staging.clone().unwrap();
         let range = part(1);
-        let (payload, _) = job.source(range).payload(range).await.unwrap();
+        let (payload, _) = job.source(range).payload(range, &job.lanes.budget).await.unwrap();
         write(&staging, b"later", 10 * MIB);
         expected[index(10 * MIB)..][..5].copy_from_slice(b"later");
         assert_eq!(payload.bytes().await.unwrap_err().kind(), Kind::Conflict);
-        let (payload, crc) = job.source(range).payload(range).await.unwrap();
+        let (payload, crc) = job.source(range).payload(range, &job.lanes.budget).await.unwrap();
         assert_eq!(crc, crc64(&expected[..index(PART)]));
         assert!(payload.bytes().await.unwrap() == expected[..index(PART)]);
     }
@@ -345,7 +356,7 @@ mod tests {
         let Case { job, .. } = case(&Budget::new(1 << 30)).await;
         let segments = vec![crate::write::Segment { range: part(1), what: What::Staged(3) }];
         let job = Job { segments, staging: Some(Arc::new(staging)), ..job };
-        let (payload, _) = job.source(part(1)).payload(part(1)).await.unwrap();
+        let (payload, _) = job.source(part(1)).payload(part(1), &job.lanes.budget).await.unwrap();
         let file = std::fs::File::options().write(true).open(dir.path().join("s")).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 20 * MIB).unwrap();
         let steps = payload.steps().collect::<Vec<_>>().await;

@@ -11,7 +11,7 @@ use super::extents::{Segment, What};
 use super::journal::{BaseObject, FileId, Journal, Place, Record};
 use super::parts::{Line, Parts};
 use super::plan::{Layout, PartPlan, Plan, Sizes, plan, plan_without_copies};
-use super::source::{Source, held_bytes};
+use super::source::Source;
 use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
 use crate::error::{Error, Kind, Result};
@@ -368,7 +368,6 @@ async fn copy_whole(job: &Job, origin: &Origin) -> Result<Written> {
 }
 
 async fn put(job: &Job) -> Result<Written> {
-    let _grant = job.lanes.budget.take(job.len).await;
     for _ in 1..SENDS_MAX {
         match put_once(job).await {
             Err(error) if error.kind() == Kind::Corrupt => again(job, &error),
@@ -380,7 +379,7 @@ async fn put(job: &Job) -> Result<Written> {
 
 async fn put_once(job: &Job) -> Result<Written> {
     let (body, crc) = match ByteRange::new(0, job.len) {
-        Some(whole) => job.source(whole).read(whole).await?,
+        Some(whole) => job.source(whole).read(whole, &job.lanes.budget).await?,
         None => (Bytes::new(), 0),
     };
     let checksum = checksum_from(crc);
@@ -512,7 +511,6 @@ async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> R
     {
         return Ok(there);
     }
-    let _grant = job.lanes.budget.take(held_bytes(part.range)).await;
     let mut sends = 1;
     let sent = loop {
         match send_once(job, upload, part.range, number).await {
@@ -530,7 +528,7 @@ async fn send_part(job: &Job, upload: &Upload, part: PartPlan, number: u16) -> R
 }
 
 async fn send_once(job: &Job, upload: &Upload, range: ByteRange, number: u16) -> Result<Part> {
-    let (payload, crc) = job.source(range).payload(range).await?;
+    let (payload, crc) = job.source(range).payload(range, &job.lanes.budget).await?;
     let checksum = checksum_from(crc);
     let sending = job.store.upload_part(upload, number, payload, Some(checksum.clone()));
     let sent = job.lanes.send(sending).await?;
