@@ -81,6 +81,8 @@ struct Inner {
 pub(super) struct ClientSettings {
     /// Whether an endpoint was given. It has one region, whatever was guessed.
     pub(super) own_endpoint: bool,
+    /// Whether bodies are a part of what is signed, because they could be changed on their way.
+    pub(super) signs_bodies: bool,
     pub(super) requester_pays: bool,
     /// Encrypts what is written, and what was.
     pub(super) customer_key: Option<CustomerKey>,
@@ -162,6 +164,12 @@ impl Client {
 
     fn payer(&self) -> Option<RequestPayer> {
         self.inner.settings.requester_pays.then_some(RequestPayer::Requester)
+    }
+
+    /// Whether the SHA-256 of a body is to be a part of the signature. It takes half of what an upload costs, and what
+    /// nobody can change on its way is held to the checksum that is signed.
+    fn signs_body(&self, checksum: &Option<Checksum>) -> bool {
+        self.inner.settings.signs_bodies || checksum.is_none()
     }
 
     fn customer_key(&self) -> Option<&CustomerKey> {
@@ -718,12 +726,13 @@ impl Store for Client {
                         .body(ByteStream::from(request.body.clone()));
                     let put = add_attributes!(put, &request.attributes);
                     let put = add_again!(put, &Again::of(&request.attributes), self.customer_key());
-                    let put = add_checksum!(put, sent.clone());
+                    let put = add_checksum!(put, sent.clone()).customize();
+                    let put = if self.signs_body(sent) { put } else { put.disable_payload_signing() };
                     async move {
                         if size < WATCHED_FROM_BYTES {
                             return put.send().await;
                         }
-                        self.patiently(put.customize().config_override(Self::no_deadlines()).send()).await
+                        self.patiently(put.config_override(Self::no_deadlines()).send()).await
                     }
                 });
                 Ok((answer.await?, checksum))
@@ -1022,8 +1031,10 @@ impl Store for Client {
                                 .set_request_payer(self.payer())
                                 .body(ByteStream::new(body.for_sdk()));
                             let part = add_checksum!(part, checksum.clone());
-                            let part = add_key!(part, self.customer_key());
-                            self.patiently(part.customize().config_override(Self::no_deadlines()).send())
+                            let part = add_key!(part, self.customer_key()).customize();
+                            let part =
+                                if self.signs_body(checksum) { part } else { part.disable_payload_signing() };
+                            self.patiently(part.config_override(Self::no_deadlines()).send())
                         })
                         .await?;
                     Ok((answer, checksum.clone()))

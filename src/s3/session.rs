@@ -468,6 +468,7 @@ impl Session {
     fn make_client(&self, region: &str) -> Client {
         let inner = &self.inner;
         let endpoint = self.endpoint_url();
+        let signs_bodies = endpoint.as_deref().is_some_and(is_overheard);
         let path_style = match inner.config.path_style.unwrap_or_default() {
             PathStyle::On => true,
             PathStyle::Off => false,
@@ -506,6 +507,7 @@ impl Session {
             Box::new(make_http),
             ClientSettings {
                 own_endpoint: !self.is_aws(),
+                signs_bodies,
                 requester_pays: inner.config.requester_pays.unwrap_or(false),
                 customer_key: inner.customer_key.clone(),
                 timeout: inner.timeout,
@@ -619,6 +621,9 @@ fn described(value: &str, source: &str) -> Described {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::s3::PutRequest;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     #[test]
     fn what_is_sent_over_plain_http_to_another_machine_is_overheard() {
@@ -672,6 +677,53 @@ mod tests {
         );
         assert!(!text.contains("secret"), "{text}");
         assert_eq!(session.reach(), "work@http://127.0.0.1:9");
+    }
+
+    /// The head of the request that puts an object, where its server is known by this name.
+    async fn put_to(host: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{host}:{}", listener.local_addr().unwrap().port());
+        let server = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(connection.read_u8().await.unwrap());
+            }
+            connection.read_exact(&mut [0; 5]).await.unwrap();
+            let answer = "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 0\r\n\r\n";
+            connection.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8(head).unwrap().to_lowercase()
+        });
+        let session = Session::builder()
+            .credentials("a", "b", None)
+            .region("us-east-1")
+            .endpoint_url(&endpoint)
+            .build()
+            .await
+            .unwrap();
+        let request = PutRequest {
+            bucket: "bucket".into(),
+            key: "key".into(),
+            body: "bytes".into(),
+            ..PutRequest::default()
+        };
+        session.client().put(request).await.unwrap();
+        server.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_bytes_of_a_body_are_signed_where_they_could_be_changed_on_their_way() {
+        let here = put_to("127.0.0.1").await;
+        assert!(here.contains("x-amz-content-sha256: unsigned-payload"), "{here}");
+        let signed_headers = here.split_once("signedheaders=").unwrap().1.split_once(',').unwrap().0;
+        assert!(
+            signed_headers.contains("x-amz-checksum-crc64nvme"),
+            "what they are held to is signed: {here}"
+        );
+        // Linux takes it for this machine, and nothing else does.
+        let elsewhere = put_to("0.0.0.0").await;
+        let sha256 = "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9";
+        assert!(elsewhere.contains(&format!("x-amz-content-sha256: {sha256}")), "{elsewhere}");
     }
 
     #[tokio::test]
