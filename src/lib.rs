@@ -27,7 +27,7 @@
 //! lives across an await; a pure file does no I/O, reads no clock and logs nothing.
 //!
 //! # Lock order
-//! 1. name locks (async), in ascending order of their slot;
+//! 1. turns at names (async), in ascending order of their directories' inodes and the names;
 //! 2. claims on a volume's keys (async): whatever changes a key shares it, the rename of a directory has all below
 //!    both its names alone;
 //! 3. files' commit locks (async), in ascending order of their inodes;

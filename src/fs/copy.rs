@@ -114,7 +114,7 @@ impl Fs {
         let Some(link) = self.tree().link_of(source.ino) else {
             return Err(by_hand("the source has no name"));
         };
-        let _name = self.lock_name(link.0, &link.1).await;
+        let _name = self.turns.take(link.0, &link.1).await;
         if self.tree().link_of(source.ino).as_ref() != Some(&link) {
             return Err(by_hand("the source was moved"));
         }

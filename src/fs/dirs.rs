@@ -509,7 +509,7 @@ impl Fs {
     pub async fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
-        let _turn = self.lock_name(parent, &name).await;
+        let _turn = self.turns.take(parent, &name).await;
         let place = self.tree().dir_place(parent)?;
         let at = match place {
             DirPlace::In { volume: id, dir } => {
@@ -584,7 +584,7 @@ impl Fs {
     pub async fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let begun = self.clock.now();
         let at = self.at(parent, name)?;
-        let _turn = self.lock_name(parent, &at.name).await;
+        let _turn = self.turns.take(parent, &at.name).await;
         let entry = self.within(self.resolve(parent, &at.name)).await?.ok_or_else(no_such_name)?;
         if !entry.is_dir() {
             return Err(Error::new(Kind::NotADirectory, "not a directory"));

@@ -263,7 +263,7 @@ impl Fs {
             ));
         }
         let key = dir.object_key(&name)?;
-        let _turn = self.lock_name(parent, &name).await;
+        let _turn = self.turns.take(parent, &name).await;
         self.settle(&volume, parent, &key).await?;
         if let Some(entry) = self.within(self.resolve(parent, &name)).await? {
             if flags.exclusive {

@@ -4,7 +4,7 @@
 //! Does not own: names and keys (`tree`), fetching and caching (`read`), staging and uploading (`write`).
 //!
 //! Every operation plans under a lock, acts without it, and commits under it. Locks, outermost first:
-//! 1. name locks (async), in ascending order of their slot;
+//! 1. turns at names (async), in ascending order of their directories' inodes and the names;
 //! 2. claims on keys of volumes (async), of a lower volume first: see `namespace`;
 //! 3. files' commit locks (async), in ascending order of their inodes;
 //! 4. a volume's queue of deletes, the table of open files, the list of those that are copied from others, a file's
@@ -32,6 +32,7 @@ mod news;
 mod owed;
 mod pages;
 mod siblings;
+mod turns;
 mod volume;
 mod walks;
 mod weight;
@@ -144,8 +145,6 @@ impl Default for Options {
 
 /// Inodes whose cached kernel pages are accounted for; one more costs a re-read, nothing else.
 const PAGES_KNOWN_MAX: usize = 65_536;
-/// Slots of the name locks: two names share one by chance, which costs time and nothing else.
-const NAME_SLOTS: usize = 256;
 
 /// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
 /// round trips.
@@ -173,7 +172,7 @@ pub struct Fs {
     reader: Reader,
     files: Mutex<files::Files>,
     handles: handles::Handles,
-    names: Vec<tokio::sync::Mutex<()>>,
+    turns: turns::Turns,
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
@@ -280,7 +279,7 @@ impl Fs {
             reader,
             files: Mutex::default(),
             handles: handles::Handles::default(),
-            names: (0..NAME_SLOTS).map(|_| tokio::sync::Mutex::new(())).collect(),
+            turns: turns::Turns::default(),
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             copies: copy::Copies::default(),
@@ -395,23 +394,6 @@ impl Fs {
         }
     }
 
-    /// Serialises operations on one name of one directory.
-    async fn lock_name(&self, parent: Ino, name: &Name) -> tokio::sync::MutexGuard<'_, ()> {
-        self.names[slot(parent, name)].lock().await
-    }
-
-    /// The same for two names, in an order that cannot deadlock.
-    async fn lock_names(
-        &self,
-        one: (Ino, &Name),
-        two: (Ino, &Name),
-    ) -> (tokio::sync::MutexGuard<'_, ()>, Option<tokio::sync::MutexGuard<'_, ()>>) {
-        let (a, b) = (slot(one.0, one.1), slot(two.0, two.1));
-        let first = self.names[a.min(b)].lock().await;
-        let second = if a == b { None } else { Some(self.names[a.max(b)].lock().await) };
-        (first, second)
-    }
-
     /// Bounds an operation that waits for S3.
     async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::time::timeout(self.options.timeout, work).await.unwrap_or_else(|_| {
@@ -446,13 +428,6 @@ impl Drop for Asking<'_> {
             self.fs.weigh_names();
         }
     }
-}
-
-fn slot(parent: Ino, name: &Name) -> usize {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    (parent, name).hash(&mut hasher);
-    usize::try_from(hasher.finish() % NAME_SLOTS as u64).unwrap_or(0)
 }
 
 /// A panic while a lock was held answered its own request with EIO; the data under these locks is changed

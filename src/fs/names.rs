@@ -69,7 +69,7 @@ impl Fs {
     pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Result<()> {
         let begun = self.clock.now();
         let at = self.at(parent, name)?;
-        let _turn = self.lock_name(parent, &at.name).await;
+        let _turn = self.turns.take(parent, &at.name).await;
         let entry = self.within(self.resolve(parent, &at.name)).await?.ok_or_else(no_such_name)?;
         if entry.is_dir() {
             return Err(Error::new(Kind::IsADirectory, "is a directory"));
@@ -188,7 +188,7 @@ impl Fs {
                 "this name is an escape of another key; see docs/NAMES.md",
             ));
         }
-        let _turns = self.lock_names((parent, &from.name), (new_parent, &to.name)).await;
+        let _turns = self.turns.take_two((parent, &from.name), (new_parent, &to.name)).await;
         if let Ok(key) = to.dir.object_key(&to.name) {
             self.settle(&to.volume, new_parent, &key).await?;
         }

@@ -61,6 +61,24 @@ fn the_rest_of_the_bucket_goes_on() {
     });
 }
 
+#[test]
+fn no_name_waits_for_the_rename_of_a_directory_that_it_has_nothing_to_do_with() {
+    on_one_thread(async {
+        let client = Client::new();
+        client.put_object("d/f", b"moves").await;
+        let held = client.store.hold("CopyObject");
+        let renaming = begin_rename(&client, "d", "e");
+        copying(&client).await;
+        for number in 0..600 {
+            client.write(&format!("f{number}"), b"new").await.unwrap();
+        }
+        assert!(!renaming.is_finished());
+        held.add_permits(1_000);
+        renaming.await.unwrap().unwrap();
+        assert_eq!(client.keys().await.len(), 601);
+    });
+}
+
 /// A thing done by name in a directory that is being renamed.
 type Act = for<'a> fn(&'a Arc<Fs>, Ino) -> futures::future::BoxFuture<'a, ()>;
 
