@@ -76,3 +76,20 @@ fn a_signal_to_a_mount_in_the_foreground_saves_and_tells_so_too() {
     assert!(m.log_text().contains("pailfs: saving 3.0 MiB in 3 files\n"), "{}", m.log_text());
     all_there(&m);
 }
+
+#[test]
+fn fsync_of_a_directory_returns_once_what_was_closed_in_it_is_in_s3() {
+    let late = ["--durability", "journal", "--upload-delay", "1h"];
+    let Some(m) = Mounted::with(Server::Demo, "drain-fsync", &late) else { return };
+    fs::create_dir(m.at("dir")).unwrap();
+    for name in ["dir/a", "dir/b", "beside"] {
+        fs::write(m.at(name), name).unwrap();
+    }
+    let there = |name: &str| block_on(m.place.get(name)).ok();
+    assert!(there("dir/a").is_none() && there("dir/b").is_none(), "their turn is in an hour");
+    fs::File::open(m.at("dir")).unwrap().sync_all().unwrap();
+    for name in ["dir/a", "dir/b"] {
+        assert_eq!(there(name).unwrap(), name.as_bytes());
+    }
+    assert!(there("beside").is_none(), "it is in another directory");
+}
