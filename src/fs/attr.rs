@@ -48,12 +48,11 @@ const DIR_SIZE: u64 = 4096;
 impl Fs {
     /// The attributes of an entry: what S3 said, under what was written and set here.
     pub(super) fn attr_of(&self, entry: &Entry) -> Attr {
-        let unsaved = match entry.is_dir() {
-            true => None,
-            false => lock(&self.files).get(entry.ino).cloned().and_then(|file| file.unsaved()),
-        };
+        let is_file = !entry.is_dir();
+        let open = is_file.then(|| lock(&self.files).get(entry.ino).cloned()).flatten();
+        let unsaved = open.and_then(|file| file.unsaved());
         // What was unsaved when the entry was read may have been saved since, and then the entry is of the version before.
-        let read_again = unsaved.is_none().then(|| self.tree().entry(entry.ino).ok()).flatten();
+        let read_again = (is_file && unsaved.is_none()).then(|| self.tree().entry(entry.ino).ok()).flatten();
         let entry = read_again.as_ref().unwrap_or(entry);
         let ttl = self.options.ttl;
         let left = entry.believed.left(self.clock.now(), ttl);
