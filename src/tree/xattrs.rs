@@ -15,7 +15,7 @@
 //! of this form is kept as it is, shows nothing, and refuses new names. Whatever is refused has changed nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use base64::Engine;
 use base64::alphabet;
@@ -218,7 +218,9 @@ fn quoted(text: &str) -> String {
     let mut json = String::from("\"");
     for c in text.chars() {
         match c {
-            '"' | '\\' | ',' | ':' | '\0'..='\x1f' => json.push_str(&format!("\\u{:04x}", u32::from(c))),
+            '"' | '\\' | ',' | ':' | '\0'..='\x1f' => {
+                write!(json, "\\u{:04x}", u32::from(c)).expect("a string takes everything");
+            }
             c => json.push(c),
         }
     }
@@ -278,7 +280,7 @@ mod tests {
             "trusted.x", "system.posix_acl_access", "nothing", "user.\0",
         ];
         prop_oneof![
-            8 => proptest::sample::select(names.as_slice()).prop_map(str::to_owned),
+            8 => proptest::sample::select(names.to_vec()).prop_map(str::to_owned),
             1 => any::<String>().prop_map(|name| format!("user.{name}")),
             1 => Just(format!("user.{}", "n".repeat(251))),
         ]
@@ -300,13 +302,13 @@ mod tests {
             "%ff", "%00", "new", "file-owner", "--symlink-target", "",
         ];
         let plain = proptest::collection::btree_map(
-            proptest::sample::select(keys.as_slice()).prop_map(str::to_owned),
+            proptest::sample::select(keys.to_vec()).prop_map(str::to_owned),
             prop_oneof!["[0-9]{1,4}", "[ -~]{0,12}", any::<String>()],
             0..10,
         );
         let names = ["user.foo", "user.new", "user.", "trusted.x", "system.posix_acl_access", "com.apple.x"];
         let entries = proptest::collection::btree_map(
-            proptest::sample::select(names.as_slice()).prop_map(str::to_owned),
+            proptest::sample::select(names.to_vec()).prop_map(str::to_owned),
             prop_oneof![4 => values().prop_map(|v| STANDARD.encode(&v[..v.len().min(60)])), 1 => any::<String>()],
             0..5,
         );
