@@ -134,9 +134,9 @@ pub fn is_attribute(metadata: &Metadata, key: &str) -> bool {
     known.iter().any(|keys| keys.contains(&key)) && (!S3SYNC.contains(&key) || is_of_s3sync(metadata))
 }
 
-/// Whether [`is_attribute`] may say of this key that it is one, by what else is there.
+/// Whether it depends on its value and on other keys if [`is_attribute`] says that this key is one.
 pub(super) fn may_be_attribute(key: &str) -> bool {
-    S3SYNC.contains(&key) || is_attribute(&Metadata::new(), key)
+    S3SYNC.contains(&key)
 }
 
 impl FileType {
@@ -195,8 +195,8 @@ pub(super) fn unescape(text: &str) -> Vec<u8> {
 /// The keys of one fact that the metadata has, in the order in which they are believed.
 fn values<'a>(metadata: &'a Metadata, keys: &'a [&'a str]) -> impl Iterator<Item = (&'a str, &'a str)> {
     keys.iter()
-        .filter(|key| is_attribute(metadata, key))
-        .filter_map(|key| metadata.get(*key).map(|text| (*key, text.as_str())))
+        .filter(move |key| is_attribute(metadata, key))
+        .filter_map(move |key| metadata.get(*key).map(|text| (*key, text.as_str())))
 }
 
 fn put(metadata: &mut Metadata, keys: &[&str], text: impl Fn(&str, &str) -> String) {
@@ -354,20 +354,13 @@ mod tests {
     }
 
     fn at(seconds: i64, nanos: u32) -> SystemTime {
-        time_at(i128::from(seconds) * NANOS_PER_SEC + i128::from(nanos)).expect("Linux has 64 bits of seconds")
+        time_at(i128::from(seconds) * NANOS_PER_SEC + i128::from(nanos))
+            .expect("Linux has 64 bits of seconds")
     }
 
     fn types() -> impl Strategy<Value = FileType> {
         use FileType::*;
-        proptest::sample::select(vec![
-            Regular,
-            Directory,
-            Symlink,
-            Fifo,
-            Socket,
-            CharDevice,
-            BlockDevice,
-        ])
+        proptest::sample::select(vec![Regular, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice])
     }
 
     fn times() -> impl Strategy<Value = SystemTime> {
@@ -570,7 +563,19 @@ mod tests {
         assert_eq!(time("file-mtime", "1595002920000000001ns"), Some(at(1_595_002_920, 1)));
         assert_eq!(time("file-atime", "-1ns"), Some(at(-1, 999_999_999)));
         assert_eq!(time("goog-reserved-file-mtime", "1700000000"), Some(at(1_700_000_000, 0)));
-        for wrong in ["", "-", ".", "1.", ".5", "1e9", "ns", "--1", "1.-5", "2023-11-14T22:13:20Z", "9223372036854775808"] {
+        for wrong in [
+            "",
+            "-",
+            ".",
+            "1.",
+            ".5",
+            "1e9",
+            "ns",
+            "--1",
+            "1.-5",
+            "2023-11-14T22:13:20Z",
+            "9223372036854775808",
+        ] {
             assert_eq!(time("mtime", wrong), None, "{wrong}");
         }
 
@@ -593,7 +598,6 @@ mod tests {
             ("owner", "alice"),
             ("permissions", "0644"),
             ("mtime", "1595002920.5"),
-            (TARGET, "there"),
             ("title", "unknown"),
         ]);
         let posix = Posix {
@@ -603,7 +607,6 @@ mod tests {
             gid: Some(1000),
             mtime: Some(at(-2, 500_000_000)),
             ctime: Some(at(1_700_000_000, 0)),
-            target: Some(Box::from(&b"else where%"[..])),
             ..Posix::default()
         };
         write(&mut object, &posix);
@@ -619,7 +622,6 @@ mod tests {
             ("mtime", "-2.500000000"),
             ("owner", "alice"),
             ("permissions", "0644"),
-            (TARGET, "else where%25"),
             ("title", "unknown"),
             ("uid", "1000"),
         ]);
@@ -629,6 +631,14 @@ mod tests {
         write(&mut object, &posix);
         assert_eq!(object["permissions"], "0100600");
         assert_eq!(object["owner"], "1000");
+
+        // geesefs's symlink, led elsewhere and then replaced by a file.
+        let mut object = metadata(&[(TARGET, "there")]);
+        let target = Some(Box::from(&b"else where%"[..]));
+        write(&mut object, &Posix { perm: Some(0o777), target, ..Posix::default() });
+        assert_eq!(object, metadata(&[("mode", "41471"), (TARGET, "else where%25")]));
+        write(&mut object, &Posix { file_type: Some(FileType::Regular), ..Posix::default() });
+        assert_eq!(object, metadata(&[("mode", "33279")]));
 
         // Half of a mode keeps the other half.
         let mut object = metadata(&[("mode", "16877")]);

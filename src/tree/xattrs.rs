@@ -19,8 +19,8 @@ use std::fmt::{self, Write as _};
 
 use base64::Engine;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::posix::{escape, is_attribute, may_be_attribute, unescape};
@@ -61,8 +61,7 @@ pub enum Refusal {
 
 /// Names of all attributes, with their `user.`, sorted.
 pub fn names(metadata: &Metadata) -> Vec<String> {
-    let mut names: BTreeSet<String> =
-        metadata.keys().filter_map(|key| plain_name(metadata, key)).collect();
+    let mut names: BTreeSet<String> = metadata.keys().filter_map(|key| plain_name(metadata, key)).collect();
     if let Some(blob) = Blob::of(metadata) {
         names.extend(blob.0.keys().filter(|name| blob.value(name).is_some()).cloned());
     }
@@ -124,12 +123,7 @@ pub fn size(metadata: &Metadata) -> usize {
 
 /// The metadata with the value in the plain key that the name has, and how large that key is by itself. `None`
 /// where there is no such key or the value cannot be there.
-fn in_plain_key(
-    metadata: &Metadata,
-    keys: &[String],
-    name: &str,
-    value: &[u8],
-) -> Option<(Metadata, usize)> {
+fn in_plain_key(metadata: &Metadata, keys: &[String], name: &str, value: &[u8]) -> Option<(Metadata, usize)> {
     // An empty header is lost on some servers. A name that `posix` might take for its own has to move away.
     let key = keys.first().filter(|key| !value.is_empty() && !may_be_attribute(key))?;
     let mut changed = metadata.clone();
@@ -233,8 +227,12 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::NotUser => "only extended attributes in `user.` can be set",
             Self::BadName => "the name of an extended attribute is `user.` and 1 to 250 bytes without NUL",
-            Self::TooBig => "S3 keeps 2,048 bytes of metadata with an object, and this value alone needs more",
-            Self::NoRoom => "S3 keeps 2,048 bytes of metadata with an object, and there is no room for this value",
+            Self::TooBig => {
+                "S3 keeps 2,048 bytes of metadata with an object, and this value alone needs more"
+            }
+            Self::NoRoom => {
+                "S3 keeps 2,048 bytes of metadata with an object, and there is no room for this value"
+            }
             Self::NotUnderstood => {
                 "the object's x-amz-meta-xattr is not in s3fs's form, and changing it would destroy it"
             }
@@ -256,7 +254,10 @@ mod tests {
     }
 
     fn model_of(object: &Metadata) -> Model {
-        names(object).into_iter().map(|name| (name.clone(), get(object, &name).expect("it was listed"))).collect()
+        names(object)
+            .into_iter()
+            .map(|name| (name.clone(), get(object, &name).expect("it was listed")))
+            .collect()
     }
 
     /// What is no attribute of `user.`, and so must never change: metadata, and the rest of the blob.
@@ -275,9 +276,24 @@ mod tests {
 
     fn some_names() -> impl Strategy<Value = String> {
         let names = [
-            "user.foo", "user.a-b", "user.mode", "user.owner", "user.permissions", "user.group", "user.pailfs-x",
-            "user.xattr", "user.new", "user.New", "user.a,b:\"c\\{}\n\t%", "user.größe", "user. ", "user.",
-            "trusted.x", "system.posix_acl_access", "nothing", "user.\0",
+            "user.foo",
+            "user.a-b",
+            "user.mode",
+            "user.owner",
+            "user.permissions",
+            "user.group",
+            "user.pailfs-x",
+            "user.xattr",
+            "user.new",
+            "user.New",
+            "user.a,b:\"c\\{}\n\t%",
+            "user.größe",
+            "user. ",
+            "user.",
+            "trusted.x",
+            "system.posix_acl_access",
+            "nothing",
+            "user.\0",
         ];
         prop_oneof![
             8 => proptest::sample::select(names.to_vec()).prop_map(str::to_owned),
@@ -298,8 +314,22 @@ mod tests {
     /// Objects of others: plain keys, blobs with other namespaces, blobs that are none.
     fn objects() -> impl Strategy<Value = Metadata> {
         let keys = [
-            "foo", "a-b", "a%2db", "mode", "mtime", "owner", "permissions", "group", "pailfs-x", "gr%c3%b6%c3%9fe",
-            "%ff", "%00", "new", "file-owner", "--symlink-target", "",
+            "foo",
+            "a-b",
+            "a%2db",
+            "mode",
+            "mtime",
+            "owner",
+            "permissions",
+            "group",
+            "pailfs-x",
+            "gr%c3%b6%c3%9fe",
+            "%ff",
+            "%00",
+            "new",
+            "file-owner",
+            "--symlink-target",
+            "",
         ];
         let plain = proptest::collection::btree_map(
             proptest::sample::select(keys.to_vec()).prop_map(str::to_owned),
@@ -396,7 +426,7 @@ mod tests {
 
         #[test]
         fn nothing_panics(blob in any::<String>(), key in any::<String>(), value in any::<String>(), name in any::<String>()) {
-            let mut object = metadata(&[(BLOB, &blob), (&key, &value)]);
+            let mut object = metadata(&[(BLOB, blob.as_str()), (key.as_str(), value.as_str())]);
             for name in names(&object).into_iter().chain([name, format!("user.{key}")]) {
                 get(&object, &name);
                 let _ = set(&mut object, &name, value.as_bytes());
