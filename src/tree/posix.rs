@@ -2,7 +2,7 @@
 //!
 //! | | s3fs, geesefs, and rclone's `mtime` | FSx, DataSync | s3sync | Google |
 //! |---|---|---|---|---|
-//! | type, permissions | `mode`, decimal | `file-permissions`, octal | `permissions` | `goog-reserved-posix-mode`, octal |
+//! | type, permissions | `mode` | `file-permissions`, octal | `permissions` | `goog-reserved-posix-mode`, octal |
 //! | owner | `uid` | `file-owner` | `owner` | `goog-reserved-posix-uid` |
 //! | group | `gid` | `file-group` | `group` | `goog-reserved-posix-gid` |
 //! | modified | `mtime` | `file-mtime`, `N` + `ns` | | `goog-reserved-file-mtime`, seconds |
@@ -29,8 +29,8 @@ const CTIMES: &[&str] = &["ctime"];
 const RDEVS: &[&str] = &["rdev"];
 const TARGET: &str = "--symlink-target";
 
-/// s3sync's names are also anybody's words. They count where all three are there and can be read, which is how
-/// s3sync writes them.
+/// s3sync's names are also anybody's words. They count where all three are there and can be read, which is
+/// how s3sync writes them.
 const S3SYNC: [&str; 3] = ["permissions", "owner", "group"];
 
 const PERM_BITS: u32 = 0o7777;
@@ -93,12 +93,13 @@ impl Posix {
     }
 }
 
-/// Writes all that is `Some`, in s3fs's dialect and in every other that the object has for the same fact. `None`
-/// leaves what is there.
+/// Writes all that is `Some`, in s3fs's dialect and in every other that the object has for the same fact.
+/// `None` leaves what is there.
 ///
-/// `mode` holds type and permissions as one number. If only one of them is given, the other stays as the metadata
-/// has it; where there is none, a type goes with the permissions that such a file has by custom, and permissions
-/// with no type. A target is only written where it is in the metadata already: in s3fs's dialect it is the body.
+/// `mode` holds type and permissions as one number. If only one of them is given, the other stays as the
+/// metadata has it; where there is none, a type goes with the permissions that such a file has by custom, and
+/// permissions with no type. A target is only written where it is in the metadata already: in s3fs's dialect
+/// it is the body.
 pub fn write(metadata: &mut Metadata, posix: &Posix) {
     let before = Posix::of(metadata);
     let file_type = posix.file_type.or(before.file_type);
@@ -224,8 +225,8 @@ fn mode_from(key: &str, text: &str) -> Option<(Option<FileType>, u16)> {
     let octal = || digits(text.trim(), 8).and_then(type_and_perm);
     match key {
         "file-permissions" | "goog-reserved-posix-mode" => octal(),
-        // `rclone --metadata` writes octal digits without a leading zero. As decimal numbers those of files and
-        // of most directories (100644, 40755) are no mode at all, so nothing else can be meant.
+        // `rclone --metadata` writes octal digits without a leading zero. As decimal numbers those of files
+        // and of most directories (100644, 40755) are no mode at all, so nothing else can be meant.
         _ => number_from(text).and_then(type_and_perm).or_else(|| octal().filter(|(t, _)| is_of_rclone(*t))),
     }
 }
@@ -275,8 +276,8 @@ fn digits(text: &str, radix: u32) -> Option<u32> {
 /// Seconds, seconds with a fraction, or nanoseconds with `ns` at the end.
 ///
 /// A fraction of nine digits is `tv_nsec` behind `tv_sec`, as s3fs writes it: `-2.500000000` is half a second
-/// after -2, -1.5. A shorter one is rclone's, a plain decimal number without its last zeros: `-1.5`. What begins
-/// with `-0` is no `tv_sec`, so it is a decimal number too.
+/// after -2, -1.5. A shorter one is rclone's, a plain decimal number without its last zeros: `-1.5`. What
+/// begins with `-0` is no `tv_sec`, so it is a decimal number too.
 fn time_from(text: &str) -> Option<SystemTime> {
     let text = text.trim();
     let (is_negative, unsigned) = match text.strip_prefix('-') {
@@ -464,12 +465,13 @@ mod tests {
         #[test]
         fn each_dialect_says_the_same(posix in attributes(), present in 1usize..8) {
             let mut object = metadata(&[("foo", "bar")]);
-            for (_, dialect) in DIALECTS.iter().enumerate().skip(1).filter(|(at, _)| present >> (at - 1) & 1 == 1) {
+            let is_present = |(at, _): &(usize, &&[&str])| present >> (at - 1) & 1 == 1;
+            for (_, dialect) in DIALECTS.iter().enumerate().skip(1).filter(is_present) {
                 object.extend(dialect.iter().map(|key| ((*key).to_owned(), "0".to_owned())));
             }
             let all = Posix { perm: Some(posix.perm.unwrap_or(0o640)), uid: Some(7), gid: Some(0), ..posix };
             write(&mut object, &all);
-            for (at, dialect) in DIALECTS.iter().enumerate().skip(1).filter(|(at, _)| present >> (at - 1) & 1 == 1) {
+            for (at, dialect) in DIALECTS.iter().enumerate().skip(1).filter(is_present) {
                 let mut alone = object.clone();
                 alone.retain(|key, _| dialect.contains(&key.as_str()));
                 let read = Posix::of(&alone);
@@ -499,7 +501,10 @@ mod tests {
         }
 
         #[test]
-        fn fractions_are_read_as_their_writer_means_them(seconds in -1_000i64..1_000, nanos in 0u32..1_000_000_000) {
+        fn fractions_are_read_as_their_writer_means_them(
+            seconds in -1_000i64..1_000,
+            nanos in 0u32..1_000_000_000,
+        ) {
             let time = at(seconds, nanos);
             // s3fs: tv_sec, and tv_nsec where it is not zero.
             let s3fs = if nanos == 0 { seconds.to_string() } else { format!("{seconds}.{nanos:09}") };
