@@ -61,8 +61,10 @@ impl Behind {
         let waits = |queue: &mut Queue| queue.waiting.is_empty() && !queue.is_closed;
         let mut queue = self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
         let answers = mem::take(&mut queue.waiting);
+        drop(queue);
         let bytes = answers.iter().map(Answer::bytes).sum();
-        (!answers.is_empty()).then_some(Turn { behind: self, bytes, answers })
+        // Not `then_some`: a turn locks the queue when it goes.
+        (!answers.is_empty()).then(|| Turn { behind: self, bytes, answers })
     }
 
     /// Waits until nothing is on its way; `false` where that takes too long.
