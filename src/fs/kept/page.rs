@@ -28,6 +28,7 @@ const DIGEST_BYTES: usize = 16;
 const ENTRY_HEAD_BYTES: usize = 2 * DIGEST_BYTES + LEN_BYTES;
 /// For entries.
 const ROOM_BYTES: usize = PAGE_BYTES - SUM_BYTES - LEN_BYTES;
+const _: () = assert!(ENTRY_HEAD_BYTES + VALUE_MAX_BYTES <= ROOM_BYTES);
 
 pub(super) type Page = [u8; PAGE_BYTES];
 
@@ -221,6 +222,5 @@ mod tests {
         assert_eq!(find(&page, &large), None);
         let page = with(&page, &small, b"2");
         assert_eq!(find(&page, &small), Some(&b"2"[..]));
-        assert!(ENTRY_HEAD_BYTES + VALUE_MAX_BYTES <= ROOM_BYTES);
     }
 }

@@ -218,7 +218,7 @@ async fn damage_loses_the_answers_it_falls_on_and_no_others() {
     let wanted: Vec<_> = keys.iter().map(|key| scene.object(key)).collect();
     let found = kept.find(BUCKET, &wanted).await;
     for (key, value) in keys.iter().zip(&found) {
-        let is_damaged = scene.object(key).of(BUCKET).page(pages) % 2 == 0;
+        let is_damaged = scene.object(key).of(BUCKET).page(pages).is_multiple_of(2);
         assert_eq!(value.as_deref(), (!is_damaged).then_some(key.as_bytes()), "{key}");
     }
     for key in &keys {
