@@ -3,16 +3,19 @@
 //! LIST does not tell them, so each costs a HEAD: only in directories that say that it is worth it, many at once, and for
 //! those about to be shown. What was once told of a version is not asked again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::{StreamExt, stream};
 
+use super::kept::Listed;
 use super::volume::Volume;
 use super::{Fs, PosixMode};
-use crate::s3::Store;
+use crate::s3::{Metadata, Store};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::lines::Line;
-use crate::tree::posix::FileType;
+use crate::tree::posix::{self, FileType, Posix};
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Marker};
 
 /// Lines whose attributes are asked for at once, ahead of the one that is shown.
@@ -128,12 +131,72 @@ impl Fs {
                 }
             }
         }
-        let told = self.heads(&volume, &key, unknown).await;
+        let told = self.heads_or_kept(&volume, &key, unknown).await;
         let mut told = told.into_iter().peekable();
         for line in lines.iter_mut() {
             if let Some((_, found)) = told.next_if(|(name, _)| *name == line.name) {
                 line.found = found;
             }
+        }
+    }
+
+    /// What is kept of names, and of the others what S3 says; in the order of the names.
+    async fn heads_or_kept(
+        &self,
+        volume: &Volume,
+        dir: &DirKey,
+        names: Vec<(Name, Found)>,
+    ) -> Vec<(Name, Found)> {
+        let place = format!("{}\n{}", volume.reach, volume.bucket);
+        let keys: Vec<Option<String>> = names.iter().map(|(name, _)| dir.object_key(name).ok()).collect();
+        let listed = |i: usize| match &names.get(i)?.1 {
+            // Of directories a listing shows no version.
+            Found::File(Facts { etag: Some(etag), modified: Some(at), .. }) => {
+                Some(Listed { key: keys.get(i)?.as_deref()?, etag, last_modified: *at })
+            }
+            _ => None,
+        };
+        let (places, wanted): (Vec<usize>, Vec<Listed<'_>>) =
+            (0..names.len()).filter_map(|i| Some((i, listed(i)?))).unzip();
+        let found = self.kept.find(&place, &wanted).await;
+        let mut kept: HashMap<usize, Posix> =
+            places.into_iter().zip(found).filter_map(|(i, value)| Some((i, posix_of(&value?)?))).collect();
+        let asked_at = self.clock.wall();
+        let unknown: Vec<(Name, Found)> = names
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !kept.contains_key(i))
+            .map(|(_, line)| line.clone())
+            .collect();
+        let mut told = self.heads(volume, dir, unknown).await.into_iter().peekable();
+        let mut all = Vec::with_capacity(names.len());
+        for (i, (name, found)) in names.iter().enumerate() {
+            match (kept.remove(&i), found) {
+                (Some(posix), Found::File(facts)) => {
+                    let posix = Some(Arc::new(posix));
+                    all.push((name.clone(), Found::File(Facts { posix, ..facts.clone() })));
+                }
+                _ => {
+                    let Some((name, found)) = told.next_if(|(told, _)| told == name) else { continue };
+                    if let (Found::File(facts), Some(key)) = (&found, keys[i].as_deref()) {
+                        self.keep(&place, key, facts, asked_at);
+                    }
+                    all.push((name, found));
+                }
+            }
+        }
+        all
+    }
+
+    /// Keeps what S3 said of a file.
+    fn keep(&self, place: &str, key: &str, facts: &Facts, asked_at: SystemTime) {
+        let Facts { etag: Some(etag), modified: Some(last_modified), posix: Some(posix), .. } = facts else {
+            return;
+        };
+        // A target that is not in the body would have to be kept as well; such links are few.
+        if posix.target.is_none() {
+            let listed = Listed { key, etag, last_modified: *last_modified };
+            self.kept.put(place, listed, asked_at, &text_of(posix));
         }
     }
 
@@ -163,6 +226,21 @@ fn is_told(found: &Found) -> bool {
         Found::File(facts) => facts.posix.is_some(),
         Found::Dir { marker } => marker.as_ref().is_some_and(|marker| marker.posix.is_some()),
     }
+}
+
+/// As s3fs has it in metadata, a line each.
+fn text_of(posix: &Posix) -> Vec<u8> {
+    let mut metadata = Metadata::new();
+    posix::write(&mut metadata, posix);
+    metadata.iter().map(|(name, value)| format!("{name}={value}\n")).collect::<String>().into_bytes()
+}
+
+fn posix_of(text: &[u8]) -> Option<Posix> {
+    let lines = std::str::from_utf8(text).ok()?.lines();
+    let metadata: Option<Metadata> = lines
+        .map(|line| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())))
+        .collect();
+    Some(Posix::of(&metadata?))
 }
 
 /// What S3 says of a name; `None` where it says nothing now.

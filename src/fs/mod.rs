@@ -25,7 +25,6 @@ mod holes;
 mod hydrate;
 mod intents;
 mod io;
-#[cfg_attr(not(test), expect(dead_code, reason = "not asked yet"))]
 mod kept;
 mod leave;
 mod lookup;
@@ -84,6 +83,8 @@ pub struct Options {
     pub dir_mode: u16,
     /// How far attributes are kept in S3.
     pub posix: PosixMode,
+    /// A file for what S3 said of attributes, which outlives the mount; other mounts may have it too.
+    pub kept: Option<PathBuf>,
     /// How long a change of a closed file's attributes waits for others to go with it.
     pub describe_delay: Duration,
     /// How long `stat` and `readdir` may answer from memory, and what a listing said is enough to open a file for reading.
@@ -136,6 +137,7 @@ impl Default for Options {
             file_mode: 0o644,
             dir_mode: 0o755,
             posix: PosixMode::default(),
+            kept: None,
             describe_delay: Duration::from_millis(100),
             ttl: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(1),
@@ -159,6 +161,9 @@ impl Default for Options {
 
 /// Inodes whose cached kernel pages are accounted for; one more costs a re-read, nothing else.
 const PAGES_KNOWN_MAX: usize = 65_536;
+
+/// Answers about attributes kept on disk, at 128 bytes each: 64 MB at most.
+const KEPT_MAX: u64 = 500_000;
 
 /// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
 /// round trips.
@@ -216,6 +221,8 @@ pub struct Fs {
     /// Room for pages of listings that are asked for before they are wanted.
     room: pages::Room,
     weight: weight::Weight,
+    /// What S3 said of attributes, on disk.
+    kept: kept::Kept,
 }
 
 impl Fs {
@@ -283,6 +290,12 @@ impl Fs {
         let spare = reader.clone();
         let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));
         let room = pages::Room::new(SHARDS_MAX, budget.limit_bytes(), spare, options.ttl);
+        let kept = match (&options.kept, options.posix) {
+            (Some(path), PosixMode::Auto | PosixMode::Full) => {
+                kept::Kept::open(path, KEPT_MAX, Arc::clone(&clock))
+            }
+            _ => kept::Kept::default(),
+        };
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
         Ok(Arc::new(Self {
             clock,
@@ -316,6 +329,7 @@ impl Fs {
             absences: absences::Absences::default(),
             asked_ahead: walks::Asked::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
+            kept,
             options,
         }))
     }

@@ -436,6 +436,8 @@ fn options_of(site: &Site, staging_dir: PathBuf, journal: Option<Arc<Journal>>) 
     Options {
         timeout: site.timeout,
         memory_limit: site.memory_limit,
+        // What is staged nowhere keeps nothing either.
+        kept: staging_dir.parent().map(|state| state.join("attributes")),
         staging_dir,
         journal,
         ..Options::default()

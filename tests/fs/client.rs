@@ -109,6 +109,7 @@ impl Client {
         let staging = tempfile::tempdir().expect("a directory can be made");
         let options = Options {
             staging_dir: staging.path().to_owned(),
+            kept: Some(staging.path().join("kept/attributes")),
             ttl: TTL,
             negative_ttl: TTL,
             host: "host".to_owned(),

@@ -685,7 +685,7 @@ fn the_kernel_is_told_what_another_client_changed() {
 fn a_reader_slower_than_the_ttl_costs_a_listing_and_not_a_request_for_each_name() {
     block_on(async {
         for is_known in [true, false] {
-            let client = Client::new().with_posix(PosixMode::Off);
+            let client = Client::new();
             let client = if is_known { client } else { client.with_order_unknown() };
             flat(&client, 5_000).await;
             let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));
@@ -717,7 +717,9 @@ fn a_reader_slower_than_the_ttl_costs_a_listing_and_not_a_request_for_each_name(
             }
             client.fs.releasedir(fh);
             assert!(names.is_sorted_by(|a, b| a < b) && names.len() == 5_000, "{}", names.len());
-            assert_eq!(client.stats.requests_of("HeadObject"), heads);
+            // A few tell whether the files of a bucket's own directory have attributes of their own.
+            let asked = client.stats.requests_of("HeadObject") - heads;
+            assert!(asked <= 4, "{asked} HEADs");
             // Twenty-five times two hundred names: each time a page or a few are asked for again.
             let asked = lists(&client.stats) - before;
             assert!(asked <= 25 * 5 + client.stats.shard_probes.value(), "{asked} LISTs");
