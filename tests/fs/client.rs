@@ -46,6 +46,14 @@ impl Client {
         Self::on(store, clock, stats)
     }
 
+    /// On a server whose clock is the client's own.
+    pub fn of_one_clock() -> Self {
+        let (clock, stats) = (Arc::new(ManualClock::new()), Arc::new(Stats::default()));
+        let dated = Arc::clone(&clock) as Arc<dyn Clock>;
+        let store = Arc::new(MemStore::new(dated, Arc::clone(&stats)).with_bucket(BUCKET));
+        Self::on(store, clock, stats)
+    }
+
     /// The same, on a server whose conditions were found not to work.
     pub fn with_conditions_unknown(self) -> Self {
         self.with_conditions(Conditions::NONE)

@@ -10,7 +10,8 @@ use pailfs::fs::{Attr, FileType, Maker, PosixMode, Replaces, SetAttr};
 use pailfs::s3::{Attributes, Metadata, ObjectInfo, PutRequest, Store, When};
 use pailfs::tree::ROOT;
 
-use crate::client::{BUCKET, Client, REWRITE, WRITE, kind_of, until};
+use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, until};
+use crate::crash::{crash, journaled};
 use crate::harness::block_on;
 
 fn at(seconds: u64, nanos: u32) -> SystemTime {
@@ -333,5 +334,278 @@ fn with_posix_off_nothing_is_kept_or_asked_for() {
         let made = Maker::of_mode(0o777);
         let link = client.fs.symlink(ROOT, OsStr::new("l"), OsStr::new("f"), made).await;
         assert_eq!(kind_of(link), Kind::NotPermitted);
+    });
+}
+
+// ---- what others do
+
+/// A copy onto itself that changes metadata alone leaves the ETag as it is.
+#[test]
+fn another_client_s_chmod_shows_after_the_ttl_and_is_not_undone_by_who_had_the_file_open() {
+    block_on(async {
+        let client = Client::of_one_clock();
+        client.put_object("f", b"bytes").await;
+        let reader = client.open("f", READ).await.unwrap();
+        client.fs.read(reader.1, 0, 5).await.unwrap();
+        let other = client.another();
+        set(&other, "f", mode(0o600)).await.unwrap();
+        other.fs.flush_all().await.unwrap();
+        client.pass_ttl();
+        assert_eq!(client.stat("f").await.unwrap().perm, 0o600);
+        set(&client, "f", SetAttr { uid: Some(7), ..SetAttr::default() }).await.unwrap();
+        client.close(reader).await.unwrap();
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.uid), (0o600, 7), "both");
+    });
+}
+
+#[test]
+fn another_client_s_chmod_of_what_was_saved_here_shows_in_a_listing_after_the_ttl() {
+    block_on(async {
+        let client = Client::of_one_clock();
+        client.mkdir("d").await.unwrap();
+        client.write("d/f", b"bytes").await.unwrap();
+        let held = client.walk("d/f").await.unwrap();
+        set(&client, "d/f", mode(0o640)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        client.clock.advance(Duration::from_secs(3600));
+        let other = client.another();
+        set(&other, "d/f", mode(0o600)).await.unwrap();
+        other.fs.flush_all().await.unwrap();
+        client.pass_ttl();
+        assert_eq!(client.attrs("d").await.unwrap()[0].perm, 0o600);
+        client.fs.forget(held.ino, 1);
+    });
+}
+
+#[test]
+fn another_client_s_first_chmod_in_a_directory_shows_in_a_listing_after_the_ttl() {
+    block_on(async {
+        for marked in [false, true] {
+            let client = Client::of_one_clock();
+            client.put_object("d/f", b"bytes").await;
+            client.put_object("other", b"bytes").await;
+            if marked {
+                client.put_object("d/", b"").await;
+            }
+            let held = client.walk("d").await.unwrap();
+            assert_eq!(client.attrs("").await.unwrap()[0].perm, 0o755);
+            assert_eq!(client.attrs("d").await.unwrap()[0].perm, 0o644);
+            client.clock.advance(Duration::from_secs(3600));
+            let other = client.another();
+            set(&other, "d/f", mode(0o600)).await.unwrap();
+            other.fs.flush_all().await.unwrap();
+            client.pass_ttl();
+            assert_eq!(client.attrs("d").await.unwrap()[0].perm, 0o600, "marked: {marked}");
+            client.fs.forget(held.ino, 1);
+        }
+    });
+}
+
+#[test]
+fn another_client_s_chmod_of_a_directory_shows_in_a_listing_after_the_ttl() {
+    block_on(async {
+        let client = Client::of_one_clock();
+        client.mkdir("p").await.unwrap();
+        client.mkdir("p/d").await.unwrap();
+        set(&client, "p/d", mode(0o750)).await.unwrap();
+        let held = client.walk("p/d").await.unwrap();
+        assert_eq!(client.attrs("p").await.unwrap()[0].perm, 0o750);
+        client.clock.advance(Duration::from_secs(3600));
+        let other = client.another();
+        set(&other, "p/d", mode(0o700)).await.unwrap();
+        client.pass_ttl();
+        assert_eq!(client.attrs("p").await.unwrap()[0].perm, 0o700);
+        client.fs.forget(held.ino, 1);
+    });
+}
+
+/// The kernel keeps where a link leads as long as it keeps the link's inode.
+#[test]
+fn a_link_that_another_client_replaced_is_another_inode() {
+    block_on(async {
+        let client = Client::of_one_clock();
+        let made = Maker::of_mode(0o777);
+        let old = client.fs.symlink(ROOT, OsStr::new("l"), OsStr::new("one"), made).await.unwrap();
+        let other = client.another();
+        other.unlink("l").await.unwrap();
+        other.fs.flush_all().await.unwrap();
+        other.fs.symlink(ROOT, OsStr::new("l"), OsStr::new("two"), made).await.unwrap();
+        client.pass_ttl();
+        let new = client.walk("l").await.unwrap();
+        assert_eq!(client.fs.readlink(new.ino).await.unwrap(), "two");
+        assert_ne!(new.ino, old.ino);
+        client.fs.forget(new.ino, 1);
+        client.fs.forget(old.ino, 1);
+    });
+}
+
+/// Of a hundred directories at the top of a bucket, one has files with attributes.
+#[test]
+fn a_directory_that_was_no_sample_shows_its_attributes() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..100 {
+            client.put_object(&format!("{i:02}/f"), b"x").await;
+        }
+        set(&client, "57/f", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let anew = Client::of_store(Arc::clone(&client.store));
+        assert_eq!(anew.attrs("").await.unwrap().len(), 100);
+        assert_eq!(anew.attrs("57").await.unwrap()[0].perm, 0o600);
+    });
+}
+
+#[test]
+fn with_posix_full_everything_is_asked_for_whatever_its_directory_says() {
+    block_on(async {
+        let client = Client::new().with_posix(PosixMode::Full);
+        client.put_object("d/", b"").await;
+        put_with(&client, "d/f", b"x", &[("mode", "33152")]).await;
+        client.walk("d").await.unwrap();
+        let ino = client.walk("d").await.unwrap().ino;
+        let fh = client.fs.opendir(ino).unwrap();
+        client.fs.readdir(fh, 0, false, &mut |_| true).await.unwrap();
+        client.fs.releasedir(fh);
+        assert_eq!(client.stat("d/f").await.unwrap().perm, 0o600);
+    });
+}
+
+#[test]
+fn a_directory_of_files_with_attributes_shows_them_where_it_was_moved_to() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("d/f", b"bytes").await;
+        client.mkdir("e").await.unwrap();
+        client.mkdir("e/in").await.unwrap();
+        set(&client, "d/f", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        client.rename("d", "e/in/d").await.unwrap();
+        let anew = Client::of_store(Arc::clone(&client.store));
+        assert_eq!(anew.attrs("e").await.unwrap().len(), 1);
+        assert_eq!(anew.attrs("e/in").await.unwrap().len(), 1);
+        assert_eq!(anew.attrs("e/in/d").await.unwrap()[0].perm, 0o600);
+    });
+}
+
+// ---- bytes before attributes
+
+/// The marker of a directory says that attributes are worth asking for: bytes do not wait for it.
+#[test]
+fn bytes_are_saved_where_the_marker_cannot_say_that_there_are_attributes() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("d/", b"bytes of its own").await;
+        let file = client.open("d/f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"bytes").await.unwrap();
+        client.fs.setattr(file.0, Some(file.1), mode(0o600)).await.unwrap();
+        client.close(file).await.unwrap();
+        assert_eq!(client.object("d/f").await.unwrap(), b"bytes");
+        assert_eq!(seen_anew(&client, "d/f").await.perm, 0o600);
+        assert_eq!(client.object("d/").await.unwrap(), b"bytes of its own");
+    });
+}
+
+// ---- ends of the process, and answers that are lost
+
+async fn streamed(client: &Client) -> (pailfs::tree::Ino, u64) {
+    let file = client.open("f", REWRITE).await.unwrap();
+    for step in 0..40 {
+        client.fs.write(file.1, step << 20, &vec![7; 1 << 20]).await.unwrap();
+    }
+    until("parts have left", || client.stats.parts_ahead.value() >= 4).await;
+    file
+}
+
+#[test]
+fn what_is_said_of_a_file_behind_its_first_parts_survives_a_kill() {
+    block_on(async {
+        let (client, disk) = journaled();
+        let file = streamed(&client).await;
+        client.fs.setattr(file.0, Some(file.1), mode(0o600)).await.unwrap();
+        let next = crash(&client, disk.path()).await.client;
+        next.fs.flush_all().await.unwrap();
+        assert_eq!(seen_anew(&next, "f").await.perm, 0o600);
+    });
+}
+
+#[test]
+fn a_kill_between_a_file_s_bytes_and_what_was_said_of_it_loses_neither() {
+    block_on(async {
+        let (client, disk) = journaled();
+        let file = streamed(&client).await;
+        client.fs.setattr(file.0, Some(file.1), mode(0o600)).await.unwrap();
+        client.store.refuse("CopyObject", Kind::Server, When::Before);
+        assert!(client.fs.fsync(file.1).await.is_err(), "it is not all in S3");
+        assert_eq!(head(&client, "f").await.size, 40 << 20);
+        client.store.refuse_nothing();
+        let next = crash(&client, disk.path()).await.client;
+        next.fs.flush_all().await.unwrap();
+        assert_eq!(seen_anew(&next, "f").await.perm, 0o600);
+    });
+}
+
+#[test]
+fn what_was_said_of_a_file_whose_save_nobody_heard_of_is_saved_behind_it() {
+    block_on(async {
+        for killed in [false, true] {
+            let (client, disk) = journaled();
+            let file = streamed(&client).await;
+            client.fs.setattr(file.0, Some(file.1), mode(0o600)).await.unwrap();
+            client.store.refuse("CompleteMultipartUpload", Kind::TimedOut, When::After);
+            client.store.refuse("HeadObject", Kind::TimedOut, When::Before);
+            let _ = client.fs.fsync(file.1).await;
+            client.store.refuse_nothing();
+            let next = match killed {
+                true => crash(&client, disk.path()).await.client,
+                false => client,
+            };
+            next.fs.flush_all().await.unwrap();
+            assert_eq!(seen_anew(&next, "f").await.perm, 0o600, "killed: {killed}");
+            assert_eq!(next.keys().await, ["f"]);
+        }
+    });
+}
+
+#[test]
+fn a_change_of_attributes_that_nobody_heard_of_is_no_other_client_s() {
+    block_on(async {
+        let (client, disk) = journaled();
+        let file = streamed(&client).await;
+        client.close(file).await.unwrap();
+        for then_written in [false, true] {
+            set(&client, "f", mode(0o600)).await.unwrap();
+            // A copy of an object in parts has another ETag.
+            client.store.refuse("CopyObject", Kind::TimedOut, When::After);
+            client.store.refuse("HeadObject", Kind::TimedOut, When::Before);
+            let _ = client.fs.flush_all().await;
+            client.store.refuse_nothing();
+            match then_written {
+                false => drop(set(&client, "f", SetAttr { uid: Some(7), ..SetAttr::default() }).await),
+                true => client.write_at("f", 3, b"new").await.unwrap(),
+            }
+            client.fs.flush_all().await.unwrap();
+            let attr = seen_anew(&client, "f").await;
+            assert_eq!((attr.perm, attr.uid), (0o600, 7));
+            assert_eq!(client.keys().await, ["f"]);
+            set(&client, "f", mode(0o644)).await.unwrap();
+            client.fs.flush_all().await.unwrap();
+        }
+        drop(disk);
+    });
+}
+
+#[test]
+fn a_change_of_attributes_goes_where_its_file_goes() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"bytes").await;
+        set(&client, "f", mode(0o600)).await.unwrap();
+        client.rename("f", "g").await.unwrap();
+        assert_eq!(seen_anew(&client, "g").await.perm, 0o600);
+        set(&client, "g", mode(0o640)).await.unwrap();
+        client.unlink("g").await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(client.keys().await, [""; 0]);
     });
 }
