@@ -170,7 +170,7 @@ impl Fs {
                 answer => answer?,
             };
             if info.etag == id.etag {
-                source.described(&volume, &info);
+                source.described(&volume, &info, None);
             } else {
                 self.renew(source, &id).await?;
             }

@@ -230,13 +230,28 @@ impl Fs {
                         .or_insert_with(|| "posix".to_owned());
                     Ok(())
                 };
-                let marker = self.change_marker(&volume, &dir, flag).await?;
-                self.tree().mark(ino, marker);
+                match self.change_marker(&volume, &dir, flag).await {
+                    Ok(marker) => self.tree().mark(ino, marker),
+                    // Bytes are more than what is said beside them: a listing elsewhere will not ask for that.
+                    Err(error) if may_never_be_written(&error) => {
+                        let marker = dir.marker_key();
+                        tracing::warn!(marker, error = %error.report(), "a directory cannot say that its files have attributes");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             self.tree().set_carries(ino, true);
         }
         Ok(())
     }
+}
+
+/// Whether a marker stays as it is however often it is tried.
+fn may_never_be_written(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::NotPermitted | Kind::AccessDenied | Kind::Unsupported | Kind::InvalidArgument | Kind::Archived
+    )
 }
 
 /// S3 takes 2 KB of metadata.

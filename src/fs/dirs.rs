@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 
@@ -191,8 +191,9 @@ impl Fs {
                     continue 'place;
                 }
                 if at >= stream.described {
-                    let marked =
-                        stream.reading.as_ref().is_some_and(|reading| reading.listing.marker().is_some());
+                    let reading = stream.reading.as_ref();
+                    let marker = reading.and_then(|reading| reading.listing.marker());
+                    let marked = marker.map(|marker| marker.last_modified);
                     let ahead = self.describe_ahead(ino, &mut stream.lines, at, (attributes, marked));
                     stream.described = ahead.await.max(at + 1);
                     continue;
@@ -215,7 +216,7 @@ impl Fs {
         ino: Ino,
         lines: &mut Lines,
         at: u64,
-        (attributes, marked): (bool, bool),
+        (attributes, marked): (bool, Option<SystemTime>),
     ) -> u64 {
         let worth = match attributes {
             true => {

@@ -61,10 +61,20 @@ impl Fs {
 
     /// Whether the lines of a directory that begins to be shown have attributes of their own; finds out where nobody knows.
     ///
-    /// `marked` says whether the listing has shown its marker, which comes first.
-    pub(super) async fn finds_worth_asking(&self, dir: Ino, lines: &[&Line], marked: bool) -> bool {
-        if let Some(known) = self.is_worth_asking(dir) {
-            return known;
+    /// `marked` is when its marker was made, if the listing has shown one, which comes first.
+    pub(super) async fn finds_worth_asking(
+        &self,
+        dir: Ino,
+        lines: &[&Line],
+        marked: Option<SystemTime>,
+    ) -> bool {
+        let known = self.is_worth_asking(dir);
+        if let Some(known) = known {
+            // Another client may have begun to keep attributes there since it was found out.
+            let is_news = |at| self.options.posix == PosixMode::Auto && !self.tree().knows_marker(dir, at);
+            if known || !marked.is_some_and(is_news) {
+                return known;
+            }
         }
         let place = self.tree().dir_place(dir);
         let Ok(DirPlace::In { volume, dir: key }) = place else { return false };
@@ -72,7 +82,8 @@ impl Fs {
         let at_top = key.prefix() == volume.prefix;
         let carries = match key.marker_key() {
             // What is below a directory that says nothing says nothing.
-            Some(_) if !marked || (!at_top && self.parent_is_silent(dir)) => false,
+            Some(_) if marked.is_none() => false,
+            Some(_) if known.is_none() && !at_top && self.parent_is_silent(dir) => return false,
             Some(marker) => match volume.store.head(&volume.bucket, marker, None).await {
                 Ok(info) => {
                     let marker = Marker::described(&info);
@@ -90,9 +101,13 @@ impl Fs {
         carries
     }
 
+    /// Whether the directory above says that nothing below it has attributes; a bucket's own, of which only some names were
+    /// asked, cannot say that.
     fn parent_is_silent(&self, dir: Ino) -> bool {
-        let parent = self.tree().link_of(dir).map(|(parent, _)| parent);
-        parent.is_some_and(|parent| self.is_worth_asking(parent) == Some(false))
+        let Some((parent, _)) = self.tree().link_of(dir) else { return false };
+        let place = self.tree().dir_place(parent);
+        let says = matches!(place, Ok(DirPlace::In { dir, .. }) if dir.marker_key().is_some());
+        says && self.is_worth_asking(parent) == Some(false)
     }
 
     /// Whether some of the lines have attributes of their own.
@@ -123,9 +138,10 @@ impl Fs {
         let Ok(volume) = self.volume(volume) else { return };
         let mut unknown = Vec::new();
         {
+            let now = self.clock.now();
             let tree = self.tree();
             for line in lines.iter_mut() {
-                tree.fill_in(dir, &line.name, &mut line.found);
+                tree.fill_in(dir, &line.name, &mut line.found, now);
                 if !is_told(&line.found) {
                     unknown.push((line.name.clone(), line.found.clone()));
                 }

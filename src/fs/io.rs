@@ -163,13 +163,14 @@ impl Fs {
 
     /// One try: `None` where this mount replaced the object while S3 was being asked about it.
     async fn open_newest(&self, ino: Ino, write: bool) -> Result<Option<Arc<File>>> {
-        {
+        let asked_at = {
             let files = lock(&self.files);
-            if let Some(file) = files.get(ino).filter(|file| file.unsaved().is_some()) {
+            if let Some(file) = files.get(ino).filter(|file| file.is_unsaved()) {
                 file.opened(write);
                 return Ok(Some(Arc::clone(file)));
             }
-        }
+            files.get(ino).map(|file| lock(&file.state).latest().0)
+        };
         let asking = self.asking();
         let (id, key, link, believed) = {
             let tree = self.tree();
@@ -231,9 +232,9 @@ impl Fs {
         let mut files = lock(&self.files);
         match files.get(ino) {
             // Written here while the question was on its way, or open at this very version.
-            Some(open) if open.unsaved().is_some() || open.etag() == Some(info.etag.clone()) => {
+            Some(open) if open.is_unsaved() || open.etag() == Some(info.etag.clone()) => {
                 open.opened(write);
-                open.described(&volume, &info);
+                open.described(&volume, &info, asked_at);
                 Ok(Some(Arc::clone(open)))
             }
             _ => {
@@ -289,7 +290,10 @@ impl Fs {
             false => None,
         };
         let etag = claimed.as_ref().map(|object| object.id.etag.clone());
-        let facts = Facts::made_here(0, etag, now, Arc::new(posix.clone().unwrap_or_default()));
+        let facts = Facts {
+            saved_at: Some(now),
+            ..Facts::made_here(0, etag, now, Arc::new(posix.clone().unwrap_or_default()))
+        };
         let entry = {
             let mut tree = self.tree();
             let is_local = claimed.is_none();

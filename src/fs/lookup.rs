@@ -83,7 +83,12 @@ impl Fs {
         let mut tree = self.tree();
         let known = tree.known(parent, name, self.clock.now());
         let Known::Is(entry) = &known else { return known };
-        if tree.carries(parent) != Some(false) && self.options.posix != PosixMode::Off {
+        let may_carry = match self.options.posix {
+            PosixMode::Off => false,
+            PosixMode::Auto => tree.carries(parent) == Some(true),
+            PosixMode::Full => true,
+        };
+        if may_carry {
             drop(tree);
             // It may have been renamed since, or forgotten.
             if !self.is_described(parent, entry) && !self.has_unsaved(entry.ino) {

@@ -91,7 +91,8 @@ impl Fs {
             }
             answer => answer?,
         };
-        let facts = Facts::made_here(size, Some(written.etag), now, Arc::new(posix));
+        let saved_at = Some(self.clock.wall());
+        let facts = Facts { saved_at, ..Facts::made_here(size, Some(written.etag), now, Arc::new(posix)) };
         let entry = {
             let mut tree = self.tree();
             let entry = tree.create(parent, &name, Found::File(facts), false, self.clock.now())?;

@@ -263,6 +263,7 @@ impl Fs {
             etag: Some(moved.etag.clone()),
             mtime: moved.info.last_modified,
             modified: None,
+            saved_at: Some(self.clock.wall()),
             archived: moved.archived,
             posix: Some(Arc::new(Posix::of(&moved.info.attributes.metadata))),
         };

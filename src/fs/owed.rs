@@ -455,6 +455,7 @@ impl Fs {
             etag: owed.base.as_ref().map(|base| base.etag.clone()),
             mtime: owed.written_at,
             modified: None,
+            saved_at: None,
             archived: false,
             posix: Some(Arc::new(Posix::of(&owed.attributes.metadata))),
         };

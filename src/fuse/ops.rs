@@ -114,6 +114,26 @@ impl Adapter {
         });
     }
 
+    /// An open of somebody who, by cutting the file, takes its set-user-ID and set-group-ID away.
+    fn open_cutting(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+        let Some(counted) = self.passthrough.cached(ino) else { return send_elsewhere(&self.fs, ino, reply) };
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            let opened = fs.open(ino, flags).await?;
+            match fs.drop_privileges(ino).await {
+                Ok(()) => Ok((opened, counted)),
+                Err(error) => {
+                    fs.release(opened.fh);
+                    Err(error)
+                }
+            }
+        };
+        self.answer("open", reply, work, |reply, (opened, counted): (Opened, Counted)| {
+            counted.keep();
+            reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
+        });
+    }
+
     /// A reader's open: by the kernel alone where the file is whole on disk, and otherwise through us.
     fn open_reader(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
@@ -470,8 +490,11 @@ impl Filesystem for Adapter {
         self.spawn("rename", reply, work, |reply, ()| reply.ok());
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
         let flags = flags_of(flags.0);
+        if flags.truncate && req.uid() != 0 {
+            return self.open_cutting(Ino(ino.0), flags, reply);
+        }
         if flags.write || flags.truncate {
             self.open_cached(Ino(ino.0), flags, reply);
         } else {

@@ -27,7 +27,7 @@ const NEWS_MAX: usize = 4_096;
 /// Names of directories known to their end, over all directories, at eight bytes each.
 const COMPLETE_MAX: usize = 500_000;
 /// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
-const DATING_DELAY: Duration = Duration::from_secs(2);
+pub(super) const DATING_DELAY: Duration = Duration::from_secs(2);
 
 /// The inode table and what is believed of each name.
 #[derive(Debug)]
@@ -906,6 +906,8 @@ impl Tree {
     pub fn carries(&self, dir: Ino) -> Option<bool> {
         let node = self.nodes.get(&dir)?;
         match (&node.found, node.carries) {
+            // Another client may have begun to keep attributes there.
+            (Found::Dir { marker: Some(Marker { carries: true, .. }) }, _) => Some(true),
             (_, Some(carries)) => Some(carries),
             (Found::Dir { marker: Some(Marker { posix: Some(_), carries, .. }) }, None) => Some(*carries),
             _ => None,
@@ -919,18 +921,28 @@ impl Tree {
         }
     }
 
-    /// Adds what is known of a listed name and a listing does not tell.
-    pub fn fill_in(&self, dir: Ino, name: &Name, found: &mut Found) {
-        let known = match self.child(dir, name).and_then(|ino| self.nodes.get(&ino)) {
-            Some(node) => Some(&node.found),
+    /// Whether what a directory's marker says was asked for, and of one that is no older than this.
+    pub fn knows_marker(&self, dir: Ino, listed: SystemTime) -> bool {
+        self.nodes.get(&dir).is_some_and(|node| match &node.found {
+            Found::Dir { marker: Some(known) } => known.posix.is_some() && listed <= known.modified,
+            _ => false,
+        })
+    }
+
+    /// Adds what is known of a listed name and a listing does not tell. Of directories a listing shows no version: what is
+    /// known of them is believed as long as anything is.
+    pub fn fill_in(&self, dir: Ino, name: &Name, found: &mut Found, now: Instant) {
+        let child = self.child(dir, name);
+        let (known, fresh) = match child.and_then(|ino| Some((ino, self.nodes.get(&ino)?))) {
+            Some((ino, node)) => (Some(&node.found), self.is_fresh(ino, now)),
             None => match self.remembered.peek(&(dir, name.clone())) {
-                Some((Memory::Found(known), _)) => Some(known),
-                _ => None,
+                Some((Memory::Found(known), until)) => (Some(known), now < *until),
+                _ => (None, false),
             },
         };
         match (found, known) {
             (Found::File(new), Some(Found::File(old))) if new.posix.is_none() => new.keep(old),
-            (Found::Dir { marker: marker @ None }, Some(Found::Dir { marker: known })) => {
+            (Found::Dir { marker: marker @ None }, Some(Found::Dir { marker: known })) if fresh => {
                 marker.clone_from(known);
             }
             _ => {}
@@ -1220,6 +1232,12 @@ impl Tree {
                 return Some(self.add(parent, name.clone(), found, until));
             }
             let node = self.nodes.get_mut(&ino)?;
+            if node.found.leads_elsewhere(&found) {
+                // The kernel keeps where a link leads as long as its inode, and a link never leads elsewhere: it is replaced.
+                self.tell(Invalidation::Entry { parent, name: name.clone() });
+                self.detach_taken(ino);
+                return Some(self.add(parent, name.clone(), found, until));
+            }
             let mut news = None;
             match (&mut node.found, found) {
                 (Found::Dir { marker }, Found::Dir { marker: new }) => {
@@ -1395,6 +1413,7 @@ mod tests {
             etag: None,
             mtime: SystemTime::UNIX_EPOCH,
             modified: None,
+            saved_at: None,
             archived: false,
             posix: None,
         })

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::base::ETag;
 use crate::s3::{ListedObject, Metadata, ObjectInfo};
 use keys::DirKey;
-use posix::Posix;
+use posix::{FileType, Posix};
 
 /// An inode number, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +54,8 @@ pub struct Facts {
     pub mtime: SystemTime,
     /// When S3 says that the object was made; `None` as long as it has not said so of one that was made here.
     pub modified: Option<SystemTime>,
+    /// Otherwise when this mount saved it, by its own clock, if that is known.
+    pub saved_at: Option<SystemTime>,
     pub archived: bool,
     /// What its metadata says of POSIX attributes: `None` where only a listing was asked, which does not tell.
     pub posix: Option<Arc<Posix>>,
@@ -62,13 +64,20 @@ pub struct Facts {
 impl Facts {
     /// What S3 has is now this, of a file whose attributes are known.
     pub fn made_here(size: u64, etag: Option<ETag>, mtime: SystemTime, posix: Arc<Posix>) -> Self {
-        Self { size, etag, mtime, modified: None, archived: false, posix: Some(posix) }
+        Self { size, etag, mtime, modified: None, saved_at: None, archived: false, posix: Some(posix) }
     }
 
     /// Takes over what was known of the same object and these facts do not tell.
     fn keep(&mut self, old: &Self) {
-        let same = self.etag == old.etag && (old.modified.is_none() || old.modified == self.modified);
-        if same && self.posix.is_none() {
+        let same_date = match (old.modified, old.saved_at, self.modified) {
+            (Some(old), _, Some(new)) => old == new,
+            // Another client may have changed what is beside the same bytes since.
+            (None, Some(saved), Some(new)) => {
+                new <= saved + inodes::DATING_DELAY && saved <= new + inodes::DATING_DELAY
+            }
+            (old, _, new) => old == new,
+        };
+        if same_date && self.etag == old.etag && self.posix.is_none() {
             self.posix.clone_from(&old.posix);
         }
     }
@@ -110,6 +119,7 @@ impl From<&ListedObject> for Facts {
             etag: Some(object.etag.clone()),
             mtime: object.last_modified,
             modified: Some(object.last_modified),
+            saved_at: None,
             archived: crate::s3::is_archived(object.storage_class.as_deref(), object.restored == Some(true)),
             posix: None,
         }
@@ -124,6 +134,7 @@ impl From<&ObjectInfo> for Facts {
             etag: Some(object.etag.clone()),
             mtime: object.last_modified,
             modified: Some(object.last_modified),
+            saved_at: None,
             archived: crate::s3::is_archived(object.attributes.storage_class.as_deref(), restored),
             posix: Some(Arc::new(Posix::of(&object.attributes.metadata))),
         }
@@ -138,6 +149,16 @@ pub enum Found {
     Dir {
         marker: Option<Marker>,
     },
+}
+
+impl Found {
+    /// Whether this is a symbolic link, and what has its name now is another thing.
+    fn leads_elsewhere(&self, now: &Self) -> bool {
+        let (Self::File(old), Self::File(new)) = (self, now) else { return false };
+        let is_link = old.posix.as_ref().is_some_and(|posix| posix.file_type == Some(FileType::Symlink));
+        let target = |facts: &Facts| facts.posix.as_ref().and_then(|posix| posix.target.clone());
+        is_link && (old.etag != new.etag || (new.posix.is_some() && target(old) != target(new)))
+    }
 }
 
 /// An inode as `fs` needs it.

@@ -95,6 +95,12 @@ impl Posix {
     }
 }
 
+/// Whether there is a time of modification that can be read.
+pub fn says_mtime(metadata: &Metadata) -> bool {
+    // Asked at every write, of files that mostly have none.
+    MTIMES.iter().any(|key| metadata.contains_key(*key)) && Posix::of(metadata).mtime.is_some()
+}
+
 /// Takes the time of modification away, in every dialect: the bytes are others now, and S3 dates them.
 pub fn forget_mtime(metadata: &mut Metadata) {
     for key in MTIMES {

@@ -72,6 +72,8 @@ struct Begun {
     attributes: Attributes,
     /// By number.
     sent: BTreeMap<u16, Sent>,
+    /// By the process before this one.
+    resumed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +106,13 @@ impl Parts {
         self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// An upload of this object is under way from now on: S3 has these parts, with everything up to the stamps in them.
+    /// An upload of this object is under way from now on.
+    pub(super) fn begin(&self, store: Arc<dyn Store>, upload: Upload, attributes: Attributes) {
+        *self.lock() = Some(Begun { store, upload, attributes, sent: BTreeMap::new(), resumed: false });
+    }
+
+    /// An upload of this object that the process before this one began goes on: S3 has these parts, with everything up to the
+    /// stamps in them. That it was begun with these attributes is a guess.
     pub fn resume(
         &self,
         store: Arc<dyn Store>,
@@ -113,7 +121,7 @@ impl Parts {
         sent: Vec<(ByteRange, u64, Part)>,
     ) {
         let sent = sent.into_iter().map(|(range, stamp, part)| (part.number, Sent { range, stamp, part }));
-        *self.lock() = Some(Begun { store, upload, attributes, sent: sent.collect() });
+        *self.lock() = Some(Begun { store, upload, attributes, sent: sent.collect(), resumed: true });
     }
 
     /// The upload under way, if it is of this object.
@@ -130,6 +138,13 @@ impl Parts {
         let begun = begun.as_ref().filter(|begun| !begun.sent.is_empty())?;
         let same = begun.upload.bucket == bucket && begun.upload.key == key;
         same.then(|| begun.attributes.clone())
+    }
+
+    /// Whether that was before this process, so that what it was begun with may be another thing.
+    pub fn is_resumed(&self, bucket: &str, key: &str) -> bool {
+        let begun = self.lock();
+        let same = |begun: &Begun| begun.upload.bucket == bucket && begun.upload.key == key;
+        begun.as_ref().is_some_and(|begun| begun.resumed && same(begun))
     }
 
     /// S3 has this part, with everything up to `stamp` in it.

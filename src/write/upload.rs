@@ -504,7 +504,7 @@ async fn begin(job: &Job) -> Result<Upload> {
         }
         None => job.store.create_upload(&job.bucket, &job.key, attributes.clone()).await?,
     };
-    job.parts.resume(Arc::clone(&job.store), upload.clone(), attributes, Vec::new());
+    job.parts.begin(Arc::clone(&job.store), upload.clone(), attributes);
     Ok(upload)
 }
 

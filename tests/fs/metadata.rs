@@ -344,7 +344,7 @@ fn with_posix_off_nothing_is_kept_or_asked_for() {
 fn another_client_s_chmod_shows_after_the_ttl_and_is_not_undone_by_who_had_the_file_open() {
     block_on(async {
         let client = Client::of_one_clock();
-        client.put_object("f", b"bytes").await;
+        put_with(&client, "f", b"bytes", &[("mode", "33188"), ("theirs", "old")]).await;
         let reader = client.open("f", READ).await.unwrap();
         client.fs.read(reader.1, 0, 5).await.unwrap();
         let other = client.another();

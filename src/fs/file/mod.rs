@@ -22,7 +22,7 @@ use crate::base::{ByteRange, ETag, Turn, format_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::limits::OBJECT_MAX;
-use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress};
+use crate::s3::{Attributes, Condition, GetRequest, Metadata, ObjectInfo, Progress};
 use crate::tree::posix::{self, Posix};
 use crate::tree::{Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
@@ -93,6 +93,8 @@ pub(super) struct State {
     /// How many wait for a save of it.
     awaited: u32,
     last_error: Option<String>,
+    /// Attempts to change what is beside its bytes alone, of which nobody heard: up to which change, and how.
+    described_as: Vec<(u64, Metadata)>,
 }
 
 /// What the journal has of a file, while S3 lacks something of it.
@@ -245,7 +247,7 @@ impl State {
         self.require_current()?;
         require_fits(end)?;
         // A time that was set was that of other bytes.
-        if Posix::of(&self.attributes.metadata).mtime.is_some() {
+        if posix::says_mtime(&self.attributes.metadata) {
             let mut attributes = self.attributes.clone();
             posix::forget_mtime(&mut attributes.metadata);
             self.describe(fs, ino, attributes)?;
@@ -449,13 +451,19 @@ impl File {
         file
     }
 
-    /// S3 was asked about the version that the file is of: it is there, and this is stored beside its bytes.
-    pub(super) fn described(&self, volume: &Volume, info: &ObjectInfo) {
+    /// S3 was asked about the version that the file is of: it is there, and this is stored beside its bytes. `asked_at` is the
+    /// latest change when that was, if the file was open then: another client may have changed what is beside the same bytes
+    /// since it was opened, and this mount since it was asked.
+    pub(super) fn described(&self, volume: &Volume, info: &ObjectInfo, asked_at: Option<u64>) {
         let mut state = lock(&self.state);
-        // Only who is about to write asks for tags.
-        let tells_more = info.attributes.tags.len() > state.attributes.tags.len() && state.is_saved();
-        if !std::mem::replace(&mut state.described, true) || tells_more {
+        let newer = state.is_saved() && asked_at == Some(state.stamp);
+        if !std::mem::replace(&mut state.described, true) || newer {
+            let before = std::mem::take(&mut state.attributes.tags);
             state.attributes = volume.new_objects.rewritten(info.attributes.clone());
+            // Only who is about to write asks for tags.
+            if info.tag_count > 0 && state.attributes.tags.is_empty() {
+                state.attributes.tags = before;
+            }
         }
     }
 
@@ -569,6 +577,7 @@ impl File {
                 behind: None,
                 awaited: 0,
                 last_error: None,
+                described_as: Vec::new(),
             }),
             commit: Arc::default(),
             progress: Arc::default(),
@@ -602,6 +611,12 @@ impl File {
     pub(super) fn is_dirty(&self) -> bool {
         let state = lock(&self.state);
         !state.is_saved() && !state.orphan && !state.lost
+    }
+
+    /// Whether `stat` answers of it as it is here.
+    pub(super) fn is_unsaved(&self) -> bool {
+        let state = lock(&self.state);
+        !state.is_saved() || state.orphan
     }
 
     /// What `stat` answers of it, where that differs from what S3 has.
@@ -926,7 +941,7 @@ pub(super) fn require_fits(len: u64) -> Result<()> {
 impl Fs {
     /// Whether the inode has bytes or a length that S3 does not have.
     pub(super) fn has_unsaved(&self, ino: Ino) -> bool {
-        lock(&self.files).get(ino).is_some_and(|file| file.unsaved().is_some())
+        lock(&self.files).get(ino).is_some_and(|file| file.is_unsaved())
     }
 
     pub(super) fn open_file(&self, ino: Ino) -> Option<Arc<File>> {
@@ -1003,7 +1018,7 @@ impl Fs {
     /// Where a save of this mount has replaced the object and nobody has heard of it, because its answer is on its way or
     /// was lost, the file goes on from there.
     async fn hear_of_saves(&self, file: &Arc<File>) -> Result<()> {
-        if !file.parts.has_attempts() {
+        if !file.has_attempts() {
             return Ok(());
         }
         loop {

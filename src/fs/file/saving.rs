@@ -11,7 +11,7 @@ use crate::fs::copy::{Copied, lost_source};
 use crate::fs::namespace::Shared;
 use crate::fs::volume::Volume;
 use crate::fs::{Fs, OnConflict, lock};
-use crate::s3::{Attributes, Condition, is_archived, watch};
+use crate::s3::{Attributes, Condition, Metadata, ObjectInfo, is_archived, watch};
 use crate::tree::posix::Posix;
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::Record;
@@ -27,6 +27,9 @@ const RETRY_MAX: Duration = Duration::from_secs(300);
 const COPY_ROUNDS_MAX: u32 = 8;
 /// After a request that failed for want of an answer, S3 may still say whether it was done.
 const TIDY_WAIT: Duration = Duration::from_secs(3);
+
+/// Attempts to change what is beside a file's bytes that are remembered until one is heard of.
+const DESCRIBED_MAX: usize = 8;
 
 /// A file that S3 does not have yet as it is here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,14 +149,23 @@ impl Fs {
             };
             (self.job(file, &state, volume, key, expects.clone(), honoured), expects, state.stamp)
         };
+        // What the process before this one began it with is not written down.
+        let resumed = file.parts.is_resumed(&job.bucket, &job.key);
         self.carry_of(file.ino, &job.attributes.metadata).await?;
         let len = job.len;
         let origins: Vec<Origin> = job.origins().cloned().collect();
+        if job.only_described().is_some() {
+            file.describes(stamp, &job.attributes.metadata);
+        }
         match upload(&job).await {
             Ok(written) => {
-                self.committed(file, id, volume, key, len, stamp, &written.etag, Some(&job.attributes));
+                let sent = match resumed {
+                    true => there(volume, key, &job.attributes).await,
+                    false => job.attributes.clone(),
+                };
+                let behind = self.committed(file, id, volume, key, len, stamp, &written.etag, &sent);
                 // What was said beside its bytes while parts left goes behind them.
-                Ok(if file.is_behind(&job.attributes, key) { Saved::Elsewhere } else { Saved::Here })
+                Ok(if behind { Saved::Elsewhere } else { Saved::Here })
             }
             Err(error) => {
                 if let Some(gone) = lost_source(&origins, &error).await {
@@ -161,12 +173,6 @@ impl Fs {
                 }
                 if !lost_race(volume, key, &expects, &error).await {
                     return Err(error);
-                }
-                if job.only_described().is_some() && file.forgets_description(stamp) {
-                    // As if they had been changed just before: the other client's object has its own.
-                    tracing::info!(key, error = %error.report(), "another client replaced the object whose attributes were changed");
-                    self.let_go(file);
-                    return Ok(Saved::Here);
                 }
                 match self.landed(file, id, volume, key).await {
                     Ok(true) => {
@@ -185,13 +191,20 @@ impl Fs {
                         return Err(Error::new(Kind::Stale, told).with_source(error));
                     }
                 }
+                if job.only_described().is_some() && file.forgets_description(stamp) {
+                    // As if they had been changed just before: the other client's object has its own.
+                    tracing::info!(key, error = %error.report(), "another client replaced the object whose attributes were changed");
+                    self.let_go(file);
+                    return Ok(Saved::Here);
+                }
                 if !job.has_gone() {
                     return Err(self.keep_as_conflict_copy(file, volume, key, error).await);
                 }
                 self.stats.conflicts.add(1);
                 let copy = self.conflict_key(key);
+                let sent = job.attributes.clone();
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
-                self.committed(file, id, volume, key, len, stamp, &written.etag, None);
+                self.committed(file, id, volume, key, len, stamp, &written.etag, &sent);
                 tracing::warn!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }
@@ -207,7 +220,7 @@ impl Fs {
         volume: &Volume,
         key: &str,
     ) -> Result<bool> {
-        if !file.parts.has_attempts() {
+        if !file.has_attempts() {
             return Ok(false);
         }
         let info = match volume.store.head(&volume.bucket, key, None).await {
@@ -217,16 +230,19 @@ impl Fs {
         let landed = file
             .parts
             .landed(|made| made.is(&info) && made.place.bucket == volume.bucket && made.place.key == key);
-        let Some((stamp, object)) = landed else { return Ok(false) };
+        let landed = landed.map(|(stamp, _)| stamp).or_else(|| file.landed_description(&info));
+        let Some(stamp) = landed else { return Ok(false) };
         if file.etag().as_ref() == Some(&info.etag) {
             return Ok(false);
         }
         tracing::info!(key, "what an earlier attempt saved is there");
-        self.committed(file, id, volume, key, object.size, stamp, &info.etag, None);
+        let sent = Attributes { metadata: info.attributes.metadata, ..typed(&file.attributes(), key) };
+        self.committed(file, id, volume, key, info.size, stamp, &info.etag, &sent);
         Ok(true)
     }
 
-    /// S3 has everything up to `stamp`.
+    /// S3 has everything up to `stamp`, and `sent` beside the bytes. Whether that is less than what it is to have there: then
+    /// it is one more change.
     #[allow(clippy::too_many_arguments)]
     fn committed(
         &self,
@@ -237,13 +253,22 @@ impl Fs {
         len: u64,
         stamp: u64,
         etag: &ETag,
-        sent: Option<&Attributes>,
-    ) {
+        sent: &Attributes,
+    ) -> bool {
         self.stats.commits.add(1);
         let object = volume.object(id.0, key, etag.clone(), len);
-        let (before, clean) = {
+        let (before, clean, behind) = {
             let mut state = lock(&file.state);
             let before = state.object.as_ref().map(|o| o.id.etag.clone());
+            let behind = typed(&state.attributes, key) != *sent;
+            if behind && state.stamp == stamp {
+                // Before the journal hears that what was before it is saved.
+                let attributes = state.attributes.clone();
+                if let Err(error) = state.describe(self, file.ino, attributes) {
+                    state.stamp += 1;
+                    tracing::warn!(key, error = %error.report(), "that attributes are yet to be saved could not be written down");
+                }
+            }
             state.extents.clear(stamp, len);
             if let Some(line) = &state.owing.line {
                 let object = self.base_of(&object);
@@ -255,6 +280,7 @@ impl Fs {
             file.parts.saved();
             state.object = Some(object);
             state.saved_stamp = stamp;
+            state.described_as.clear();
             state.fetched = false;
             let left = len.min(state.extents.len());
             state.ahead.saved(left);
@@ -271,12 +297,14 @@ impl Fs {
                 state.owing.line = None;
             }
             // Before anybody sees the file saved: who opens it asks S3 then, and compares with what the tree says.
-            let metadata = sent.map_or(&state.attributes.metadata, |sent| &sent.metadata);
-            let posix = Arc::new(Posix::of(metadata));
-            let facts =
-                Facts { archived, ..Facts::made_here(len, Some(etag.clone()), state.written_at, posix) };
+            let posix = Arc::new(Posix::of(&sent.metadata));
+            let facts = Facts {
+                archived,
+                saved_at: Some(self.clock.wall()),
+                ..Facts::made_here(len, Some(etag.clone()), state.written_at, posix)
+            };
             self.tree().committed(file.ino, facts, self.clock.now());
-            (before, clean)
+            (before, clean, behind)
         };
         file.hold(self);
         lock(&self.siblings).changed(id, key);
@@ -289,6 +317,7 @@ impl Fs {
                 pages.pop(&file.ino);
             }
         }
+        behind
     }
 
     /// Where a conflict copy goes. No other one of this mount is there: two files of one name may lose at once.
@@ -552,14 +581,30 @@ impl Fs {
 }
 
 impl File {
-    /// Whether S3 has everything, but other attributes beside it than these are to be. Then they are one more change.
-    fn is_behind(&self, sent: &Attributes, key: &str) -> bool {
+    /// Its object is about to get this beside its bytes, which stay as they are.
+    fn describes(&self, stamp: u64, metadata: &Metadata) {
         let mut state = lock(&self.state);
-        let behind = state.is_saved() && typed(&state.attributes, key) != *sent;
-        if behind {
-            state.stamp += 1;
+        if state.described_as.len() >= DESCRIBED_MAX {
+            state.described_as.remove(0);
         }
-        behind
+        state.described_as.push((stamp, metadata.clone()));
+    }
+
+    /// Up to which change such an attempt saved it, if that is what S3 has there. The ETag tells nothing: that of an object
+    /// which was uploaded in parts is another one afterwards.
+    fn landed_description(&self, there: &ObjectInfo) -> Option<u64> {
+        let state = lock(&self.state);
+        let same_bytes = state.object.as_ref().is_some_and(|object| object.size == there.size);
+        let attempts = state.described_as.iter().rev().filter(|_| same_bytes);
+        attempts
+            .into_iter()
+            .find(|(_, metadata)| *metadata == there.attributes.metadata)
+            .map(|(stamp, _)| *stamp)
+    }
+
+    /// Whether there was an attempt to save it of which nobody heard that it succeeded.
+    pub(in crate::fs) fn has_attempts(&self) -> bool {
+        self.parts.has_attempts() || !lock(&self.state).described_as.is_empty()
     }
 
     /// Lets go of a change of attributes up to a stamp that another client's object has overtaken; `false` where
@@ -574,6 +619,14 @@ impl File {
         }
         only
     }
+}
+
+/// What is beside the bytes of an object that was just made, as far as it can be told; `hoped` is what was asked for.
+async fn there(volume: &Volume, key: &str, hoped: &Attributes) -> Attributes {
+    let told = volume.store.head(&volume.bucket, key, None).await;
+    // Nothing, if that fails: then it is said once more.
+    let metadata = told.map(|info| info.attributes.metadata).unwrap_or_default();
+    Attributes { metadata, ..hoped.clone() }
 }
 
 /// Whether a commit failed because another client was first. AWS answers 404 where an object that was to be replaced
