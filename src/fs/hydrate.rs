@@ -138,10 +138,9 @@ impl Fs {
         let Ok(volume) = self.volume(volume) else { return };
         let mut unknown = Vec::new();
         {
-            let now = self.clock.now();
             let tree = self.tree();
             for line in lines.iter_mut() {
-                tree.fill_in(dir, &line.name, &mut line.found, now);
+                tree.fill_in(dir, &line.name, &mut line.found);
                 if !is_told(&line.found) {
                     unknown.push((line.name.clone(), line.found.clone()));
                 }

@@ -929,23 +929,20 @@ impl Tree {
         })
     }
 
-    /// Adds what is known of a listed name and a listing does not tell. Of directories a listing shows no version: what is
-    /// known of them is believed as long as anything is.
-    pub fn fill_in(&self, dir: Ino, name: &Name, found: &mut Found, now: Instant) {
-        let child = self.child(dir, name);
-        let (known, fresh) = match child.and_then(|ino| Some((ino, self.nodes.get(&ino)?))) {
-            Some((ino, node)) => (Some(&node.found), self.is_fresh(ino, now)),
+    /// Adds what is known of a listed file and a listing does not tell. Of directories a listing shows no version, so that
+    /// what was known of them may be of another.
+    pub fn fill_in(&self, dir: Ino, name: &Name, found: &mut Found) {
+        let known = match self.child(dir, name).and_then(|ino| self.nodes.get(&ino)) {
+            Some(node) => Some(&node.found),
             None => match self.remembered.peek(&(dir, name.clone())) {
-                Some((Memory::Found(known), until)) => (Some(known), now < *until),
-                _ => (None, false),
+                Some((Memory::Found(known), _)) => Some(known),
+                _ => None,
             },
         };
-        match (found, known) {
-            (Found::File(new), Some(Found::File(old))) if new.posix.is_none() => new.keep(old),
-            (Found::Dir { marker: marker @ None }, Some(Found::Dir { marker: known })) if fresh => {
-                marker.clone_from(known);
-            }
-            _ => {}
+        if let (Found::File(new), Some(Found::File(old))) = (found, known)
+            && new.posix.is_none()
+        {
+            new.keep(old);
         }
     }
 

@@ -220,7 +220,9 @@ impl Client {
         let of_process = std::fs::read_dir("/proc/self/fd").expect("the process has descriptors").flatten();
         let files = of_process.filter_map(|fd| {
             let link = std::fs::read_link(fd.path()).ok()?;
-            let staged = link.starts_with(self._staging.path());
+            // What is kept of attributes is there as well.
+            let kept = self._staging.path().join("kept");
+            let staged = link.starts_with(self._staging.path()) && !link.starts_with(kept);
             staged.then(|| std::fs::metadata(fd.path()).ok()).flatten()
         });
         files.filter(|file| file.dev() == staging.st_dev).map(|file| file.blocks() * 512).sum()
