@@ -12,7 +12,7 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, Written};
+use crate::s3::{Condition, Written, tell};
 use crate::write::{Base, Job, Target, abandon, copy_object, send_ahead, upload};
 
 /// Parts that leave ahead of a commit at once, over all files.
@@ -79,13 +79,12 @@ impl Fs {
     }
 
     fn send_when_free(self: &Arc<Self>, file: &Arc<File>, part: (u16, ByteRange)) {
-        let leaving = Leaving::new(self);
-        let file = Arc::clone(file);
+        let leaving = Leaving::new(self, file);
         self.reader.runtime().spawn(async move {
-            let fs = Arc::clone(&leaving.0);
+            let Leaving { fs, file } = &leaving;
             let Ok(_slot) = fs.leaving_slots.acquire().await else { return };
-            fs.send_part(&file, part).await;
-            drop(leaving);
+            // A commit that waits for it waits as long as it moves.
+            tell(&file.progress, fs.send_part(file, part)).await;
         });
     }
 
@@ -200,19 +199,24 @@ impl Fs {
     }
 }
 
-/// A part that is to leave; when it has, or will not, those who wait for room look again.
-struct Leaving(Arc<Fs>);
+/// A part that is to leave; when it has, or will not, those who wait for room look again, and a commit goes on.
+struct Leaving {
+    fs: Arc<Fs>,
+    file: Arc<File>,
+}
 
 impl Leaving {
-    fn new(fs: &Arc<Fs>) -> Self {
+    fn new(fs: &Arc<Fs>, file: &Arc<File>) -> Self {
         fs.leaving.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(fs))
+        file.tell_to_leave();
+        Self { fs: Arc::clone(fs), file: Arc::clone(file) }
     }
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.leaving.fetch_sub(1, Ordering::Relaxed);
-        self.0.left.notify_waiters();
+        self.fs.leaving.fetch_sub(1, Ordering::Relaxed);
+        self.file.has_left();
+        self.fs.left.notify_waiters();
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: the inode table, what S3 said of each name and until when to believe it, names known to be
 //! absent, which names changed here while a request was on its way, and what was listed ahead of walks.
 //! Does not own: bytes (`read`, `write`), open handles (`fs`), or any request: everything here is pure,
-//! and time is an argument.
+//! and time is an argument. The codecs of what user metadata carries live here too: [`posix`] and [`xattrs`].
 //!
 //! Invariants
 //! 1. Parent links form a tree with [`ROOT`] at its top. An inode stores its parent and its name; keys are
@@ -19,8 +19,10 @@ mod inodes;
 pub mod keys;
 pub mod lines;
 pub mod listing;
+pub mod posix;
 pub mod split;
 pub mod walk;
+pub mod xattrs;
 
 pub use inodes::{Invalidation, Listed, Opening, Ticket, Tree};
 

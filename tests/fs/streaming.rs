@@ -52,6 +52,24 @@ fn full_parts_leave_while_the_program_writes_and_close_sends_the_tail() {
     });
 }
 
+/// As `dd of=` and a shell's `>` do: they close a descriptor of the new file before the first byte is written.
+#[test]
+fn full_parts_leave_from_a_file_that_was_saved_while_it_was_empty() {
+    block_on(async {
+        let client = Client::new();
+        let body = bytes(LEN, 1);
+        let file = client.open("f", REWRITE).await.unwrap();
+        client.fs.flush(file.1).await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), b"");
+        write(&client, file.1, 0, &body).await;
+        until("a part has left", || client.stats.parts_ahead.value() == 4).await;
+        client.store.clear_calls();
+        client.close(file).await.unwrap();
+        assert_eq!(client.store.calls(), ["UploadPart", "CompleteMultipartUpload"]);
+        assert_eq!(client.object("f").await.unwrap(), body);
+    });
+}
+
 #[test]
 fn a_file_of_one_put_never_begins_an_upload() {
     block_on(async {

@@ -10,6 +10,7 @@ mod saving;
 pub use saving::Pending;
 pub(super) use saving::{over_another_base, typed};
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -46,6 +47,9 @@ pub(super) struct File {
     pub(super) progress: Arc<Progress>,
     /// Shared by parts that leave while the file is written; a commit has it alone.
     sending: tokio::sync::RwLock<()>,
+    /// Parts that were told to leave, and how many of them have, or will not.
+    told: AtomicU64,
+    ended: tokio::sync::watch::Sender<u64>,
     /// What has left.
     parts: Arc<Parts>,
 }
@@ -131,9 +135,10 @@ impl Ahead {
         Self { saved: len, asked: len, ..Self::default() }
     }
 
-    /// The file was saved as it was at this length.
+    /// The file was saved as it was at this length. What is written into one that was empty leaves as it does from a new
+    /// one: a shell's `>` saves the file before the program writes.
     fn saved(&mut self, len: u64) {
-        *self = Self { stopped: true, unchecked: self.unchecked, ..Self::of_object(len) };
+        *self = Self { stopped: len > 0, unchecked: self.unchecked, ..Self::of_object(len) };
     }
 
     /// The file was cut: a part that lost bytes leaves once more when it is full.
@@ -538,6 +543,8 @@ impl File {
             commit: Arc::default(),
             progress: Arc::default(),
             sending: tokio::sync::RwLock::default(),
+            told: AtomicU64::new(0),
+            ended: tokio::sync::watch::Sender::new(0),
             parts: Arc::default(),
         }
     }
@@ -703,6 +710,24 @@ impl File {
     /// Nothing leaves ahead of the next commit any more.
     pub(super) fn stop_leaving(&self) {
         lock(&self.state).ahead.stopped = true;
+    }
+
+    /// One more part is told to leave.
+    pub(super) fn tell_to_leave(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One that was told to has left, or will not.
+    pub(super) fn has_left(&self) {
+        self.ended.send_modify(|ended| *ended += 1);
+    }
+
+    /// Waits until as many parts have left, or will not, as were told to by now: they are on their way without a gap
+    /// between them, where a commit would wait for those under way before it sends the others.
+    pub(super) async fn all_told_have_left(&self) {
+        let told = self.told.load(Ordering::Relaxed);
+        // The file itself has the sender.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended >= told).await;
     }
 
     pub(super) fn parts(&self) -> &Parts {

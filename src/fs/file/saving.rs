@@ -123,6 +123,7 @@ impl Fs {
 
     async fn commit_in_turn(&self, file: &Arc<File>, shared: &Shared) -> Result<Saved> {
         let _turn = file.commit.lock().await;
+        file.all_told_have_left().await;
         // What is leaving has left; nothing more leaves until this is done.
         let _alone = file.sent_all().await;
         if !file.is_dirty() {
@@ -386,7 +387,8 @@ impl Fs {
         let state = lock(&file.state);
         // A save may have come first.
         let is_due = state.ahead.layout.is_some_and(|layout| layout.part_at(range.start()).0 == number);
-        if !is_due || state.orphan || state.lost || !state.extents.newest(range).1 {
+        let goes = is_due && !state.ahead.stopped && !state.orphan && !state.lost;
+        if !goes || !state.extents.newest(range).1 {
             return None;
         }
         let job = self.job(file, &state, volume, key, Condition::Any, Conditions::NONE);
