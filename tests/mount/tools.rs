@@ -80,15 +80,15 @@ fn zip_packs_updates_and_unpacks() {
 }
 
 #[test]
-fn python_imports_a_package_and_keeps_its_bytecode() {
-    let script = "mkdir -p package/inner; touch package/__init__.py package/inner/__init__.py; \
+fn python_imports_packages_and_archives() {
+    let script = "unset PYTHONDONTWRITEBYTECODE; mkdir -p package/inner; \
+         touch package/__init__.py package/inner/__init__.py; \
          echo 'from package.inner.deep import answer' > package/top.py; \
          echo 'def answer(): return 42' > package/inner/deep.py; \
-         ask() { python3 -v -c 'import package.top; print(package.top.answer())' 2> ../said || cat ../said; \
-         grep -c 'pyc. matches\\|pyc matches' ../said || true; rm ../said; }; \
-         ask; ask; echo 'def answer(): return \"forty-two\"' > package/inner/deep.py; ask; ask; \
+         ask() { python3 -c 'import package.top; print(package.top.answer())'; }; \
+         ask; ask; echo 'def answer(): return \"forty-two\"' > package/inner/deep.py; ask; ask; ls package/__pycache__; \
          python3 -m compileall -q package; python3 -m zipfile -c package.zip package/; \
-         python3 -c 'import sys; sys.path.insert(0, \"package.zip\"); import package; print(package.__file__[-32:])'; \
+         python3 -c 'import sys; sys.path.insert(0, \"package.zip\"); import package; print(package.__file__[-31:])'; \
          rm -r package.zip; find . -name __pycache__ -prune -exec rm -r {} +; ls -R";
     as_on_a_local_disk(&["python3"], script);
 }
@@ -180,8 +180,7 @@ fn borg_backs_up_into_a_mount() {
 #[test]
 fn fio_finds_what_it_wrote() {
     let Some(m) = mounted("fio") else { return };
-    let common =
-        "fio --directory=. --size=4m --verify=crc32c --verify_fatal=1 --output=../fio.log --minimal";
+    let common = "fio --directory=. --size=4m --verify=crc32c --verify_fatal=1 --output=../fio.log --minimal";
     for job in [
         "--name=random --rw=randwrite --bsrange=1k-64k",
         "--name=ahead --rw=write --bs=1m --end_fsync=1",
