@@ -14,7 +14,9 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, Sse, StagingPlace, format_bytes};
+use crate::base::{
+    Durability, Exclusive, OnConflict, Passthrough, PosixMode, Sse, StagingPlace, format_bytes,
+};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Encryption, NewObjects, SessionConfig};
 
@@ -50,6 +52,8 @@ pub struct MountConfig {
     /// Permission bits of files that say nothing else.
     pub file_mode: u16,
     pub dir_mode: u16,
+    /// How far attributes are kept in S3.
+    pub posix: PosixMode,
     /// Whether other users than the mount's owner may enter it.
     pub allow_other: bool,
     /// How long `stat` and `readdir` may answer from memory.
@@ -643,6 +647,7 @@ mod tests {
             durability: Durability::Close,
             upload_delay: Duration::ZERO,
             staging: StagingPlace::Disk,
+            posix: PosixMode::Auto,
             exclusive: Exclusive::Everywhere,
             on_conflict: OnConflict::KeepBoth,
             control_socket: "/run/pailfs/x".into(),

@@ -36,6 +36,10 @@ pub enum Kind {
     /// Larger than S3 or a limit of ours allows.
     TooLarge,
     NoSpace,
+    /// No extended attribute of that name.
+    NoAttribute,
+    /// An extended attribute's value that has no room in any object's metadata.
+    AttributeTooLarge,
     IsADirectory,
     NotADirectory,
     NotEmpty,
@@ -77,6 +81,8 @@ impl Kind {
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::TooLarge => Errno::FBIG,
             Self::NoSpace => Errno::NOSPC,
+            Self::NoAttribute => Errno::NODATA,
+            Self::AttributeTooLarge => Errno::TOOBIG,
             Self::IsADirectory => Errno::ISDIR,
             Self::NotADirectory => Errno::NOTDIR,
             Self::NotEmpty => Errno::NOTEMPTY,
@@ -112,6 +118,8 @@ impl Kind {
             Self::NameTooLong => "name_too_long",
             Self::TooLarge => "too_large",
             Self::NoSpace => "no_space",
+            Self::NoAttribute => "no_attribute",
+            Self::AttributeTooLarge => "attribute_too_large",
             Self::IsADirectory => "is_a_directory",
             Self::NotADirectory => "not_a_directory",
             Self::NotEmpty => "not_empty",

@@ -11,7 +11,7 @@ mod size;
 pub use budget::{Budget, Buffer, Grant};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use gate::{Gate, Pass, Priority, Turn};
-pub use policy::{Durability, Exclusive, OnConflict, Passthrough, Sse, StagingPlace};
+pub use policy::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, Sse, StagingPlace};
 pub use range::ByteRange;
 pub use size::{format_bytes, parse_bytes, parse_duration};
 

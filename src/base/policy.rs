@@ -53,6 +53,20 @@ pub enum OnConflict {
     Overwrite,
 }
 
+/// How far owners, permissions and times of files are kept in S3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PosixMode {
+    /// Whatever is set here; and asked for where a directory says that its files have any
+    ///
+    /// Listings do not tell attributes, so they cost a request for each file of such a directory.
+    #[default]
+    Auto,
+    /// Of every file, and asked for everywhere
+    Full,
+    /// Nothing: what is set is accepted and forgotten
+    Off,
+}
+
 /// Which files the kernel may read by itself, where they are whole in the cache directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Passthrough {

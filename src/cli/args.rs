@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::{
-    Durability, Exclusive, OnConflict, Passthrough, Sse, StagingPlace, parse_bytes, parse_duration,
+    Durability, Exclusive, OnConflict, Passthrough, PosixMode, Sse, StagingPlace, parse_bytes, parse_duration,
 };
 use crate::config::{DEFAULT_SESSION, ObjectSettings};
 use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
@@ -81,6 +81,9 @@ pub struct MountArgs {
     /// Where written bytes wait for their upload
     #[arg(long, value_enum, value_name = "WHERE", default_value = "disk")]
     pub staging: StagingPlace,
+    /// How far owners, permissions, times, symbolic links and the like are kept in S3
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    pub posix: PosixMode,
     /// Among whom O_EXCL decides who makes a file
     #[arg(long, value_enum, value_name = "WHOM", default_value = "everywhere")]
     pub exclusive: Exclusive,

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
-use crate::base::{Durability, Exclusive, OnConflict, Passthrough, StagingPlace, SystemClock};
+use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace, SystemClock};
 use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
@@ -166,6 +166,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         gid: rustix::process::getegid().as_raw(),
         file_mode: 0o644,
         dir_mode: 0o755,
+        posix: PosixMode::default(),
         allow_other: false,
         metadata_ttl: TTL,
         negative_ttl: TTL,

@@ -67,7 +67,11 @@ impl Code {
             Kind::Unreachable | Kind::TimedOut => Self::Unreachable,
             Kind::Throttled | Kind::Server | Kind::Corrupt => Self::Server,
             Kind::InvalidArgument => Self::Usage,
-            Kind::Local | Kind::NoSpace | Kind::NotPermitted => Self::Local,
+            Kind::Local
+            | Kind::NoSpace
+            | Kind::NoAttribute
+            | Kind::AttributeTooLarge
+            | Kind::NotPermitted => Self::Local,
             Kind::Internal => Self::Internal,
             Kind::NotFound
             | Kind::AlreadyExists

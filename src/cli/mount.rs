@@ -109,6 +109,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         gid: args.look.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
         file_mode: args.look.file_mode,
         dir_mode: args.look.dir_mode,
+        posix: args.posix,
         allow_other: args.look.allow_other,
         metadata_ttl: args.look.metadata_ttl,
         negative_ttl: args.look.negative_ttl,

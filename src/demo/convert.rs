@@ -46,6 +46,8 @@ fn code_of(kind: Kind) -> (&'static str, StatusCode) {
         Kind::TimedOut | Kind::Unreachable => ("ServiceUnavailable", StatusCode::SERVICE_UNAVAILABLE),
         Kind::Corrupt => ("BadDigest", StatusCode::BAD_REQUEST),
         Kind::NoSpace
+        | Kind::NoAttribute
+        | Kind::AttributeTooLarge
         | Kind::IsADirectory
         | Kind::NotADirectory
         | Kind::CrossDevice

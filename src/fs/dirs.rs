@@ -7,20 +7,22 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::handles::Handle;
+use super::hydrate::LINES_AHEAD;
 use super::lookup::no_such_name;
 use super::names::At;
 use super::pages::{Asker, Page, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
 use super::weight::Counted;
-use super::{Attr, Fs, lock};
+use super::{Attr, Fs, Maker, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, ListPage, ListRequest, ListedObject, PutRequest, limits};
+use crate::s3::{Attributes, Condition, ListPage, ListRequest, ListedObject, Metadata, PutRequest, limits};
 use crate::tree::keys::{DirKey, Name, Place};
 use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
+use crate::tree::posix::{self, FileType};
 use crate::tree::walk::DIRS_MAX;
-use crate::tree::{AttrChanges, DirPlace, Found, Ino, Known, Listed, ROOT, Ticket, VolumeId};
+use crate::tree::{DirPlace, Facts, Found, Ino, Known, Listed, Marker, ROOT, Ticket, VolumeId};
 use crate::write::delete_object;
 
 /// One line of a directory.
@@ -29,7 +31,7 @@ pub struct DirEntry {
     /// Where to go on after this entry; more than 2, so that a caller has 1 and 2 for `.` and `..`.
     pub cookie: u64,
     pub name: Name,
-    pub is_dir: bool,
+    pub file_type: FileType,
     /// Known where attributes were asked for, or where the name has an inode already.
     pub ino: Option<Ino>,
     /// `Some` where attributes were asked for; the receiver then owns one lookup of the inode.
@@ -54,6 +56,8 @@ struct Stream {
     complete: bool,
     /// Somebody has taken a line since the beginning.
     used: bool,
+    /// Attributes were asked for of the lines before this one.
+    described: u64,
 }
 
 /// A directory being listed.
@@ -186,6 +190,13 @@ impl Fs {
                     self.restart(stream, mark);
                     continue 'place;
                 }
+                if at >= stream.described {
+                    let marked =
+                        stream.reading.as_ref().is_some_and(|reading| reading.listing.marker().is_some());
+                    let ahead = self.describe_ahead(ino, &mut stream.lines, at, (attributes, marked));
+                    stream.described = ahead.await.max(at + 1);
+                    continue;
+                }
                 let ticket = stream.reading.as_ref().map(|reading| &reading.ticket);
                 if !self.give(ino, line, cookie, ticket, attributes, take) {
                     return Ok(());
@@ -196,6 +207,30 @@ impl Fs {
                 stream.lines.trim(at);
             }
         }
+    }
+
+    /// Asks for attributes of the lines from a number on that are here, if that is worth it. Returns the number behind them.
+    async fn describe_ahead(
+        &self,
+        ino: Ino,
+        lines: &mut Lines,
+        at: u64,
+        (attributes, marked): (bool, bool),
+    ) -> u64 {
+        let worth = match attributes {
+            true => {
+                let lines = lines.ahead(at, usize::MAX);
+                let lines: Vec<&Line> = lines.iter().map(|line| &**line).collect();
+                self.finds_worth_asking(ino, &lines, marked).await
+            }
+            false => self.is_worth_asking(ino) == Some(true),
+        };
+        if !worth {
+            return lines.end();
+        }
+        let mut ahead = lines.ahead(at, LINES_AHEAD);
+        self.describe_lines(ino, &mut ahead).await;
+        at + ahead.len() as u64
     }
 
     /// Whether a line and those after it are too old to be believed: then one LIST is asked again, rather than a HEAD
@@ -231,7 +266,7 @@ impl Fs {
         let without = |ino| DirEntry {
             cookie,
             name: name.clone(),
-            is_dir: matches!(line.found, Found::Dir { .. }),
+            file_type: self.shown_type(&line.found),
             ino,
             attr: None,
         };
@@ -262,11 +297,22 @@ impl Fs {
                 return take(&without(ino));
             }
         };
+        let entry = match (&entry.found, &line.found) {
+            (Found::File(Facts { posix: None, .. }), Found::File(told @ Facts { posix: Some(_), .. })) => {
+                tree.describe(entry.ino, told);
+                tree.entry(entry.ino).unwrap_or(entry)
+            }
+            (Found::Dir { .. }, Found::Dir { marker: Some(marker @ Marker { posix: Some(_), .. }) }) => {
+                tree.mark(entry.ino, marker.clone());
+                tree.entry(entry.ino).unwrap_or(entry)
+            }
+            _ => entry,
+        };
         // The lookup is counted first: once the reply is out the kernel may forget at any time.
         tree.looked_up(entry.ino);
         drop(tree);
         let attr = self.attr_of(&entry);
-        let given = DirEntry { is_dir: attr.is_dir, attr: Some(attr), ..without(Some(entry.ino)) };
+        let given = DirEntry { file_type: attr.file_type, attr: Some(attr), ..without(Some(entry.ino)) };
         let taken = take(&given);
         if !taken {
             self.tree().forget(entry.ino, 1);
@@ -287,6 +333,7 @@ impl Fs {
             self.tree().end(reading.ticket);
         }
         stream.lines.restart(&mark);
+        stream.described = 0;
         stream.from = mark;
         stream.complete = false;
     }
@@ -506,7 +553,7 @@ impl Fs {
     }
 
     /// Makes a directory: a marker object, or a bucket at the top of a mount of all buckets.
-    pub async fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
+    pub async fn mkdir(&self, parent: Ino, name: &OsStr, made: Maker) -> Result<Attr> {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let _turn = self.turns.take(parent, &name).await;
@@ -537,10 +584,20 @@ impl Fs {
                 "this name is an escape of another key; see docs/NAMES.md",
             ));
         }
+        let posix = self.posix_of_new(parent, FileType::Directory, made);
+        if posix.as_ref().is_some_and(|posix| !posix.is_empty()) {
+            self.carry(parent).await?;
+        }
+        let marker;
         {
             let (At { volume, dir, .. }, _shared) = self.share(at, At::below).await?;
             let condition = if volume.honoured().await.put { Condition::Absent } else { Condition::Any };
-            match put_marker(&volume, &dir.child(&name)?, condition).await {
+            let mut attributes = marker_attributes(&volume);
+            if let Some(posix) = &posix {
+                posix::write(&mut attributes.metadata, posix);
+            }
+            marker = Marker::with(&attributes.metadata, self.clock.wall());
+            match put_marker_with(&volume, &dir.child(&name)?, condition, attributes).await {
                 Err(error) if error.kind() == Kind::AlreadyExists => {
                     self.tree().forget_name(parent, &name);
                     return Err(exists());
@@ -550,14 +607,17 @@ impl Fs {
         }
         let entry = {
             let mut tree = self.tree();
-            let found = Found::Dir { marker: Some(self.clock.wall()) };
+            let found = Found::Dir { marker: Some(marker) };
             let entry = tree.create(parent, &name, found, false, self.clock.now())?;
+            tree.changed_dir(parent, Some(self.clock.wall()));
             tree.looked_up(entry.ino);
             if let Some(asked) = (now + empty_for).checked_sub(self.options.negative_ttl) {
                 tree.complete(entry.ino, Vec::new(), asking.ticket(), asked, self.clock.now());
             }
-            let changes = AttrChanges { mode: Some(mode & 0o7777), ..AttrChanges::default() };
-            tree.change_attrs(entry.ino, changes)?
+            match posix {
+                Some(_) => entry,
+                None => tree.change_attrs(entry.ino, made.remembered())?,
+            }
         };
         Ok(self.attr_of(&entry))
     }
@@ -644,14 +704,14 @@ impl Fs {
         let may_go = volume.deletes.leaving().len();
         let first = keys_below(volume, dir, may_go.saturating_add(1)).await?;
         if let Some(marker) = first.iter().find(|object| Some(object.key.as_str()) == dir.marker_key()) {
-            self.tree().mark(ino, marker.last_modified);
+            self.tree().mark(ino, Marker::listed(marker.last_modified));
             return Ok(());
         }
         // Read again: others may have begun to remove what is here.
         let leaving = volume.deletes.leaving();
         if first.iter().all(|object| leaving.contains(&object.key)) {
             put_marker(volume, dir, Condition::Any).await?;
-            self.tree().mark(ino, self.clock.wall());
+            self.tree().mark(ino, Marker::with(&Metadata::new(), self.clock.wall()));
         }
         Ok(())
     }
@@ -682,8 +742,26 @@ async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<Lis
     Err(Error::new(Kind::Server, "the server goes on listing a directory without a name in it"))
 }
 
-/// Writes a directory's marker: an empty object whose key ends with `/`, typed as s3fs and Hadoop type it.
+/// Writes a directory's marker as it is where nothing is to be said of it.
 pub(super) async fn put_marker(volume: &Volume, dir: &DirKey, condition: Condition) -> Result<()> {
+    put_marker_with(volume, dir, condition, marker_attributes(volume)).await
+}
+
+/// What is beside a marker: it is typed as s3fs and Hadoop type it.
+pub(super) fn marker_attributes(volume: &Volume) -> Attributes {
+    Attributes {
+        content_type: Some("application/x-directory".to_owned()),
+        ..volume.new_objects.placeholder()
+    }
+}
+
+/// Writes a directory's marker: an empty object whose key ends with `/`.
+pub(super) async fn put_marker_with(
+    volume: &Volume,
+    dir: &DirKey,
+    condition: Condition,
+    attributes: Attributes,
+) -> Result<()> {
     let Some(key) = dir.marker_key() else {
         return Err(Error::new(Kind::InvalidArgument, "this directory cannot have a marker"));
     };
@@ -691,10 +769,7 @@ pub(super) async fn put_marker(volume: &Volume, dir: &DirKey, condition: Conditi
         bucket: volume.bucket.clone(),
         key: key.to_owned(),
         body: Bytes::new(),
-        attributes: Attributes {
-            content_type: Some("application/x-directory".to_owned()),
-            ..volume.new_objects.placeholder()
-        },
+        attributes,
         condition,
         checksum: None,
     };

@@ -12,11 +12,12 @@ use super::lookup::no_such_name;
 use super::names::At;
 use super::siblings::{Ahead, Listed};
 use super::volume::Volume;
-use super::{Attr, Durability, Exclusive, Fs, lock};
+use super::{Attr, Durability, Exclusive, Fs, Maker, lock};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, SMALL_FILE_MAX};
 use crate::s3::{Condition, ListRequest, PutRequest};
 use crate::tree::keys::Name;
+use crate::tree::posix::{self, FileType};
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, VolumeId};
 use crate::write::head_with_tags;
 
@@ -151,7 +152,7 @@ impl Fs {
     /// The file of an inode: the one with unsaved bytes if there is one, else the object as it is now.
     ///
     /// It counts as opened once more, so that nobody takes it for unused in between.
-    async fn current_file(&self, ino: Ino, write: bool) -> Result<Arc<File>> {
+    pub(super) async fn current_file(&self, ino: Ino, write: bool) -> Result<Arc<File>> {
         for _ in 0..OPEN_ROUNDS_MAX {
             if let Some(file) = self.open_newest(ino, write).await? {
                 return Ok(file);
@@ -251,7 +252,7 @@ impl Fs {
         parent: Ino,
         name: &OsStr,
         flags: OpenFlags,
-        mode: u32,
+        made: Maker,
     ) -> Result<(Attr, Opened)> {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
@@ -277,25 +278,32 @@ impl Fs {
             };
             return Ok((self.attr_of(&entry), opened));
         }
+        let posix = self.posix_of_new(parent, FileType::Regular, made);
+        let mut attributes = volume.new_objects.file();
+        if let Some(posix) = &posix {
+            posix::write(&mut attributes.metadata, posix);
+        }
         let now = self.clock.wall();
         let claimed = match flags.exclusive && self.options.exclusive == Exclusive::Everywhere {
             true => self.within(self.claim(parent, &name)).await?,
             false => None,
         };
         let etag = claimed.as_ref().map(|object| object.id.etag.clone());
-        let facts = Facts { size: 0, etag, mtime: now, archived: false };
+        let facts = Facts::made_here(0, etag, now, Arc::new(posix.clone().unwrap_or_default()));
         let entry = {
             let mut tree = self.tree();
             let is_local = claimed.is_none();
             let entry = tree.create(parent, &name, Found::File(facts), is_local, self.clock.now())?;
-            let mode = mode & 0o7777;
-            let changes = crate::tree::AttrChanges { mode: Some(mode), ..Default::default() };
+            tree.changed_dir(parent, Some(now));
             tree.looked_up(entry.ino);
-            tree.change_attrs(entry.ino, changes)?
+            match posix {
+                Some(_) => entry,
+                None => tree.change_attrs(entry.ino, made.remembered())?,
+            }
         };
         let file = Arc::new(match claimed {
-            Some(object) => File::of_object(entry.ino, object, volume.new_objects.file(), now),
-            None => File::new(entry.ino, Condition::Absent, volume.new_objects.file(), now),
+            Some(object) => File::claimed(entry.ino, object, attributes, now),
+            None => File::new(entry.ino, Condition::Absent, attributes, now),
         });
         file.opened(true);
         lock(&self.files).put(Arc::clone(&file));

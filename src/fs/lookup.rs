@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use futures::future::{Either, select};
 use tokio::sync::watch;
 
-use super::{Attr, Fs, lock};
+use super::{Attr, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListRequest;
 use crate::tree::keys::{DirKey, Name};
-use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, Marker, ROOT, VolumeId};
 
 use super::volume::Volume;
 
@@ -82,9 +82,19 @@ impl Fs {
     fn take_known(&self, parent: Ino, name: &Name) -> Known {
         let mut tree = self.tree();
         let known = tree.known(parent, name, self.clock.now());
-        if let Known::Is(entry) = &known {
-            tree.looked_up(entry.ino);
+        let Known::Is(entry) = &known else { return known };
+        if tree.carries(parent) != Some(false) && self.options.posix != PosixMode::Off {
+            drop(tree);
+            // It may have been renamed since, or forgotten.
+            if !self.is_described(parent, entry) && !self.has_unsaved(entry.ino) {
+                return Known::Unknown;
+            }
+            tree = self.tree();
+            if tree.child(parent, name) != Some(entry.ino) {
+                return Known::Unknown;
+            }
         }
+        tree.looked_up(entry.ino);
         known
     }
 
@@ -110,8 +120,10 @@ impl Fs {
             Err(error) => return Some(Err(error)),
         };
         let fresh = tree.is_fresh(ino, self.clock.now());
+        let link = tree.link_of(ino);
         drop(tree);
-        (fresh || self.has_unsaved(ino)).then(|| Ok(self.attr_of(&entry)))
+        let is_told = || link.is_none_or(|(parent, _)| self.is_described(parent, &entry));
+        ((fresh && is_told()) || self.has_unsaved(ino)).then(|| Ok(self.attr_of(&entry)))
     }
 
     async fn refresh(&self, ino: Ino) -> Result<Attr> {
@@ -162,7 +174,10 @@ impl Fs {
                 self.ask_bucket(name).await?;
                 None
             }
-            DirPlace::In { volume, dir } => find(&*self.volume(*volume)?, dir, name).await?,
+            DirPlace::In { volume, dir } => {
+                let describes = self.options.posix != PosixMode::Off;
+                find(&*self.volume(*volume)?, dir, name, describes).await?
+            }
         };
         // What S3 lacks something of keeps its name, whatever another client made of it, until it is saved or copied.
         let child = {
@@ -333,8 +348,9 @@ impl Drop for LookingUp<'_> {
 
 /// Asks S3 for the object and for the directory of a name, side by side.
 ///
-/// A directory wins over an object of the same name; the object is then reached as `NAME%~f`.
-async fn find(volume: &Volume, dir: &DirKey, name: &Name) -> Result<Option<Found>> {
+/// A directory wins over an object of the same name; the object is then reached as `NAME%~f`. With `describes`, the
+/// directory's marker is asked for its attributes.
+async fn find(volume: &Volume, dir: &DirKey, name: &Name, describes: bool) -> Result<Option<Found>> {
     let object_key = dir.object_key(name).ok();
     let child = dir.child(name).ok();
     let object = async {
@@ -345,7 +361,12 @@ async fn find(volume: &Volume, dir: &DirKey, name: &Name) -> Result<Option<Found
     };
     let below = async {
         match &child {
-            Some(child) => first_below(volume, child).await,
+            Some(child) => match first_below(volume, child).await? {
+                Some(Found::Dir { marker: Some(listed) }) if describes => {
+                    describe_marker(volume, child, listed).await.map(Some)
+                }
+                found => Ok(found),
+            },
             None => Ok(None),
         }
     };
@@ -389,8 +410,20 @@ async fn first_below(volume: &Volume, dir: &DirKey) -> Result<Option<Found>> {
     };
     let page = volume.store.list(request).await?;
     Ok(page.objects.iter().find(|o| o.key.starts_with(dir.prefix())).map(|first| Found::Dir {
-        marker: (Some(first.key.as_str()) == dir.marker_key()).then_some(first.last_modified),
+        marker: (Some(first.key.as_str()) == dir.marker_key()).then(|| Marker::listed(first.last_modified)),
     }))
+}
+
+/// A directory whose marker a listing has shown, with what the marker says.
+async fn describe_marker(volume: &Volume, dir: &DirKey, listed: Marker) -> Result<Found> {
+    let Some(key) = dir.marker_key() else { return Ok(Found::Dir { marker: Some(listed) }) };
+    let marker = match volume.store.head(&volume.bucket, key, None).await {
+        Ok(info) => Some(Marker::described(&info)),
+        // Some servers keep a marker as a directory, and have no object there.
+        Err(error) if error.is_not_found() => Some(listed),
+        Err(error) => return Err(error),
+    };
+    Ok(Found::Dir { marker })
 }
 
 /// A name that no key has is a name that does not exist, unless it is being made.

@@ -16,15 +16,20 @@ mod attr;
 mod backing;
 mod copy;
 mod deletes;
+mod describe;
 mod dirs;
 mod file;
 mod files;
 mod handles;
 mod holes;
+mod hydrate;
 mod intents;
 mod io;
+#[cfg_attr(not(test), expect(dead_code, reason = "not asked yet"))]
+mod kept;
 mod leave;
 mod lookup;
+mod made;
 mod moves;
 mod names;
 mod namespace;
@@ -36,11 +41,13 @@ mod turns;
 mod volume;
 mod walks;
 mod weight;
+mod xattr;
 
-pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough, StagingPlace};
+pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace};
 pub use crate::tree::Invalidation;
 pub use crate::tree::listing::Order;
-pub use attr::{Attr, SetAttr};
+pub use crate::tree::posix::FileType;
+pub use attr::{Attr, Maker, SetAttr};
 pub use backing::Version;
 pub use dirs::DirEntry;
 pub use file::Pending;
@@ -49,6 +56,7 @@ pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use owed::TakenUp;
 pub use volume::{Buckets, Probe, Root, Volume};
+pub use xattr::Replaces;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -74,6 +82,10 @@ pub struct Options {
     /// Permission bits of files that say nothing else.
     pub file_mode: u16,
     pub dir_mode: u16,
+    /// How far attributes are kept in S3.
+    pub posix: PosixMode,
+    /// How long a change of a closed file's attributes waits for others to go with it.
+    pub describe_delay: Duration,
     /// How long `stat` and `readdir` may answer from memory, and what a listing said is enough to open a file for reading.
     pub ttl: Duration,
     /// How long a name that was absent is believed to be.
@@ -123,6 +135,8 @@ impl Default for Options {
             gid: rustix::process::getgid().as_raw(),
             file_mode: 0o644,
             dir_mode: 0o755,
+            posix: PosixMode::default(),
+            describe_delay: Duration::from_millis(100),
             ttl: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(1),
             timeout: Duration::from_secs(60),

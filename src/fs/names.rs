@@ -12,9 +12,10 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, ObjectInfo, is_archived};
+use crate::s3::{Condition, Metadata, ObjectInfo, is_archived};
 use crate::tree::keys::{DirKey, Name};
-use crate::tree::{Entry, Facts, Found, Ino, VolumeId};
+use crate::tree::posix::Posix;
+use crate::tree::{Entry, Facts, Found, Ino, Marker, VolumeId};
 use crate::write::journal::{BaseObject, Place};
 use crate::write::{Base, Conditions, Target, copy_object, delete_object};
 
@@ -148,7 +149,7 @@ impl Fs {
                 _ => Condition::Any,
             };
             put_marker(&at.volume, &at.dir, condition).await?;
-            self.tree().mark(at.parent, self.clock.wall());
+            self.tree().mark(at.parent, Marker::with(&Metadata::new(), self.clock.wall()));
             return Ok(());
         }
         delete_object(&at.volume.store, &at.volume.bucket, key, etag, honoured).await
@@ -261,7 +262,9 @@ impl Fs {
             size: moved.info.size,
             etag: Some(moved.etag.clone()),
             mtime: moved.info.last_modified,
+            modified: None,
             archived: moved.archived,
+            posix: Some(Arc::new(Posix::of(&moved.info.attributes.metadata))),
         };
         self.tree().moved(ino, facts);
         {
@@ -311,6 +314,7 @@ impl Fs {
         let to_key = to.dir.object_key(&to.name)?;
         let store = &from.volume.store;
         let info = store.head(&from.volume.bucket, &from_key, None).await?;
+        self.carry_for(to.parent, &info.attributes.metadata).await?;
         if let Some(replaced) = &mut replaced {
             replaced.fetch(self).await?;
         }

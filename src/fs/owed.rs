@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::Object;
 use crate::s3::{Condition, Part, Unfinished};
 use crate::tree::keys::{Name, path_of};
+use crate::tree::posix::Posix;
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, ROOT, Tree, VolumeId};
 use crate::write::journal::{
     BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
@@ -453,7 +454,9 @@ impl Fs {
             size: owed.extents.len(),
             etag: owed.base.as_ref().map(|base| base.etag.clone()),
             mtime: owed.written_at,
+            modified: None,
             archived: false,
+            posix: Some(Arc::new(Posix::of(&owed.attributes.metadata))),
         };
         let is_new = owed.expects == Condition::Absent;
         let mut tree = self.tree();

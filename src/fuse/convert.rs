@@ -6,7 +6,7 @@ use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 
 use crate::base::Clock;
 use crate::error::Error;
-use crate::fs::Attr;
+use crate::fs::{self, Attr};
 
 /// What programs should read and write at once, in bytes: one kernel request.
 const BLOCK_SIZE: u32 = 1 << 20;
@@ -21,20 +21,28 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         mtime: attr.mtime,
         ctime: attr.ctime,
         crtime: SystemTime::UNIX_EPOCH,
-        kind: kind(attr.is_dir),
+        kind: kind(attr.file_type),
         perm: attr.perm,
         // A directory's count of subdirectories is unknown, which 1 says to those who look.
         nlink: 1,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: attr.rdev,
         blksize: BLOCK_SIZE,
         flags: 0,
     }
 }
 
-pub(super) fn kind(is_dir: bool) -> FileType {
-    if is_dir { FileType::Directory } else { FileType::RegularFile }
+pub(super) fn kind(file_type: fs::FileType) -> FileType {
+    match file_type {
+        fs::FileType::Regular => FileType::RegularFile,
+        fs::FileType::Directory => FileType::Directory,
+        fs::FileType::Symlink => FileType::Symlink,
+        fs::FileType::Fifo => FileType::NamedPipe,
+        fs::FileType::Socket => FileType::Socket,
+        fs::FileType::CharDevice => FileType::CharDevice,
+        fs::FileType::BlockDevice => FileType::BlockDevice,
+    }
 }
 
 pub(super) fn errno(error: &Error) -> Errno {

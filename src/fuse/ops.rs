@@ -21,7 +21,7 @@ use super::convert::{errno, file_attr, kind, time};
 use super::passthrough::{Answer, Counted, Passthrough};
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
-use crate::fs::{self, Attr, DirEntry, Fs, Hole, OpenFlags, Opened, SetAttr, Space};
+use crate::fs::{self, Attr, DirEntry, Fs, Hole, Maker, OpenFlags, Opened, SetAttr, Space};
 use crate::tree::Ino;
 
 /// An inode number is never used twice, so one generation does for all.
@@ -63,7 +63,8 @@ replies!(
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
-    ReplyWrite
+    ReplyWrite,
+    ReplyXattr
 );
 
 impl Adapter {
@@ -202,6 +203,7 @@ fn log(operation: &'static str, error: &Error) {
         | Kind::InvalidArgument
         | Kind::BadHandle
         | Kind::Unsupported
+        | Kind::NoAttribute
         | Kind::NotPermitted => tracing::debug!(operation, error = %error.report()),
         _ => tracing::warn!(operation, error = %error.report()),
     }
@@ -235,6 +237,22 @@ fn flags_of(flags: i32) -> OpenFlags {
     }
 }
 
+/// A value, or its length for who asks with no room.
+fn send_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+const DIR: fs::FileType = fs::FileType::Directory;
+
+/// Who asks for something to be made, and with which permissions.
+fn maker(req: &Request, mode: u32) -> Maker {
+    Maker { mode: mode & 0o7777, owner: Some((req.uid(), req.gid())) }
+}
+
 fn fopen(keep_cache: bool) -> FopenFlags {
     if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
@@ -257,6 +275,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // Otherwise the kernel asks for `security.capability` before every write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 tracing::debug!(?wanted, "this kernel does not offer a FUSE feature");
@@ -323,7 +344,7 @@ impl Filesystem for Adapter {
     #[allow(clippy::too_many_arguments)]
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -346,6 +367,7 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(|t| time(t, &SystemClock)),
             mtime: mtime.map(|t| time(t, &SystemClock)),
+            drops_privileges: size.is_some() && req.uid() != 0,
         };
         let cuts = set.size.is_some() && fh.is_none();
         let counted = cuts.then(|| self.passthrough.cached(Ino(ino.0)));
@@ -360,15 +382,15 @@ impl Filesystem for Adapter {
         self.spawn("setattr", reply, work, attributes);
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        let work = async move { fs.mkdir(Ino(parent.0), &name, mode & !umask).await };
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, mode & !umask));
+        let work = async move { fs.mkdir(Ino(parent.0), &name, made).await };
         self.spawn("mkdir", reply, work, entry);
     }
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -376,13 +398,19 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::RegularFile {
-            return reply.error(Errno::EPERM);
-        }
-        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
+        let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, mode & !umask));
+        let file_type = match rustix::fs::FileType::from_raw_mode(mode) {
+            rustix::fs::FileType::RegularFile => fs::FileType::Regular,
+            rustix::fs::FileType::Fifo => fs::FileType::Fifo,
+            rustix::fs::FileType::Socket => fs::FileType::Socket,
+            _ => return reply.error(Errno::EPERM),
+        };
         let work = async move {
+            if file_type != fs::FileType::Regular {
+                return fs.mknod(Ino(parent.0), &name, file_type, made).await;
+            }
             let flags = OpenFlags { write: true, exclusive: true, ..OpenFlags::default() };
-            let (attr, opened) = fs.create(Ino(parent.0), &name, flags, mode & !umask).await?;
+            let (attr, opened) = fs.create(Ino(parent.0), &name, flags, made).await?;
             let saved = fs.flush(opened.fh).await;
             fs.release(opened.fh);
             saved.map(|()| attr)
@@ -404,8 +432,17 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, 0o777));
+        let target = target.as_os_str().to_owned();
+        let work = async move { fs.symlink(Ino(parent.0), &name, &target, made).await };
+        self.spawn("symlink", reply, work, entry);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.readlink(Ino(ino.0)).await };
+        self.spawn("readlink", reply, work, |reply: ReplyData, target| reply.data(&target));
     }
 
     fn link(&self, _req: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
@@ -444,7 +481,7 @@ impl Filesystem for Adapter {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -452,8 +489,8 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), mode & !umask).await };
+        let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, mode & !umask));
+        let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), made).await };
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
         self.answer("create", reply, work, move |reply, (attr, opened)| {
             let Some(counted) = passthrough.cached(attr.ino) else {
@@ -491,25 +528,30 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: fuser::OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let drops_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // Staging is the page cache of a local file: answered here, without a copy in between.
-        if let Some(answer) = self.fs.write_now(fh.0, offset, data) {
+        if !drops_privileges && let Some(answer) = self.fs.write_now(fh.0, offset, data) {
             settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
             return;
         }
         let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
-        self.spawn("write", reply, async move { fs.write(fh.0, offset, &data).await }, move |reply, ()| {
-            reply.written(len);
-        });
+        let work = async move {
+            if drops_privileges {
+                fs.drop_privileges(Ino(ino.0)).await?;
+            }
+            fs.write(fh.0, offset, &data).await
+        };
+        self.spawn("write", reply, work, move |reply, ()| reply.written(len));
     }
 
     fn flush(
@@ -557,8 +599,8 @@ impl Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
         self.begin(async move {
-            let full = offset < 1 && reply.add(ino, 1, kind(true), ".")
-                || offset < 2 && reply.add(UNKNOWN_INO, 2, kind(true), "..");
+            let full = offset < 1 && reply.add(ino, 1, kind(DIR), ".")
+                || offset < 2 && reply.add(UNKNOWN_INO, 2, kind(DIR), "..");
             if full {
                 return reply.ok();
             }
@@ -566,7 +608,7 @@ impl Filesystem for Adapter {
             let work = async {
                 let mut take = |entry: &DirEntry| {
                     let ino = entry.ino.map_or(UNKNOWN_INO, |ino| INodeNo(ino.0));
-                    !reply.add(ino, entry.cookie, kind(entry.is_dir), OsStr::new(entry.name.as_str()))
+                    !reply.add(ino, entry.cookie, kind(entry.file_type), OsStr::new(entry.name.as_str()))
                 };
                 fs.readdir(fh.0, from, false, &mut take).await
             };
@@ -587,8 +629,8 @@ impl Filesystem for Adapter {
         let mut reply = reply;
         self.begin(async move {
             // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
-            let dots = placeholder(INodeNo(ino.0), true);
-            let up = placeholder(UNKNOWN_INO, true);
+            let dots = placeholder(INodeNo(ino.0), DIR);
+            let up = placeholder(UNKNOWN_INO, DIR);
             let none = INodeNo(0);
             let full = offset < 1 && reply.add(none, 1, ".", &Duration::ZERO, &dots, GENERATION)
                 || offset < 2 && reply.add(none, 2, "..", &Duration::ZERO, &up, GENERATION);
@@ -607,7 +649,7 @@ impl Filesystem for Adapter {
                         }
                         None => {
                             let shown = entry.ino.map_or(UNKNOWN_INO, |ino| INodeNo(ino.0));
-                            let attr = placeholder(shown, entry.is_dir);
+                            let attr = placeholder(shown, entry.file_type);
                             reply.add(none, entry.cookie, name, &Duration::ZERO, &attr, GENERATION)
                         }
                     };
@@ -637,30 +679,52 @@ impl Filesystem for Adapter {
         self.spawn("fsyncdir", reply, async move { fs.fsyncdir(Ino(ino.0)).await }, |reply, ()| reply.ok());
     }
 
-    // ENOSYS makes the kernel stop asking, which it otherwise does before every write.
     fn setxattr(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::EINVAL) };
+        let flags = rustix::fs::XattrFlags::from_bits_retain(flags.cast_unsigned());
+        let replaces = match flags {
+            flags if flags.contains(rustix::fs::XattrFlags::CREATE) => fs::Replaces::Nothing,
+            flags if flags.contains(rustix::fs::XattrFlags::REPLACE) => fs::Replaces::Something,
+            _ => fs::Replaces::Either,
+        };
+        let (fs, value) = (Arc::clone(&self.fs), value.to_vec());
+        let work = async move { fs.setxattr(Ino(ino.0), &name, &value, replaces).await };
+        self.spawn("setxattr", reply, work, |reply, ()| reply.ok());
     }
 
-    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
+        if let Some(error) = self.fs.getxattr_now(&name) {
+            return reply.error(errno(&error));
+        }
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.getxattr(Ino(ino.0), &name).await };
+        self.spawn("getxattr", reply, work, move |reply, value| send_xattr(reply, &value, size));
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.listxattr(Ino(ino.0)).await };
+        self.spawn("listxattr", reply, work, move |reply, names| {
+            let list: Vec<u8> = names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
+            send_xattr(reply, &list, size);
+        });
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.removexattr(Ino(ino.0), &name).await };
+        self.spawn("removexattr", reply, work, |reply, ()| reply.ok());
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -762,7 +826,7 @@ impl Filesystem for Adapter {
 }
 
 /// A directory entry without attributes: the kernel uses its number and kind alone.
-fn placeholder(ino: INodeNo, is_dir: bool) -> fuser::FileAttr {
+fn placeholder(ino: INodeNo, file_type: fs::FileType) -> fuser::FileAttr {
     fuser::FileAttr {
         ino,
         size: 0,
@@ -771,7 +835,7 @@ fn placeholder(ino: INodeNo, is_dir: bool) -> fuser::FileAttr {
         mtime: SystemTime::UNIX_EPOCH,
         ctime: SystemTime::UNIX_EPOCH,
         crtime: SystemTime::UNIX_EPOCH,
-        kind: kind(is_dir),
+        kind: kind(file_type),
         perm: 0,
         nlink: 0,
         uid: 0,
@@ -797,7 +861,7 @@ fn absent(reply: ReplyEntry, ttl: Duration) {
     if ttl.is_zero() {
         return reply.error(Errno::ENOENT);
     }
-    reply.entry(&ttl, &placeholder(INodeNo(0), false), GENERATION);
+    reply.entry(&ttl, &placeholder(INodeNo(0), fs::FileType::Regular), GENERATION);
 }
 
 /// Answers `work` with `done`; a failure or a panic answers its errno.

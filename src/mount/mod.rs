@@ -409,6 +409,7 @@ fn options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Option
         staging_reserve: config.state_reserve,
         durability: config.durability,
         upload_delay: config.upload_delay,
+        posix: config.posix,
         exclusive: config.exclusive,
         on_conflict: config.on_conflict,
         cache: config.cache.clone().map(|cache| CacheDir { dir: cache.dir, limit_bytes: cache.limit_bytes }),
@@ -755,7 +756,8 @@ mod tests {
         let options = Options { staging_dir: staging.path().to_owned(), ..Options::default() };
         let fs = Fs::new(root, options, Arc::new(SystemClock), Arc::default()).unwrap();
         let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true, direct: false };
-        let (_, opened) = fs.create(ROOT, OsStr::new("file"), flags, 0o644).await.unwrap();
+        let (_, opened) =
+            fs.create(ROOT, OsStr::new("file"), flags, crate::fs::Maker::of_mode(0o644)).await.unwrap();
         fs.write(opened.fh, 0, b"bytes").await.unwrap();
         Fixture { fs, store, _staging: staging }
     }
@@ -872,9 +874,10 @@ mod tests {
         let east = fs.lookup(ROOT, OsStr::new("one")).await.unwrap().ino;
         let west = fs.lookup(ROOT, OsStr::new("two")).await.unwrap().ino;
         let flags = OpenFlags { write: true, truncate: false, append: false, exclusive: true, direct: false };
-        let dir = fs.mkdir(east, OsStr::new("d"), 0o755).await.unwrap().ino;
+        let dir = fs.mkdir(east, OsStr::new("d"), crate::fs::Maker::of_mode(0o755)).await.unwrap().ino;
         for parent in [east, dir] {
-            let (_, opened) = fs.create(parent, OsStr::new("file"), flags, 0o644).await.unwrap();
+            let (_, opened) =
+                fs.create(parent, OsStr::new("file"), flags, crate::fs::Maker::of_mode(0o644)).await.unwrap();
             fs.write(opened.fh, 0, b"bytes").await.unwrap();
             fs.flush(opened.fh).await.unwrap();
         }

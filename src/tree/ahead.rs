@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use super::keys::{DirKey, Name};
-use super::{Facts, Found, VolumeId};
+use super::{Facts, Found, Marker, VolumeId};
 use crate::s3::{ListPage, ListedObject};
 
 /// Keys that are kept.
@@ -225,7 +225,8 @@ impl Ahead {
         let first = range.objects.get(first).filter(|object| below.contains(&object.key));
         let found = match (first, object) {
             (Some(first), _) => {
-                Some(Found::Dir { marker: (first.key == below.start).then_some(first.last_modified) })
+                let marker = (first.key == below.start).then(|| Marker::listed(first.last_modified));
+                Some(Found::Dir { marker })
             }
             // Keys below it may still come.
             _ if range.end.as_ref().is_some_and(|end| *end < below_end) => return None,

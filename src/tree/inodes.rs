@@ -8,7 +8,7 @@ use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
 use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
-use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, ROOT, VolumeId};
+use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, Marker, ROOT, VolumeId};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
@@ -155,6 +155,10 @@ struct Node {
     found: Found,
     fresh_until: Option<Instant>,
     changes: AttrChanges,
+    /// Of a directory: when something came into it or left it here.
+    changed_at: Option<SystemTime>,
+    /// The same: whether what is in it may have attributes of its own, where that was found out otherwise than by its marker.
+    carries: Option<bool>,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
     volume: Option<(VolumeId, DirKey)>,
@@ -169,6 +173,8 @@ impl Node {
             found,
             fresh_until: None,
             changes: AttrChanges::default(),
+            changed_at: None,
+            carries: None,
             children: HashMap::new(),
             volume: None,
         }
@@ -183,7 +189,7 @@ impl Tree {
         negative_ttl: Duration,
         now: SystemTime,
     ) -> Self {
-        let mut node = Node::new(None, Found::Dir { marker: Some(now) });
+        let mut node = Node::new(None, Found::Dir { marker: Some(Marker::listed(now)) });
         node.volume = root;
         node.lookups = 1;
         let capacity = NonZeroUsize::new(REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
@@ -219,6 +225,7 @@ impl Tree {
             ino,
             found: node.found.clone(),
             changes: node.changes,
+            changed_at: node.changed_at,
             believed: self.believed(ino, node),
         })
     }
@@ -524,10 +531,22 @@ impl Tree {
                 self.put(parent, name, found, Some(until));
             }
             None if self.nodes.contains_key(&parent) => {
+                let found = self.with_remembered(parent, name, found);
                 self.remembered.put((parent, name.clone()), (Memory::Found(found), until));
             }
             None => {}
         }
+    }
+
+    /// What was found, with what is remembered of the same object and the answer does not tell.
+    fn with_remembered(&self, parent: Ino, name: &Name, mut found: Found) -> Found {
+        if let Found::File(new) = &mut found
+            && new.posix.is_none()
+            && let Some((Memory::Found(Found::File(old)), _)) = self.remembered.peek(&(parent, name.clone()))
+        {
+            new.keep(old);
+        }
+        found
     }
 
     /// The inode of a name that a listing showed, made now if need be: what was learnt since wins. `Gone` where
@@ -824,7 +843,7 @@ impl Tree {
         if let Some(ino) = self.child(ROOT, name) {
             return ino;
         }
-        let ino = self.add(ROOT, name.clone(), Found::Dir { marker: Some(created) }, None);
+        let ino = self.add(ROOT, name.clone(), Found::Dir { marker: Some(Marker::listed(created)) }, None);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.volume = Some((volume, dir));
             // Nobody else knows which volume the name stands for.
@@ -876,10 +895,62 @@ impl Tree {
         self.set_local(ino, false);
     }
 
-    /// The directory has a marker now.
-    pub fn mark(&mut self, dir: Ino, at: SystemTime) {
+    /// The directory has a marker now; what was known of it stays where this does not tell.
+    pub fn mark(&mut self, dir: Ino, new: Marker) {
         if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir).map(Box::as_mut) {
-            *marker = Some(at);
+            *marker = Some(newer_marker(marker.as_ref(), new));
+        }
+    }
+
+    /// Whether what is in a directory may have attributes of its own, as far as that is known.
+    pub fn carries(&self, dir: Ino) -> Option<bool> {
+        let node = self.nodes.get(&dir)?;
+        match (&node.found, node.carries) {
+            (_, Some(carries)) => Some(carries),
+            (Found::Dir { marker: Some(Marker { posix: Some(_), carries, .. }) }, None) => Some(*carries),
+            _ => None,
+        }
+    }
+
+    /// So it is, as was found out here.
+    pub fn set_carries(&mut self, dir: Ino, carries: bool) {
+        if let Some(node) = self.nodes.get_mut(&dir) {
+            node.carries = Some(carries);
+        }
+    }
+
+    /// Adds what is known of a listed name and a listing does not tell.
+    pub fn fill_in(&self, dir: Ino, name: &Name, found: &mut Found) {
+        let known = match self.child(dir, name).and_then(|ino| self.nodes.get(&ino)) {
+            Some(node) => Some(&node.found),
+            None => match self.remembered.peek(&(dir, name.clone())) {
+                Some((Memory::Found(known), _)) => Some(known),
+                _ => None,
+            },
+        };
+        match (found, known) {
+            (Found::File(new), Some(Found::File(old))) if new.posix.is_none() => new.keep(old),
+            (Found::Dir { marker: marker @ None }, Some(Found::Dir { marker: known })) => {
+                marker.clone_from(known);
+            }
+            _ => {}
+        }
+    }
+
+    /// What S3 says of the attributes of a version.
+    pub fn describe(&mut self, ino: Ino, told: &Facts) {
+        if let Some(Node { found: Found::File(facts), .. }) = self.nodes.get_mut(&ino).map(Box::as_mut)
+            && facts.etag == told.etag
+            && facts.posix.is_none()
+        {
+            facts.posix.clone_from(&told.posix);
+        }
+    }
+
+    /// Something came into a directory or left it here at that time; `None` where another time was set since.
+    pub fn changed_dir(&mut self, dir: Ino, at: Option<SystemTime>) {
+        if let Some(node) = self.nodes.get_mut(&dir) {
+            node.changed_at = at;
         }
     }
 
@@ -1153,7 +1224,9 @@ impl Tree {
             match (&mut node.found, found) {
                 (Found::Dir { marker }, Found::Dir { marker: new }) => {
                     // A listing of the parent cannot see the marker; that is no news of its absence.
-                    *marker = new.or(*marker);
+                    if let Some(new) = new {
+                        *marker = Some(newer_marker(marker.as_ref(), new));
+                    }
                 }
                 (Found::File(old), Found::File(new)) => {
                     let same = old.etag == new.etag;
@@ -1170,6 +1243,8 @@ impl Tree {
                     // itself makes tools think that the file changed.
                     let settled = same && new.mtime <= old.mtime + DATING_DELAY;
                     let mtime = if settled { old.mtime } else { new.mtime };
+                    let mut new = new;
+                    new.keep(old);
                     *old = Facts { mtime, ..new };
                 }
                 (_, other) => {
@@ -1190,6 +1265,7 @@ impl Tree {
     }
 
     fn add(&mut self, parent: Ino, name: Name, found: Found, until: Option<Instant>) -> Ino {
+        let found = self.with_remembered(parent, &name, found);
         self.remembered.pop(&(parent, name.clone()));
         let ino = Ino(self.next_ino);
         self.next_ino += 1;
@@ -1288,6 +1364,15 @@ impl Tree {
     }
 }
 
+/// What is known of a marker now that this was heard of it.
+fn newer_marker(known: Option<&Marker>, new: Marker) -> Marker {
+    match known {
+        // A listing tells no more than when it was made, in S3's time.
+        Some(known) if new.posix.is_none() && new.modified <= known.modified + DATING_DELAY => known.clone(),
+        _ => new,
+    }
+}
+
 fn unknown_inode() -> Error {
     Error::new(Kind::Stale, "this inode is not known any more")
 }
@@ -1305,7 +1390,14 @@ mod tests {
     }
 
     fn file(size: u64) -> Found {
-        Found::File(Facts { size, etag: None, mtime: SystemTime::UNIX_EPOCH, archived: false })
+        Found::File(Facts {
+            size,
+            etag: None,
+            mtime: SystemTime::UNIX_EPOCH,
+            modified: None,
+            archived: false,
+            posix: None,
+        })
     }
 
     fn dir() -> Found {

@@ -91,6 +91,12 @@ impl Lines {
         self.lines.get(at).map(|line| (line, line.cookie(number)))
     }
 
+    /// So many lines from a number on, or as many as there are.
+    pub fn ahead(&mut self, number: u64, count: usize) -> Vec<&mut Line> {
+        let skipped = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        skipped.map_or_else(Vec::new, |at| self.lines.iter_mut().skip(at).take(count).collect())
+    }
+
     /// The number that the next line will have.
     pub fn end(&self) -> u64 {
         self.first + self.lines.len() as u64

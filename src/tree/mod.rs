@@ -26,11 +26,13 @@ pub mod xattrs;
 
 pub use inodes::{Invalidation, Listed, Opening, Ticket, Tree};
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::base::ETag;
-use crate::s3::{ListedObject, ObjectInfo};
+use crate::s3::{ListedObject, Metadata, ObjectInfo};
 use keys::DirKey;
+use posix::Posix;
 
 /// An inode number, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,7 +52,55 @@ pub struct Facts {
     /// `None` while the file exists only here.
     pub etag: Option<ETag>,
     pub mtime: SystemTime,
+    /// When S3 says that the object was made; `None` as long as it has not said so of one that was made here.
+    pub modified: Option<SystemTime>,
     pub archived: bool,
+    /// What its metadata says of POSIX attributes: `None` where only a listing was asked, which does not tell.
+    pub posix: Option<Arc<Posix>>,
+}
+
+impl Facts {
+    /// What S3 has is now this, of a file whose attributes are known.
+    pub fn made_here(size: u64, etag: Option<ETag>, mtime: SystemTime, posix: Arc<Posix>) -> Self {
+        Self { size, etag, mtime, modified: None, archived: false, posix: Some(posix) }
+    }
+
+    /// Takes over what was known of the same object and these facts do not tell.
+    fn keep(&mut self, old: &Self) {
+        let same = self.etag == old.etag && (old.modified.is_none() || old.modified == self.modified);
+        if same && self.posix.is_none() {
+            self.posix.clone_from(&old.posix);
+        }
+    }
+}
+
+/// What is known of a directory's marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    pub modified: SystemTime,
+    /// `None` where it was not asked for.
+    pub posix: Option<Arc<Posix>>,
+    /// Whether it says that what is in the directory may have attributes of its own.
+    pub carries: bool,
+}
+
+impl Marker {
+    /// One of which no more is known than that it is there.
+    pub fn listed(modified: SystemTime) -> Self {
+        Self { modified, posix: None, carries: false }
+    }
+
+    /// One that S3 was asked for.
+    pub fn described(info: &ObjectInfo) -> Self {
+        Self::with(&info.attributes.metadata, info.last_modified)
+    }
+
+    /// One that has this metadata.
+    pub fn with(metadata: &Metadata, modified: SystemTime) -> Self {
+        let posix = Posix::of(metadata);
+        let carries = !posix.is_empty() || metadata.contains_key(posix::CARRIES);
+        Self { modified, posix: Some(Arc::new(posix)), carries }
+    }
 }
 
 impl From<&ListedObject> for Facts {
@@ -59,7 +109,9 @@ impl From<&ListedObject> for Facts {
             size: object.size,
             etag: Some(object.etag.clone()),
             mtime: object.last_modified,
+            modified: Some(object.last_modified),
             archived: crate::s3::is_archived(object.storage_class.as_deref(), object.restored == Some(true)),
+            posix: None,
         }
     }
 }
@@ -71,7 +123,9 @@ impl From<&ObjectInfo> for Facts {
             size: object.size,
             etag: Some(object.etag.clone()),
             mtime: object.last_modified,
+            modified: Some(object.last_modified),
             archived: crate::s3::is_archived(object.attributes.storage_class.as_deref(), restored),
+            posix: Some(Arc::new(Posix::of(&object.attributes.metadata))),
         }
     }
 }
@@ -80,9 +134,9 @@ impl From<&ObjectInfo> for Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     File(Facts),
-    /// A directory, with its marker's time where it is known to have a marker.
+    /// A directory, with its marker where it is known to have one.
     Dir {
-        marker: Option<SystemTime>,
+        marker: Option<Marker>,
     },
 }
 
@@ -91,8 +145,10 @@ pub enum Found {
 pub struct Entry {
     pub ino: Ino,
     pub found: Found,
-    /// What chmod, chown and utimens said on this mount.
+    /// What chmod, chown and utimens said on this mount and nobody else hears of.
     pub changes: AttrChanges,
+    /// Of a directory: when something came into it or left it here.
+    pub changed_at: Option<SystemTime>,
     pub believed: Believed,
 }
 

@@ -28,6 +28,8 @@ const ATIMES: &[&str] = &["atime", "file-atime", "goog-reserved-file-atime"];
 const CTIMES: &[&str] = &["ctime"];
 const RDEVS: &[&str] = &["rdev"];
 const TARGET: &str = "--symlink-target";
+/// On a directory's marker: what is in the directory may have attributes of its own, so that it is worth asking.
+pub const CARRIES: &str = "pailfs-children";
 
 /// s3sync's names are also anybody's words. They count where all three are there and can be read, which is
 /// how s3sync writes them.
@@ -90,6 +92,13 @@ impl Posix {
 
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// Takes the time of modification away, in every dialect: the bytes are others now, and S3 dates them.
+pub fn forget_mtime(metadata: &mut Metadata) {
+    for key in MTIMES {
+        metadata.remove(*key);
     }
 }
 

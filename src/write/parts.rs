@@ -124,6 +124,14 @@ impl Parts {
         (same && begun.attributes == *attributes).then(|| begun.upload.clone())
     }
 
+    /// What the upload under way of this object was begun with, where S3 has parts of it.
+    pub fn attributes(&self, bucket: &str, key: &str) -> Option<Attributes> {
+        let begun = self.lock();
+        let begun = begun.as_ref().filter(|begun| !begun.sent.is_empty())?;
+        let same = begun.upload.bucket == bucket && begun.upload.key == key;
+        same.then(|| begun.attributes.clone())
+    }
+
     /// S3 has this part, with everything up to `stamp` in it.
     pub(super) fn sent(&self, range: ByteRange, stamp: u64, part: Part) {
         self.note(|file| Record::Sent { file, part: part.clone(), range, stamp });

@@ -276,6 +276,7 @@ mod tests {
             begun_at: std::time::SystemTime::UNIX_EPOCH,
             segments: extents.all(),
             base: Some(base),
+            base_size: 0,
             copies: vec![other],
             staging: Some(staging),
             parts: Arc::default(),

@@ -120,7 +120,7 @@ fn what_the_kernel_is_told_grows_old_when_it_does_here() {
 #[test]
 fn ten_thousand_names_are_listings_alone() {
     block_on(async {
-        let client = Client::new();
+        let client = Client::new().with_posix(pailfs::fs::PosixMode::Off);
         for i in 0..10_000 {
             client.put_object(&format!("{i:05}"), b"").await;
         }
@@ -311,7 +311,7 @@ fn a_name_made_by_another_client_meanwhile_is_an_error_of_create_exclusive() {
         let client = Client::new();
         client.put_object("f", b"x").await;
         let flags = pailfs::fs::OpenFlags { exclusive: true, ..WRITE };
-        let answer = client.fs.create(ROOT, OsStr::new("f"), flags, 0o644).await;
+        let answer = client.fs.create(ROOT, OsStr::new("f"), flags, pailfs::fs::Maker::of_mode(0o644)).await;
         assert_eq!(kind_of(answer.map(|_| ())), Kind::AlreadyExists);
     });
 }
@@ -382,8 +382,8 @@ fn of_many_hosts_that_make_a_file_exclusively_one_does() {
             assert_eq!(kind_of(two.stat(&name).await), Kind::NotFound);
             let (name, other) = (OsStr::new(&name), two);
             let made = futures::join!(
-                one.fs.create(ROOT, name, exclusive, 0o644),
-                other.fs.create(ROOT, name, exclusive, 0o644)
+                one.fs.create(ROOT, name, exclusive, pailfs::fs::Maker::of_mode(0o644)),
+                other.fs.create(ROOT, name, exclusive, pailfs::fs::Maker::of_mode(0o644))
             );
             let (winner, opened, refused) = match made {
                 (Ok((_, opened)), Err(error)) => (&one, opened, error),

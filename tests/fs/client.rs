@@ -8,7 +8,7 @@ use std::time::Duration;
 use pailfs::base::{Clock, ETag, ManualClock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
 use pailfs::fs::{
-    Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, Root, SetAttr, StagingPlace, Volume,
+    Attr, Buckets, Durability, Fs, OpenFlags, Options, Order, PosixMode, Root, SetAttr, StagingPlace, Volume,
 };
 use pailfs::s3::{DeleteRequest, GetRequest, ListRequest, MemStore, NewObjects, PutRequest, Store};
 use pailfs::stats::Stats;
@@ -85,6 +85,13 @@ impl Client {
     pub fn with_delete_wait(self, wait: Duration) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
         let options = Options { delete_wait: wait, ..usual() };
+        Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
+    }
+
+    /// The same, with attributes kept in S3 so far.
+    pub fn with_posix(self, posix: PosixMode) -> Self {
+        let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);
+        let options = Options { posix, ..usual() };
         Self::of_root(Root::Volume(volume), options, self.store, self.clock, self.stats)
     }
 
@@ -315,7 +322,7 @@ impl Client {
     pub async fn walk(&self, path: &str) -> Result<Attr> {
         let mut at = self.fs.getattr(ROOT).await?;
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            let next = if at.is_dir {
+            let next = if at.is_dir() {
                 self.fs.lookup(at.ino, OsStr::new(name)).await
             } else {
                 Err(Error::new(Kind::NotADirectory, "not a directory"))
@@ -336,7 +343,7 @@ impl Client {
     ) -> Result<T> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         let parent = self.walk(dir).await?;
-        let answer = if parent.is_dir {
+        let answer = if parent.is_dir() {
             work(parent.ino, name.to_owned()).await
         } else {
             // The kernel never asks below a file.
@@ -376,7 +383,10 @@ impl Client {
             },
             Err(error) if error.kind() == Kind::NotFound && flags.write => {
                 self.in_dir(path, |dir, name| async move {
-                    let (attr, opened) = self.fs.create(dir, OsStr::new(&name), flags, 0o644).await?;
+                    let (attr, opened) = self
+                        .fs
+                        .create(dir, OsStr::new(&name), flags, pailfs::fs::Maker::of_mode(0o644))
+                        .await?;
                     Ok((attr.ino, opened.fh))
                 })
                 .await
@@ -434,7 +444,9 @@ impl Client {
 
     pub async fn mkdir(&self, path: &str) -> Result<()> {
         let attr = self
-            .in_dir(path, |dir, name| async move { self.fs.mkdir(dir, OsStr::new(&name), 0o755).await })
+            .in_dir(path, |dir, name| async move {
+                self.fs.mkdir(dir, OsStr::new(&name), pailfs::fs::Maker::of_mode(0o755)).await
+            })
             .await?;
         self.fs.forget(attr.ino, 1);
         Ok(())
@@ -470,7 +482,11 @@ impl Client {
         let answer = self
             .fs
             .readdir(fh, 0, true, &mut |entry| {
-                names.push(format!("{}{}", entry.name.as_str(), if entry.is_dir { "/" } else { "" }));
+                names.push(format!(
+                    "{}{}",
+                    entry.name.as_str(),
+                    if entry.file_type == pailfs::fs::FileType::Directory { "/" } else { "" }
+                ));
                 lookups.extend(entry.attr.map(|attr| attr.ino));
                 true
             })
@@ -483,6 +499,29 @@ impl Client {
             self.fs.forget(dir.ino, 1);
         }
         answer.map(|()| names)
+    }
+
+    /// Attributes of what is in a directory, by name, as they come with the listing.
+    pub async fn attrs(&self, path: &str) -> Result<Vec<Attr>> {
+        let dir = self.walk(path).await?;
+        let fh = self.fs.opendir(dir.ino)?;
+        let mut attrs = Vec::new();
+        let answer = self
+            .fs
+            .readdir(fh, 0, true, &mut |entry| {
+                attrs.extend(entry.attr.map(|attr| (entry.name.as_str().to_owned(), attr)));
+                true
+            })
+            .await;
+        self.fs.releasedir(fh);
+        for (_, attr) in &attrs {
+            self.fs.forget(attr.ino, 1);
+        }
+        if dir.ino != ROOT {
+            self.fs.forget(dir.ino, 1);
+        }
+        attrs.sort_by(|a, b| a.0.cmp(&b.0));
+        answer.map(|()| attrs.into_iter().map(|(_, attr)| attr).collect())
     }
 
     /// What `find` shows: every path below a directory in the order of its listings, directories with a `/`.

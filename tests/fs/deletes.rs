@@ -402,7 +402,7 @@ fn any_request_may_fail() {
                         .unwrap_or_else(|error| panic!("{key} {}: {context}", error.report()));
                 }
                 for dir in ["d", "g"] {
-                    assert!(client.stat(dir).await.unwrap().is_dir, "{context}");
+                    assert!(client.stat(dir).await.unwrap().is_dir(), "{context}");
                 }
                 // And it can be done again.
                 for path in &goes {

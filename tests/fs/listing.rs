@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pailfs::fs::Order;
+use pailfs::fs::{Order, PosixMode};
 use pailfs::s3::{Listing, Store};
 use pailfs::stats::Stats;
 use pailfs::tree::ROOT;
@@ -112,7 +112,7 @@ async fn tree(client: &Client) {
 #[test]
 fn a_walk_over_a_tree_costs_little_more_than_its_raw_listing() {
     on_one_thread(async {
-        let client = Client::new();
+        let client = Client::new().with_posix(PosixMode::Off);
         tree(&client).await;
         client.store.clear_calls();
         let (found, cost) = in_rounds(&client, client.find("")).await;
@@ -150,7 +150,7 @@ fn names_of_a_directory_that_is_filled_are_not_asked_for_one_by_one() {
         client.put_object("old/there", b"theirs").await;
         // As the kernel does, it keeps both directories.
         client.fs.lookup(ROOT, OsStr::new("old")).await.unwrap();
-        client.fs.mkdir(ROOT, OsStr::new("new"), 0o755).await.unwrap();
+        client.fs.mkdir(ROOT, OsStr::new("new"), pailfs::fs::Maker::of_mode(0o755)).await.unwrap();
         client.store.clear_calls();
         let asked = || {
             let calls = client.store.calls();
@@ -332,7 +332,7 @@ fn a_small_directory_is_its_pages_and_shards_are_for_servers_that_are_known() {
 fn shards_run_no_further_ahead_than_what_they_say_is_believed() {
     block_on(async {
         for names_a_second in [5_000, 20_000, 60_000] {
-            let client = Client::new();
+            let client = Client::new().with_posix(PosixMode::Off);
             flat(&client, 60_000).await;
             let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));
             let fh = client.fs.opendir(ROOT).unwrap();
@@ -685,7 +685,7 @@ fn the_kernel_is_told_what_another_client_changed() {
 fn a_reader_slower_than_the_ttl_costs_a_listing_and_not_a_request_for_each_name() {
     block_on(async {
         for is_known in [true, false] {
-            let client = Client::new();
+            let client = Client::new().with_posix(PosixMode::Off);
             let client = if is_known { client } else { client.with_order_unknown() };
             flat(&client, 5_000).await;
             let (before, heads) = (lists(&client.stats), client.stats.requests_of("HeadObject"));

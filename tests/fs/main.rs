@@ -18,6 +18,7 @@ mod integrity;
 mod interleavings;
 mod listing;
 mod memory;
+mod metadata;
 mod model;
 mod moving;
 mod races;

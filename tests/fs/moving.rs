@@ -93,7 +93,12 @@ fn what_waits_for_a_directory_above_is_done_where_that_is_then() {
         (
             "mkdir",
             |fs, p| {
-                Box::pin(async move { fs.mkdir(p, OsStr::new("made"), 0o755).await.map(|_| ()).unwrap() })
+                Box::pin(async move {
+                    fs.mkdir(p, OsStr::new("made"), pailfs::fs::Maker::of_mode(0o755))
+                        .await
+                        .map(|_| ())
+                        .unwrap()
+                })
             },
             &["q/", "q/f", "q/made/", "q/sub/f"],
         ),
@@ -102,7 +107,10 @@ fn what_waits_for_a_directory_above_is_done_where_that_is_then() {
             |fs, p| {
                 Box::pin(async move {
                     let flags = OpenFlags { exclusive: true, ..REWRITE };
-                    fs.create(p, OsStr::new("made"), flags, 0o644).await.map(|_| ()).unwrap();
+                    fs.create(p, OsStr::new("made"), flags, pailfs::fs::Maker::of_mode(0o644))
+                        .await
+                        .map(|_| ())
+                        .unwrap();
                 })
             },
             &["q/", "q/f", "q/made", "q/sub/f"],

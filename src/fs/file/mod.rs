@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::limits::OBJECT_MAX;
 use crate::s3::{Attributes, Condition, GetRequest, ObjectInfo, Progress};
+use crate::tree::posix::{self, Posix};
 use crate::tree::{Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
@@ -243,11 +244,30 @@ impl State {
     ) -> Result<u64> {
         self.require_current()?;
         require_fits(end)?;
+        // A time that was set was that of other bytes.
+        if Posix::of(&self.attributes.metadata).mtime.is_some() {
+            let mut attributes = self.attributes.clone();
+            posix::forget_mtime(&mut attributes.metadata);
+            self.describe(fs, ino, attributes)?;
+        }
         let (stamp, at) = (self.stamp + 1, fs.clock.wall());
         fs.note(ino, self, |file| record(file, stamp, at))?;
         self.stamp = stamp;
         self.written_at = at;
         Ok(stamp)
+    }
+
+    /// Other attributes go beside the bytes.
+    fn describe(&mut self, fs: &Fs, ino: Ino, attributes: Attributes) -> Result<()> {
+        let stamp = self.stamp + 1;
+        fs.note(ino, self, |file| Record::Described {
+            file,
+            attributes: Box::new(attributes.clone()),
+            stamp,
+        })?;
+        self.stamp = stamp;
+        self.attributes = attributes;
+        Ok(())
     }
 
     fn require_current(&self) -> Result<()> {
@@ -404,6 +424,16 @@ impl File {
     /// A file made here: nothing of it is in S3.
     pub(super) fn new(ino: Ino, expects: Condition, attributes: Attributes, now: SystemTime) -> Self {
         Self::with(ino, None, expects, attributes, 1, now)
+    }
+
+    /// A file made here, whose name an empty object keeps: its attributes are yet to be saved, if it has any.
+    pub(super) fn claimed(ino: Ino, object: Object, attributes: Attributes, now: SystemTime) -> Self {
+        let says = !attributes.metadata.is_empty();
+        let file = Self::of_object(ino, object, attributes, now);
+        if says {
+            lock(&file.state).stamp = 1;
+        }
+        file
     }
 
     /// A file as S3 has it.
@@ -574,10 +604,35 @@ impl File {
         !state.is_saved() && !state.orphan && !state.lost
     }
 
-    /// Length and time of the last write, where they differ from S3's.
-    pub(super) fn unsaved(&self) -> Option<(u64, SystemTime)> {
+    /// What `stat` answers of it, where that differs from what S3 has.
+    pub(super) fn unsaved(&self) -> Option<Unsaved> {
         let state = lock(&self.state);
-        (!state.is_saved() || state.orphan).then(|| (state.extents.len(), state.written_at))
+        (!state.is_saved() || state.orphan).then(|| Unsaved {
+            len: state.extents.len(),
+            written_at: state.written_at,
+            posix: Arc::new(Posix::of(&state.attributes.metadata)),
+        })
+    }
+
+    /// Why its last save failed.
+    pub(super) fn last_error(&self) -> Option<String> {
+        lock(&self.state).last_error.clone()
+    }
+
+    /// Changes what goes beside its bytes; S3 hears of it at the next commit, like of any other change.
+    pub(super) fn describe(&self, fs: &Fs, change: impl FnOnce(&mut Attributes) -> Result<()>) -> Result<()> {
+        let mut state = self.current()?;
+        let mut attributes = state.attributes.clone();
+        change(&mut attributes)?;
+        if attributes == state.attributes {
+            return Ok(());
+        }
+        state.describe(fs, self.ino, attributes)
+    }
+
+    /// Whether nobody's close will save it.
+    pub(super) fn has_no_writer(&self) -> bool {
+        lock(&self.state).writers == 0
     }
 
     /// The version a clean file is of.
@@ -761,6 +816,10 @@ impl File {
         self.parts.note_in(state.owing.line.clone());
     }
 
+    pub(super) fn is_orphan(&self) -> bool {
+        lock(&self.state).orphan
+    }
+
     pub(super) fn attributes(&self) -> Attributes {
         lock(&self.state).attributes.clone()
     }
@@ -834,6 +893,14 @@ impl File {
     pub(super) fn replaces(&self, expects: Condition) {
         lock(&self.state).expects = expects;
     }
+}
+
+/// A file as `stat` answers of it before S3 has it so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unsaved {
+    pub(super) len: u64,
+    pub(super) written_at: SystemTime,
+    pub(super) posix: Arc<Posix>,
 }
 
 /// What became of bytes that a program writes.

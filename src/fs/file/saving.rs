@@ -12,6 +12,7 @@ use crate::fs::namespace::Shared;
 use crate::fs::volume::Volume;
 use crate::fs::{Fs, OnConflict, lock};
 use crate::s3::{Attributes, Condition, is_archived, watch};
+use crate::tree::posix::Posix;
 use crate::tree::{Facts, Ino, VolumeId};
 use crate::write::journal::Record;
 use crate::write::{Base, Conditions, Job, Origin, Segment, What, upload};
@@ -145,12 +146,14 @@ impl Fs {
             };
             (self.job(file, &state, volume, key, expects.clone(), honoured), expects, state.stamp)
         };
+        self.carry_of(file.ino, &job.attributes.metadata).await?;
         let len = job.len;
         let origins: Vec<Origin> = job.origins().cloned().collect();
         match upload(&job).await {
             Ok(written) => {
-                self.committed(file, id, volume, key, len, stamp, &written.etag);
-                Ok(Saved::Here)
+                self.committed(file, id, volume, key, len, stamp, &written.etag, Some(&job.attributes));
+                // What was said beside its bytes while parts left goes behind them.
+                Ok(if file.is_behind(&job.attributes, key) { Saved::Elsewhere } else { Saved::Here })
             }
             Err(error) => {
                 if let Some(gone) = lost_source(&origins, &error).await {
@@ -158,6 +161,12 @@ impl Fs {
                 }
                 if !lost_race(volume, key, &expects, &error).await {
                     return Err(error);
+                }
+                if job.only_described().is_some() && file.forgets_description(stamp) {
+                    // As if they had been changed just before: the other client's object has its own.
+                    tracing::info!(key, error = %error.report(), "another client replaced the object whose attributes were changed");
+                    self.let_go(file);
+                    return Ok(Saved::Here);
                 }
                 match self.landed(file, id, volume, key).await {
                     Ok(true) => {
@@ -182,7 +191,7 @@ impl Fs {
                 self.stats.conflicts.add(1);
                 let copy = self.conflict_key(key);
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
-                self.committed(file, id, volume, key, len, stamp, &written.etag);
+                self.committed(file, id, volume, key, len, stamp, &written.etag, None);
                 tracing::warn!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }
@@ -213,7 +222,7 @@ impl Fs {
             return Ok(false);
         }
         tracing::info!(key, "what an earlier attempt saved is there");
-        self.committed(file, id, volume, key, object.size, stamp, &info.etag);
+        self.committed(file, id, volume, key, object.size, stamp, &info.etag, None);
         Ok(true)
     }
 
@@ -228,6 +237,7 @@ impl Fs {
         len: u64,
         stamp: u64,
         etag: &ETag,
+        sent: Option<&Attributes>,
     ) {
         self.stats.commits.add(1);
         let object = volume.object(id.0, key, etag.clone(), len);
@@ -261,7 +271,10 @@ impl Fs {
                 state.owing.line = None;
             }
             // Before anybody sees the file saved: who opens it asks S3 then, and compares with what the tree says.
-            let facts = Facts { size: len, etag: Some(etag.clone()), mtime: state.written_at, archived };
+            let metadata = sent.map_or(&state.attributes.metadata, |sent| &sent.metadata);
+            let posix = Arc::new(Posix::of(metadata));
+            let facts =
+                Facts { archived, ..Facts::made_here(len, Some(etag.clone()), state.written_at, posix) };
             self.tree().committed(file.ino, facts, self.clock.now());
             (before, clean)
         };
@@ -409,7 +422,10 @@ impl Fs {
             store: Arc::clone(&volume.store),
             bucket: volume.bucket.clone(),
             key: key.to_owned(),
-            attributes: typed(&state.attributes, key),
+            attributes: file
+                .parts
+                .attributes(&volume.bucket, key)
+                .unwrap_or_else(|| typed(&state.attributes, key)),
             condition,
             honoured,
             len: state.extents.len(),
@@ -421,6 +437,7 @@ impl Fs {
                 key: object.id.key.to_string(),
                 etag: object.id.etag.clone(),
             }),
+            base_size: state.object.as_ref().map_or(0, |object| object.size),
             copies: state.copies.iter().map(Copied::origin).collect(),
             staging: state.staging.clone(),
             parts: Arc::clone(&file.parts),
@@ -531,6 +548,31 @@ impl Fs {
                 Pending { path: self.tree().path_of(file.ino), bytes, sent_bytes, last_error }
             })
             .collect()
+    }
+}
+
+impl File {
+    /// Whether S3 has everything, but other attributes beside it than these are to be. Then they are one more change.
+    fn is_behind(&self, sent: &Attributes, key: &str) -> bool {
+        let mut state = lock(&self.state);
+        let behind = state.is_saved() && typed(&state.attributes, key) != *sent;
+        if behind {
+            state.stamp += 1;
+        }
+        behind
+    }
+
+    /// Lets go of a change of attributes up to a stamp that another client's object has overtaken; `false` where
+    /// something else is to be saved.
+    fn forgets_description(&self, stamp: u64) -> bool {
+        let mut state = lock(&self.state);
+        let only = state.stamp == stamp;
+        if only {
+            state.saved_stamp = stamp;
+            state.lost = true;
+            self.let_go_of_line(&mut state);
+        }
+        only
     }
 }
 

@@ -1,0 +1,135 @@
+//! Making what is neither a file nor a directory: symbolic links, FIFOs and sockets.
+//!
+//! A symbolic link is an object whose bytes are where it leads, as s3fs has it; a FIFO or socket is an empty one. What they
+//! are, only their metadata says.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::names::At;
+use super::{Attr, Fs, Maker, PosixMode, lock};
+use crate::error::{Error, Kind, Result};
+use crate::s3::{Condition, GetRequest, PutRequest};
+use crate::tree::keys::Name;
+use crate::tree::posix::{self, FileType, Posix};
+use crate::tree::{Facts, Found, Ino};
+
+/// The longest path that Linux follows, in bytes.
+const TARGET_MAX: u64 = 4096;
+
+impl Fs {
+    /// Makes a symbolic link. It is in S3 when this returns.
+    pub async fn symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, made: Maker) -> Result<Attr> {
+        let target = Bytes::copy_from_slice(target.as_bytes());
+        if target.len() as u64 >= TARGET_MAX {
+            return Err(Error::new(Kind::NameTooLong, "the link leads to a path that is too long"));
+        }
+        let made = Maker { mode: 0o777, ..made };
+        self.make(parent, name, FileType::Symlink, target, made).await
+    }
+
+    /// Makes a FIFO or socket.
+    pub async fn mknod(&self, parent: Ino, name: &OsStr, file_type: FileType, made: Maker) -> Result<Attr> {
+        match file_type {
+            FileType::Fifo | FileType::Socket => self.make(parent, name, file_type, Bytes::new(), made).await,
+            _ => Err(Error::new(Kind::NotPermitted, "devices cannot be made on this mount")),
+        }
+    }
+
+    async fn make(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        file_type: FileType,
+        body: Bytes,
+        made: Maker,
+    ) -> Result<Attr> {
+        if self.options.posix == PosixMode::Off {
+            let told =
+                "with --posix=off nothing says what an object is, so there are only files and directories";
+            return Err(Error::new(Kind::NotPermitted, told));
+        }
+        let name = Name::parse(name)?;
+        self.require_writable(parent)?;
+        let (id, volume, dir) = self.dir_in_volume(parent)?;
+        if !dir.can_create(&name) {
+            let told = "this name is an escape of another key; see docs/NAMES.md";
+            return Err(Error::new(Kind::InvalidArgument, told));
+        }
+        let key = dir.object_key(&name)?;
+        let _turn = self.turns.take(parent, &name).await;
+        self.settle(&volume, parent, &key).await?;
+        if self.within(self.resolve(parent, &name)).await?.is_some() {
+            return Err(Error::new(Kind::AlreadyExists, "file exists"));
+        }
+        let now = self.clock.wall();
+        let posix =
+            Posix { mtime: Some(now), ..self.posix_of_new(parent, file_type, made).unwrap_or_default() };
+        let mut attributes = volume.new_objects.placeholder();
+        // A guess by the name would be of a file's bytes.
+        attributes.content_type = Some("application/octet-stream".to_owned());
+        posix::write(&mut attributes.metadata, &posix);
+        self.within(self.carry(parent)).await?;
+        let at = At { parent, name: name.clone(), id, volume, dir };
+        let (At { id, volume, .. }, _shared) = self.share(at, At::key).await?;
+        let size = body.len() as u64;
+        let request = PutRequest {
+            bucket: volume.bucket.clone(),
+            key: key.clone(),
+            body,
+            attributes,
+            condition: if volume.honoured().await.put { Condition::Absent } else { Condition::Any },
+            checksum: None,
+        };
+        let written = match self.within(volume.store.put(request)).await {
+            Err(error) if error.kind() == Kind::AlreadyExists => {
+                self.tree().forget_name(parent, &name);
+                return Err(error);
+            }
+            answer => answer?,
+        };
+        let facts = Facts::made_here(size, Some(written.etag), now, Arc::new(posix));
+        let entry = {
+            let mut tree = self.tree();
+            let entry = tree.create(parent, &name, Found::File(facts), false, self.clock.now())?;
+            tree.changed_dir(parent, Some(now));
+            tree.looked_up(entry.ino);
+            entry
+        };
+        lock(&self.siblings).changed(id, &key);
+        Ok(self.attr_of(&entry))
+    }
+
+    /// Where a symbolic link leads.
+    pub async fn readlink(&self, ino: Ino) -> Result<Bytes> {
+        let entry = self.tree().entry(ino)?;
+        let Found::File(facts) = &entry.found else { return Err(no_link()) };
+        let said = facts.posix.clone().unwrap_or_default();
+        if said.file_type != Some(FileType::Symlink) {
+            return Err(no_link());
+        }
+        if let Some(target) = &said.target {
+            return Ok(Bytes::copy_from_slice(target));
+        }
+        let (id, key) = self.tree().object_place(ino)?;
+        let volume = self.volume(id)?;
+        if facts.size >= TARGET_MAX {
+            let told = "the object says that it is a symbolic link, and is longer than any path";
+            return Err(Error::new(Kind::Corrupt, told).on("readlink", &volume.bucket, &key));
+        }
+        let request = GetRequest {
+            bucket: volume.bucket.clone(),
+            key: key.clone(),
+            if_match: facts.etag.clone(),
+            ..GetRequest::default()
+        };
+        self.within(async { volume.store.get(request).await?.bytes().await }).await
+    }
+}
+
+fn no_link() -> Error {
+    Error::new(Kind::InvalidArgument, "not a symbolic link")
+}

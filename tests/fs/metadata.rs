@@ -1,0 +1,335 @@
+//! Owners, permissions, times, links and extended attributes, in memory: what is kept in S3, in whose words, and what it
+//! costs.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pailfs::error::Kind;
+use pailfs::fs::{Attr, FileType, Maker, PosixMode, Replaces, SetAttr};
+use pailfs::s3::{Attributes, Metadata, ObjectInfo, PutRequest, Store, When};
+use pailfs::tree::ROOT;
+
+use crate::client::{BUCKET, Client, REWRITE, WRITE, kind_of, until};
+use crate::harness::block_on;
+
+fn at(seconds: u64, nanos: u32) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
+}
+
+fn mode(mode: u32) -> SetAttr {
+    SetAttr { mode: Some(mode), ..SetAttr::default() }
+}
+
+async fn head(client: &Client, key: &str) -> ObjectInfo {
+    client.store.head(BUCKET, key, None).await.unwrap()
+}
+
+async fn metadata(client: &Client, key: &str) -> Metadata {
+    head(client, key).await.attributes.metadata
+}
+
+async fn put_with(client: &Client, key: &str, body: &[u8], pairs: &[(&str, &str)]) {
+    let metadata = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let request = PutRequest {
+        bucket: BUCKET.to_owned(),
+        key: key.to_owned(),
+        body: bytes::Bytes::copy_from_slice(body),
+        attributes: Attributes { metadata, ..Attributes::default() },
+        ..PutRequest::default()
+    };
+    client.store.put(request).await.unwrap();
+}
+
+async fn set(client: &Client, path: &str, set: SetAttr) -> pailfs::error::Result<Attr> {
+    let attr = client.walk(path).await?;
+    let answer = client.fs.setattr(attr.ino, None, set).await;
+    client.fs.forget(attr.ino, 1);
+    answer
+}
+
+/// Saved, and seen by somebody who has nothing in memory.
+async fn seen_anew(client: &Client, path: &str) -> Attr {
+    client.fs.flush_all().await.unwrap();
+    Client::of_store(Arc::clone(&client.store)).stat(path).await.unwrap()
+}
+
+fn count(client: &Client, operation: &str) -> usize {
+    client.store.calls().iter().filter(|call| **call == operation).count()
+}
+
+#[test]
+fn chmod_chown_and_utimens_of_a_closed_file_are_one_copy_and_stay() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"bytes").await;
+        client.store.clear_calls();
+        set(&client, "f", mode(0o640)).await.unwrap();
+        set(&client, "f", SetAttr { uid: Some(7), gid: Some(8), ..SetAttr::default() }).await.unwrap();
+        let times = SetAttr { mtime: Some(at(5, 6)), atime: Some(at(9, 0)), ..SetAttr::default() };
+        let attr = set(&client, "f", times).await.unwrap();
+        assert_eq!((attr.perm, attr.uid, attr.gid, attr.mtime), (0o640, 7, 8, at(5, 6)), "at once");
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(count(&client, "CopyObject"), 1, "{:?}", client.store.calls());
+        assert_eq!((count(&client, "GetObject"), count(&client, "PutObject")), (0, 0), "no byte moves");
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.uid, attr.gid, attr.mtime), (0o640, 7, 8, at(5, 6)));
+        assert_eq!(attr.atime, at(9, 0));
+        let said = metadata(&client, "f").await;
+        assert_eq!(
+            (said["mode"].as_str(), said["mtime"].as_str()),
+            ("33184", "5.000000006"),
+            "as s3fs has it"
+        );
+        assert_eq!(client.object("f").await.unwrap(), b"bytes");
+    });
+}
+
+#[test]
+fn what_is_set_of_a_file_that_is_being_written_rides_with_its_upload() {
+    block_on(async {
+        let client = Client::new();
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"bytes").await.unwrap();
+        let times = SetAttr { mtime: Some(at(100, 0)), mode: Some(0o700), ..SetAttr::default() };
+        client.fs.setattr(file.0, Some(file.1), times).await.unwrap();
+        client.store.clear_calls();
+        client.close(file).await.unwrap();
+        assert_eq!(client.store.calls(), ["PutObject"]);
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.mtime), (0o700, at(100, 0)));
+    });
+}
+
+#[test]
+fn a_time_that_was_set_is_gone_when_the_bytes_change() {
+    block_on(async {
+        let client = Client::new();
+        put_with(&client, "f", b"old", &[("mtime", "5"), ("mode", "33152"), ("theirs", "stays")]).await;
+        assert_eq!(client.stat("f").await.unwrap().mtime, at(5, 0));
+        client.write_at("f", 0, b"new").await.unwrap();
+        let said = metadata(&client, "f").await;
+        assert_eq!(said.get("mtime"), None);
+        assert_eq!((said["mode"].as_str(), said["theirs"].as_str()), ("33152", "stays"));
+        assert!(client.stat("f").await.unwrap().mtime > at(1_000_000, 0), "when it was written");
+    });
+}
+
+#[test]
+fn a_file_in_parts_that_is_described_at_its_end_is_sent_once() {
+    block_on(async {
+        let client = Client::new();
+        let body = vec![7; 40 << 20];
+        let file = client.open("f", REWRITE).await.unwrap();
+        for (step, chunk) in body.chunks(1 << 20).enumerate() {
+            client.fs.write(file.1, (step << 20) as u64, chunk).await.unwrap();
+        }
+        until("a part has left", || client.stats.parts_ahead.value() >= 4).await;
+        let times = SetAttr { mtime: Some(at(100, 0)), ..SetAttr::default() };
+        client.fs.setattr(file.0, Some(file.1), times).await.unwrap();
+        client.close(file).await.unwrap();
+        assert_eq!(client.stats.bytes_sent.value(), body.len() as u64, "every byte once");
+        assert_eq!(seen_anew(&client, "f").await.mtime, at(100, 0));
+        assert_eq!(client.object("f").await.unwrap(), body);
+    });
+}
+
+#[test]
+fn a_change_of_attributes_that_loses_a_race_leaves_the_other_client_s_object_alone() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"one").await;
+        set(&client, "f", mode(0o600)).await.unwrap();
+        put_with(&client, "f", b"theirs", &[("mode", "33188")]).await;
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), b"theirs");
+        client.pass_ttl();
+        assert_eq!(client.stat("f").await.unwrap().perm, 0o644);
+        assert_eq!(client.list("").await.unwrap(), ["f"], "no conflict copy");
+    });
+}
+
+#[test]
+fn a_change_of_attributes_survives_the_failure_of_any_request() {
+    block_on(async {
+        for n in 1.. {
+            let client = Client::new();
+            client.put_object("d/f", b"bytes").await;
+            client.store.clear_calls();
+            client.store.fail_nth(n, Kind::Server, When::Before);
+            let answer = set(&client, "d/f", mode(0o600)).await;
+            let tried = client.fs.flush_all().await;
+            let failed = client.store.calls().len() as u64 >= n;
+            client.store.refuse_nothing();
+            client.fs.flush_all().await.unwrap();
+            let attr = Client::of_store(Arc::clone(&client.store)).stat("d/f").await.unwrap();
+            if answer.is_ok() {
+                assert_eq!(attr.perm, 0o600, "request {n}: {tried:?}");
+            }
+            assert_eq!(client.object("d/f").await.unwrap(), b"bytes");
+            if !failed {
+                assert!(n > 3, "only {n} requests");
+                break;
+            }
+        }
+    });
+}
+
+/// A listing tells no attributes: what says that they are worth asking for is there before the first of them is.
+#[test]
+fn a_directory_says_that_its_files_have_attributes_and_only_then_are_they_asked_for() {
+    block_on(async {
+        let client = Client::new();
+        for i in 0..20 {
+            client.put_object(&format!("plain/{i}"), b"x").await;
+            client.put_object(&format!("p/told/{i}"), b"x").await;
+        }
+        set(&client, "p/told/7", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        for marker in ["p/", "p/told/"] {
+            assert!(metadata(&client, marker).await.contains_key("pailfs-children"), "{marker}");
+        }
+        let anew = Client::of_store(Arc::clone(&client.store));
+        assert_eq!(anew.list("").await.unwrap(), ["p/", "plain/"]);
+        anew.store.clear_calls();
+        assert_eq!(anew.list("plain").await.unwrap().len(), 20);
+        let heads = count(&anew, "HeadObject");
+        assert!(heads <= 1, "{heads} HEADs of a directory that says nothing");
+        anew.store.clear_calls();
+        let attrs = anew.attrs("p/told").await.unwrap();
+        let perms: Vec<u16> = attrs.iter().map(|attr| attr.perm).filter(|perm| *perm != 0o644).collect();
+        assert_eq!(perms, [0o600]);
+        let heads = count(&anew, "HeadObject");
+        assert!((20..=24).contains(&heads), "{heads} HEADs");
+        // What was told of a version is not asked again.
+        anew.store.clear_calls();
+        anew.pass_ttl();
+        assert_eq!(anew.attrs("p/told").await.unwrap().len(), 20);
+        assert!(count(&anew, "HeadObject") <= 4, "{:?}", anew.store.calls());
+    });
+}
+
+#[test]
+fn files_of_s3fs_at_the_top_of_a_bucket_show_what_they_say() {
+    block_on(async {
+        let client = Client::new();
+        put_with(&client, "f", b"x", &[("mode", "33152"), ("uid", "5"), ("gid", "6"), ("mtime", "1000")])
+            .await;
+        put_with(&client, "l", b"f", &[("mode", "41471")]).await;
+        let attrs = client.attrs("").await.unwrap();
+        assert_eq!((attrs[0].perm, attrs[0].uid, attrs[0].gid, attrs[0].mtime), (0o600, 5, 6, at(1000, 0)));
+        assert_eq!(attrs[1].file_type, FileType::Symlink);
+        let heads = client.stats.requests_of("HeadObject");
+        assert!(heads <= 4, "{heads} HEADs");
+    });
+}
+
+#[test]
+fn links_fifos_and_sockets_are_objects_that_say_what_they_are() {
+    block_on(async {
+        let client = Client::new();
+        let made = Maker { mode: 0o640, owner: Some((3, 4)) };
+        let link = client.fs.symlink(ROOT, OsStr::new("link"), OsStr::new("../there"), made).await.unwrap();
+        assert_eq!((link.file_type, link.size, link.uid), (FileType::Symlink, 8, 3));
+        assert_eq!(client.fs.readlink(link.ino).await.unwrap(), "../there");
+        for (name, file_type) in [("fifo", FileType::Fifo), ("socket", FileType::Socket)] {
+            let attr = client.fs.mknod(ROOT, OsStr::new(name), file_type, made).await.unwrap();
+            assert_eq!((attr.file_type, attr.perm), (file_type, 0o640));
+        }
+        let device = client.fs.mknod(ROOT, OsStr::new("dev"), FileType::CharDevice, made).await;
+        assert_eq!(kind_of(device), Kind::NotPermitted);
+        assert_eq!(client.object("link").await.unwrap(), b"../there", "as s3fs has it");
+        let anew = Client::of_store(Arc::clone(&client.store));
+        let types: Vec<FileType> = anew.attrs("").await.unwrap().iter().map(|attr| attr.file_type).collect();
+        assert_eq!(types, [FileType::Fifo, FileType::Symlink, FileType::Socket]);
+        let link = anew.walk("link").await.unwrap();
+        assert_eq!(anew.fs.readlink(link.ino).await.unwrap(), "../there");
+        client.rename("link", "moved").await.unwrap();
+        assert_eq!(seen_anew(&client, "moved").await.file_type, FileType::Symlink);
+    });
+}
+
+#[test]
+fn a_link_of_geesefs_leads_where_its_metadata_says() {
+    block_on(async {
+        let client = Client::new();
+        put_with(&client, "link", b"", &[("--symlink-target", "a%20b")]).await;
+        let attr = client.walk("link").await.unwrap();
+        assert_eq!((attr.file_type, attr.size), (FileType::Symlink, 3));
+        assert_eq!(client.fs.readlink(attr.ino).await.unwrap(), "a b");
+    });
+}
+
+#[test]
+fn a_directory_s_attributes_are_its_marker_s() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        assert_eq!(metadata(&client, "d/").await, Metadata::new(), "nothing to say, nothing said");
+        client.write("d/f", b"x").await.unwrap();
+        set(&client, "d", SetAttr { mode: Some(0o2750), mtime: Some(at(50, 0)), ..SetAttr::default() })
+            .await
+            .unwrap();
+        let attr = seen_anew(&client, "d").await;
+        assert_eq!((attr.file_type, attr.perm, attr.mtime), (FileType::Directory, 0o2750, at(50, 0)));
+        // What is made in it has its group, and a directory its bit.
+        set(&client, "d", SetAttr { gid: Some(77), ..SetAttr::default() }).await.unwrap();
+        client.mkdir("d/sub").await.unwrap();
+        client.write("d/new", b"x").await.unwrap();
+        assert_eq!(seen_anew(&client, "d/sub").await.perm & 0o2000, 0o2000);
+        assert_eq!(seen_anew(&client, "d/sub").await.gid, 77);
+        assert_eq!(seen_anew(&client, "d/new").await.gid, 77);
+        client.rename("d", "e").await.unwrap();
+        assert_eq!(seen_anew(&client, "e").await.perm, 0o2750);
+    });
+}
+
+#[test]
+fn extended_attributes_are_kept_and_those_of_s3_show_what_it_knows() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f.txt", b"bytes").await;
+        let ino = client.walk("f.txt").await.unwrap().ino;
+        client.fs.setxattr(ino, "user.mine", b"\x00\xff", Replaces::Either).await.unwrap();
+        assert_eq!(client.fs.getxattr(ino, "user.mine").await.unwrap(), b"\x00\xff", "at once");
+        client.fs.setxattr(ino, "user.s3.content_type", b"text/x-mine", Replaces::Either).await.unwrap();
+        client.fs.setxattr(ino, "user.s3.tags", b"a=b&c=d%20e", Replaces::Either).await.unwrap();
+        client.fs.setxattr(ino, "user.s3.meta.plain", b"word", Replaces::Either).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let info = head(&client, "f.txt").await;
+        assert_eq!(info.attributes.content_type.as_deref(), Some("text/x-mine"));
+        assert_eq!(info.attributes.metadata["plain"], "word");
+        assert_eq!(client.store.tags(BUCKET, "f.txt").await.unwrap()["c"], "d e");
+        let anew = Client::of_store(Arc::clone(&client.store));
+        let ino = anew.walk("f.txt").await.unwrap().ino;
+        assert_eq!(anew.fs.getxattr(ino, "user.mine").await.unwrap(), b"\x00\xff");
+        assert_eq!(anew.fs.getxattr(ino, "user.s3.etag").await.unwrap(), info.etag.as_str().as_bytes());
+        assert_eq!(anew.fs.listxattr(ino).await.unwrap(), ["user.mine", "user.plain"]);
+        let absent = anew.fs.getxattr(ino, "security.capability").await;
+        assert_eq!(kind_of(absent), Kind::NoAttribute);
+        let acl = anew.fs.getxattr(ino, "system.posix_acl_access").await;
+        assert_eq!(kind_of(acl), Kind::Unsupported);
+        anew.fs.removexattr(ino, "user.mine").await.unwrap();
+        assert_eq!(kind_of(anew.fs.removexattr(ino, "user.mine").await), Kind::NoAttribute);
+        let again = anew.fs.setxattr(ino, "user.plain", b"x", Replaces::Nothing).await;
+        assert_eq!(kind_of(again), Kind::AlreadyExists);
+        let large = anew.fs.setxattr(ino, "user.large", &[1; 4000], Replaces::Either).await;
+        assert_eq!(kind_of(large), Kind::AttributeTooLarge);
+    });
+}
+
+#[test]
+fn with_posix_off_nothing_is_kept_or_asked_for() {
+    block_on(async {
+        let client = Client::new().with_posix(PosixMode::Off);
+        put_with(&client, "f", b"x", &[("mode", "33152"), ("mtime", "5")]).await;
+        assert_eq!(client.stat("f").await.unwrap().perm, 0o644);
+        client.store.clear_calls();
+        assert_eq!(set(&client, "f", mode(0o700)).await.unwrap().perm, 0o700);
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(client.store.calls(), [""; 0]);
+        let made = Maker::of_mode(0o777);
+        let link = client.fs.symlink(ROOT, OsStr::new("l"), OsStr::new("f"), made).await;
+        assert_eq!(kind_of(link), Kind::NotPermitted);
+    });
+}
