@@ -95,7 +95,7 @@ impl Fs {
     /// The attributes of an entry: what S3 said, under what was written and set here.
     pub(super) fn attr_of(&self, entry: &Entry) -> Attr {
         let is_file = !entry.is_dir();
-        let open = is_file.then(|| lock(&self.files).get(entry.ino).cloned()).flatten();
+        let open = is_file.then(|| lock(&self.files).known(entry.ino)).flatten();
         let unsaved = open.and_then(|file| file.unsaved());
         // What was unsaved when the entry was read may have been saved since, and then the entry is of the version before.
         let read_again = (is_file && unsaved.is_none()).then(|| self.tree().entry(entry.ino).ok()).flatten();
