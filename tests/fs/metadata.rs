@@ -335,3 +335,23 @@ fn with_posix_off_nothing_is_kept_or_asked_for() {
         assert_eq!(kind_of(link), Kind::NotPermitted);
     });
 }
+
+#[test]
+fn a_rename_changes_no_time_of_what_was_written_here() {
+    block_on(async {
+        let client = Client::new();
+        let file = client.open("temporary", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"x").await.unwrap();
+        let written = client.stat("temporary").await.unwrap().mtime;
+        // S3 dates it when it gets it.
+        client.clock.advance(Duration::from_millis(900));
+        client.close(file).await.unwrap();
+        // As the kernel does, which remembers what it has seen.
+        let held = client.walk("temporary").await.unwrap();
+        client.rename("temporary", "f").await.unwrap();
+        assert_eq!(client.stat("f").await.unwrap().mtime, written);
+        client.pass_ttl();
+        assert_eq!(client.stat("f").await.unwrap().mtime, written, "when S3 has said when it was copied");
+        client.fs.forget(held.ino, 1);
+    });
+}
