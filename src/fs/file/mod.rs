@@ -611,6 +611,7 @@ impl File {
             len: state.extents.len(),
             written_at: state.written_at,
             posix: Arc::new(Posix::of(&state.attributes.metadata)),
+            nameless: state.orphan,
         })
     }
 
@@ -901,6 +902,8 @@ pub(super) struct Unsaved {
     pub(super) len: u64,
     pub(super) written_at: SystemTime,
     pub(super) posix: Arc<Posix>,
+    /// Its name is gone.
+    pub(super) nameless: bool,
 }
 
 /// What became of bytes that a program writes.
