@@ -225,6 +225,13 @@ impl Fs {
                 return None;
             }
         }
+        let known = self.tree().known(parent, name, self.clock.now());
+        if let Known::Is(entry) = &known
+            && !self.is_described(parent, entry)
+        {
+            // A listing does not tell what the object says of itself.
+            return None;
+        }
         let mut tree = self.tree();
         let entry = match tree.known(parent, name, self.clock.now()) {
             Known::Is(entry) => Some(entry),

@@ -355,3 +355,26 @@ fn a_rename_changes_no_time_of_what_was_written_here() {
         client.fs.forget(held.ino, 1);
     });
 }
+
+/// Names that are not there make a mount list the directory, and a listing knows nothing of attributes.
+#[test]
+fn a_file_that_is_found_after_absent_names_shows_what_it_says() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        client.write("d/f", b"x").await.unwrap();
+        let modified = SetAttr { mtime: Some(at(1_588_748_889, 500)), ..mode(0o640) };
+        set(&client, "d/f", modified).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let other = Client::of_store(Arc::clone(&client.store));
+        // As the kernel does while a program is in it.
+        let held = other.walk("d").await.unwrap();
+        for absent in 0..4 {
+            let name = format!("d/absent{absent}");
+            assert_eq!(kind_of(other.stat(&name).await), Kind::NotFound);
+        }
+        let shown = other.stat("d/f").await.unwrap();
+        assert_eq!((shown.mtime, shown.perm), (at(1_588_748_889, 500), 0o640));
+        other.fs.forget(held.ino, 1);
+    });
+}
