@@ -658,7 +658,11 @@ impl Fs {
             delete_object(&volume.store, &volume.bucket, marker, None, volume.honoured().await).await?;
         }
         let now = self.clock.now();
-        self.tree().remove(parent, &name, now);
+        {
+            let mut tree = self.tree();
+            tree.remove(parent, &name, now);
+            tree.changed_dir(parent, Some(self.clock.wall()));
+        }
         volume.deletes.removed_dir(begun, now);
         Ok(())
     }

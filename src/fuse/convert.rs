@@ -24,7 +24,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         kind: kind(attr.file_type),
         perm: attr.perm,
         // A directory's count of subdirectories is unknown, which 1 says to those who look.
-        nlink: 1,
+        nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,

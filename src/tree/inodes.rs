@@ -157,7 +157,9 @@ struct Node {
     changes: AttrChanges,
     /// Of a directory: when something came into it or left it here.
     changed_at: Option<SystemTime>,
-    /// The same: whether what is in it may have attributes of its own, where that was found out otherwise than by its marker.
+    /// When it was given another name here.
+    renamed_at: Option<SystemTime>,
+    /// Of a directory: whether what is in it may have attributes of its own, where that was found out otherwise than by its marker.
     carries: Option<bool>,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
@@ -174,6 +176,7 @@ impl Node {
             fresh_until: None,
             changes: AttrChanges::default(),
             changed_at: None,
+            renamed_at: None,
             carries: None,
             children: HashMap::new(),
             volume: None,
@@ -226,6 +229,7 @@ impl Tree {
             found: node.found.clone(),
             changes: node.changes,
             changed_at: node.changed_at,
+            renamed_at: node.renamed_at,
             believed: self.believed(ino, node),
         })
     }
@@ -1057,6 +1061,15 @@ impl Tree {
     pub fn emptied(&mut self, parent: Ino, name: &Name) {
         self.note_change(parent, name);
         self.touch(parent, true);
+    }
+
+    /// A name was changed in, or between, these directories at that time.
+    pub fn renamed_at(&mut self, ino: Ino, from: Ino, to: Ino, at: SystemTime) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.renamed_at = Some(at);
+        }
+        self.changed_dir(from, Some(at));
+        self.changed_dir(to, Some(at));
     }
 
     /// A renamed file's object is this now.

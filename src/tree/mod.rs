@@ -149,6 +149,8 @@ pub struct Entry {
     pub changes: AttrChanges,
     /// Of a directory: when something came into it or left it here.
     pub changed_at: Option<SystemTime>,
+    /// When it was given another name here.
+    pub renamed_at: Option<SystemTime>,
     pub believed: Believed,
 }
 

@@ -9,7 +9,7 @@ use crate::harness::mount::Mounted;
 use crate::harness::{Server, block_on, setting};
 use crate::semantics::python;
 
-/// Whether a program is installed; that it is not is said, or fails where the run insists.
+/// Whether a program is installed. That it is not is said, or fails where the run insists.
 pub(crate) fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
     if !found.status.success() {
@@ -21,8 +21,14 @@ pub(crate) fn has(program: &str) -> bool {
 }
 
 /// A mount for a program, where both are to be had.
-fn mounted(program: &str) -> Option<Mounted> {
-    has(program).then(|| Mounted::fresh(Server::Demo, program)).flatten()
+pub(crate) fn mounted(program: &str) -> Option<Mounted> {
+    mounted_with(&[program], &[])
+}
+
+/// The same for several programs, with flags.
+pub(crate) fn mounted_with(programs: &[&str], flags: &[&str]) -> Option<Mounted> {
+    let all = programs.iter().all(|program| has(program));
+    all.then(|| Mounted::with(Server::Demo, &programs.join("+"), flags)).flatten()
 }
 
 /// Runs a line of the shell in a directory, and gives back what it says.

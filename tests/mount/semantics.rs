@@ -580,6 +580,17 @@ fn an_unlinked_file_stays_readable_and_writable_to_its_last_close() {
     assert_eq!(&head, b"still");
     drop(file);
     assert_eq!(block_on(m.place.get("f")).unwrap(), "fresh");
+    // A scratch file: made, removed, written, and read back by a program that asks how long it is.
+    let mut scratch =
+        OpenOptions::new().create_new(true).read(true).write(true).open(m.at("scratch")).unwrap();
+    fs::remove_file(m.at("scratch")).unwrap();
+    scratch.write_all(&bytes).unwrap();
+    assert_eq!(scratch.metadata().unwrap().len(), bytes.len() as u64);
+    scratch.seek(SeekFrom::Start(0)).unwrap();
+    let mut back = Vec::new();
+    scratch.read_to_end(&mut back).unwrap();
+    assert!(back == bytes);
+    drop(scratch);
     // A pid file: made, removed, closed.
     let file = File::create(m.at("pid")).unwrap();
     fs::remove_file(m.at("pid")).unwrap();
