@@ -276,7 +276,7 @@ impl Fs {
             archived: moved.archived,
             posix: Some(Arc::new(Posix::of(&moved.info.attributes.metadata))),
         };
-        self.tree().moved(ino, facts);
+        self.tree().moved(ino, facts, &moved.info.etag);
         {
             let mut siblings = lock(&self.siblings);
             siblings.changed(from.id, &moved.from_key);

@@ -1072,10 +1072,14 @@ impl Tree {
         self.changed_dir(to, Some(at));
     }
 
-    /// A renamed file's object is this now.
-    pub fn moved(&mut self, ino: Ino, facts: Facts) {
+    /// A renamed file's object is this now; it was `of` before, and keeps the time that it had here.
+    pub fn moved(&mut self, ino: Ino, facts: Facts, of: &ETag) {
         if let Some(node) = self.nodes.get_mut(&ino) {
-            node.found = Found::File(facts);
+            let mtime = match &node.found {
+                Found::File(old) if old.etag.as_ref() == Some(of) => old.mtime,
+                _ => facts.mtime,
+            };
+            node.found = Found::File(Facts { mtime, ..facts });
         }
     }
 
@@ -1252,9 +1256,9 @@ impl Tree {
                             });
                         }
                     }
-                    // The same bytes, committed here a moment before S3 dated them: a time that moves by
-                    // itself makes tools think that the file changed.
-                    let settled = same && new.mtime <= old.mtime + DATING_DELAY;
+                    // The same object, written or renamed here before S3 dated it: a time that moves by itself makes
+                    // tools think that the file changed.
+                    let settled = new.is_as_dated(old) || (same && new.mtime <= old.mtime + DATING_DELAY);
                     let mtime = if settled { old.mtime } else { new.mtime };
                     let mut new = new;
                     new.keep(old);

@@ -67,10 +67,20 @@ impl Facts {
 
     /// Takes over what was known of the same object and these facts do not tell.
     fn keep(&mut self, old: &Self) {
-        let same = self.etag == old.etag && (old.modified.is_none() || old.modified == self.modified);
-        if same && self.posix.is_none() {
+        if self.posix.is_none() && self.is_as_dated(old) {
             self.posix.clone_from(&old.posix);
         }
+    }
+
+    /// Whether these are of the same object, metadata included. A copy of one onto itself has the same bytes and another
+    /// date; HEAD dates in whole seconds, and many servers' LIST more finely.
+    fn is_as_dated(&self, old: &Self) -> bool {
+        let second = |at: Option<SystemTime>| {
+            at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs())
+        };
+        // What was made here is dated when it is first seen.
+        let dated = old.modified.is_none() || second(old.modified) == second(self.modified);
+        self.etag == old.etag && dated
     }
 }
 

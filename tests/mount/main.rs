@@ -31,5 +31,6 @@ mod servers;
 mod sessions;
 mod stuck;
 mod tools;
+mod tools_meta;
 mod two_mounts;
 mod writing;
