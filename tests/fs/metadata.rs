@@ -378,3 +378,25 @@ fn a_file_that_is_found_after_absent_names_shows_what_it_says() {
         other.fs.forget(held.ino, 1);
     });
 }
+
+#[test]
+fn with_posix_off_extended_attributes_are_kept_and_nothing_else_is_said() {
+    block_on(async {
+        let client = Client::new().with_posix(PosixMode::Off);
+        client.put_object("f", b"x").await;
+        put_with(&client, "theirs", b"x", &[("mode", "33152"), ("mtime", "5")]).await;
+        client.mkdir("d").await.unwrap();
+        client.mkdir("d/sub").await.unwrap();
+        for path in ["f", "theirs", "d/sub"] {
+            let ino = client.walk(path).await.unwrap().ino;
+            client.fs.setxattr(ino, "user.mine", b"x", Replaces::Either).await.unwrap();
+        }
+        client.fs.flush_all().await.unwrap();
+        let mut told = Vec::new();
+        for key in ["f", "theirs", "d/", "d/sub/"] {
+            let keys: Vec<String> = metadata(&client, key).await.into_keys().collect();
+            told.push(keys.join(" "));
+        }
+        assert_eq!(told, ["xattr", "mode mtime xattr", "", "xattr"]);
+    });
+}

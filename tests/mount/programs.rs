@@ -9,6 +9,17 @@ use crate::harness::mount::Mounted;
 use crate::harness::{Server, block_on, setting};
 use crate::semantics::python;
 
+/// Whether a program is installed. That it is not is said, or fails where the run insists.
+pub(crate) fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    if !found.status.success() {
+        let required = setting("REQUIRE_FUSE").is_some_and(|value| value != "0");
+        assert!(!required, "REQUIRE_FUSE is set and there is no {program}: scripts/servers install packages");
+        let _ = std::io::stderr().write_all(format!("NOT RUN: {program} is not installed\n").as_bytes());
+    }
+    found.status.success()
+}
+
 /// A mount for a program, where both are to be had.
 pub(crate) fn mounted(program: &str) -> Option<Mounted> {
     mounted_with(&[program], &[])
@@ -16,19 +27,8 @@ pub(crate) fn mounted(program: &str) -> Option<Mounted> {
 
 /// The same for several programs, with flags.
 pub(crate) fn mounted_with(programs: &[&str], flags: &[&str]) -> Option<Mounted> {
-    for program in programs {
-        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
-        if !found.status.success() {
-            let required = setting("REQUIRE_FUSE").is_some_and(|value| value != "0");
-            assert!(
-                !required,
-                "REQUIRE_FUSE is set and there is no {program}: scripts/servers install packages"
-            );
-            let _ = std::io::stderr().write_all(format!("NOT RUN: {program} is not installed\n").as_bytes());
-            return None;
-        }
-    }
-    Mounted::with(Server::Demo, &programs.join("+"), flags)
+    let all = programs.iter().all(|program| has(program));
+    all.then(|| Mounted::with(Server::Demo, &programs.join("+"), flags)).flatten()
 }
 
 /// Runs a line of the shell in a directory, and gives back what it says.
