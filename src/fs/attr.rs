@@ -22,6 +22,8 @@ pub struct Attr {
     pub perm: u16,
     pub uid: u32,
     pub gid: u32,
+    /// 0 of an open file whose name is gone.
+    pub nlink: u32,
     /// Of a device.
     pub rdev: u32,
     /// How long this may be believed from now on: the metadata TTL less the age of what S3 said.
@@ -95,11 +97,12 @@ impl Fs {
     /// The attributes of an entry: what S3 said, under what was written and set here.
     pub(super) fn attr_of(&self, entry: &Entry) -> Attr {
         let is_file = !entry.is_dir();
-        let open = is_file.then(|| lock(&self.files).get(entry.ino).cloned()).flatten();
+        let open = is_file.then(|| lock(&self.files).known(entry.ino)).flatten();
         let unsaved = open.and_then(|file| file.unsaved());
         // What was unsaved when the entry was read may have been saved since, and then the entry is of the version before.
         let read_again = (is_file && unsaved.is_none()).then(|| self.tree().entry(entry.ino).ok()).flatten();
         let entry = read_again.as_ref().unwrap_or(entry);
+        let nameless = unsaved.as_ref().is_some_and(|unsaved| unsaved.nameless);
         let ttl = self.options.ttl;
         let left = entry.believed.left(self.clock.now(), ttl);
         let (size, dated, posix, ttl) = match (&entry.found, unsaved) {
@@ -126,17 +129,25 @@ impl Fs {
         let mtime = changes.mtime.or(said.mtime).unwrap_or(dated);
         // A directory's own time is that of its marker until something comes into it or leaves it.
         let mtime = entry.changed_at.map_or(mtime, |at| at.max(mtime));
-        let ctime = said.ctime.unwrap_or(if said.mtime.is_some() { dated } else { mtime });
+        let ctime = match (said.ctime, said.mtime) {
+            (Some(ctime), Some(_)) => ctime,
+            // The bytes are newer than what was said of them.
+            (Some(ctime), None) => ctime.max(mtime),
+            (None, Some(_)) => dated,
+            (None, None) => mtime,
+        };
+        let touched = entry.changed_at.max(entry.renamed_at);
         Attr {
             ino: entry.ino,
             file_type,
             size: said.target.as_ref().map_or(size, |target| target.len() as u64),
             mtime,
             atime: changes.atime.or(said.atime).unwrap_or(mtime),
-            ctime: entry.changed_at.map_or(ctime, |at| at.max(ctime)),
+            ctime: touched.map_or(ctime, |at| at.max(ctime)),
             perm: set_mode.or(said.perm).unwrap_or_else(|| self.usual_perm(file_type)),
             uid: changes.uid.or(said.uid).unwrap_or(self.options.uid),
             gid: changes.gid.or(said.gid).unwrap_or(self.options.gid),
+            nlink: u32::from(!nameless),
             rdev: said.rdev.unwrap_or(0),
             ttl,
         }

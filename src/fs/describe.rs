@@ -8,10 +8,11 @@
 //! (`tree::posix::CARRIES`), and in those of the directories above it: it is there before the first such object is.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::file::File;
 use super::volume::Volume;
-use super::{Durability, Fs, PosixMode};
+use super::{Attr, Durability, Fs, PosixMode};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Metadata};
 use crate::tree::keys::DirKey;
@@ -71,10 +72,23 @@ impl Fs {
         let dated = file.unsaved().is_none().then_some(now.mtime);
         file.describe(self, |attributes| {
             change(attributes)?;
-            let said = Posix::of(&attributes.metadata);
-            posix::write(&mut attributes.metadata, &self.posix_changed(&now, &said, changes, dated));
+            self.write_posix(attributes, &now, changes, dated);
             require_fits(&attributes.metadata)
         })
+    }
+
+    /// Stores how something looks now, but for these changes; with `--posix=off` what it says stays as it is.
+    fn write_posix(
+        &self,
+        attributes: &mut Attributes,
+        now: &Attr,
+        changes: AttrChanges,
+        dated: Option<SystemTime>,
+    ) {
+        if self.options.posix != PosixMode::Off {
+            let said = Posix::of(&attributes.metadata);
+            posix::write(&mut attributes.metadata, &self.posix_changed(now, &said, changes, dated));
+        }
     }
 
     /// An open file whose name is gone: what is changed of it is for its handles alone. It counts as opened once more.
@@ -118,16 +132,15 @@ impl Fs {
             let tree = self.tree();
             (tree.entry(ino)?, tree.link_of(ino))
         };
-        if let Some((parent, _)) = link.filter(|_| dir.prefix() != volume.prefix) {
+        let keeps = self.options.posix != PosixMode::Off;
+        if let Some((parent, _)) = link.filter(|_| keeps && dir.prefix() != volume.prefix) {
             self.carry(parent).await?;
         }
         let now = self.attr_of(&entry);
         let marker = self
             .change_marker(&volume, &dir, |attributes| {
                 change(attributes)?;
-                let said = Posix::of(&attributes.metadata);
-                let new = self.posix_changed(&now, &said, changes, Some(now.mtime));
-                posix::write(&mut attributes.metadata, &new);
+                self.write_posix(attributes, &now, changes, Some(now.mtime));
                 require_fits(&attributes.metadata)
             })
             .await?;

@@ -1,7 +1,7 @@
 //! The table of open files.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::file::File;
 use crate::tree::Ino;
@@ -14,11 +14,18 @@ pub(super) struct Files {
     /// Those whose place another one took while a handle might still write to them. They count as much: what is
     /// written to them is saved, or kept in a conflict copy.
     displaced: Vec<Arc<File>>,
+    /// Those without a name, as long as handles have them open: `stat` of such a handle is about one of these.
+    orphans: HashMap<Ino, Weak<File>>,
 }
 
 impl Files {
     pub(super) fn get(&self, ino: Ino) -> Option<&Arc<File>> {
         self.current.get(&ino)
+    }
+
+    /// The same, or what an inode without a name was last.
+    pub(super) fn known(&self, ino: Ino) -> Option<Arc<File>> {
+        self.get(ino).cloned().or_else(|| self.orphans.get(&ino)?.upgrade())
     }
 
     pub(super) fn is_current(&self, file: &Arc<File>) -> bool {
@@ -51,10 +58,14 @@ impl Files {
         self.displaced.retain(|other| !Arc::ptr_eq(other, file));
     }
 
-    /// Takes out every file of an inode, whichever version it is of.
-    pub(super) fn take_all(&mut self, ino: Ino) -> Vec<Arc<File>> {
+    /// Takes out every file of an inode that has no name any more, whichever version it is of.
+    pub(super) fn orphan(&mut self, ino: Ino) -> Vec<Arc<File>> {
         let mut taken: Vec<_> = self.displaced.extract_if(.., |file| file.ino == ino).collect();
         taken.extend(self.current.remove(&ino));
+        self.orphans.retain(|_, file| file.strong_count() > 0);
+        if let Some(last) = taken.last() {
+            self.orphans.insert(ino, Arc::downgrade(last));
+        }
         taken
     }
 

@@ -9,7 +9,7 @@ use super::file::Held;
 use super::lookup::no_such_name;
 use super::namespace::Spot;
 use super::volume::Volume;
-use super::{Fs, lock};
+use super::{Fs, PosixMode, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Condition, Metadata, ObjectInfo, is_archived};
@@ -95,6 +95,7 @@ impl Fs {
                 let (name, dir) = (&at.name, &at.dir);
                 let removed = Removed { parent, name, ino: entry.ino, dir, key: &key, etag: etag.clone() };
                 if self.remove_later(at.id, &at.volume, &removed).await {
+                    self.tree().changed_dir(parent, Some(self.clock.wall()));
                     return Ok(());
                 }
             }
@@ -110,7 +111,11 @@ impl Fs {
         } else {
             self.orphan(entry.ino, held);
         }
-        self.tree().remove(parent, &at.name, self.clock.now());
+        {
+            let mut tree = self.tree();
+            tree.remove(parent, &at.name, self.clock.now());
+            tree.changed_dir(parent, Some(self.clock.wall()));
+        }
         lock(&self.siblings).changed(at.id, &key);
         Ok(())
     }
@@ -207,10 +212,15 @@ impl Fs {
             _ => {}
         }
         if source.is_dir() {
-            Box::pin(self.rename_dir(from, to, source.ino, target.as_ref())).await
+            if self.options.posix != PosixMode::Off && self.tree().carries(source.ino) == Some(true) {
+                self.carry(new_parent).await?;
+            }
+            Box::pin(self.rename_dir(from, to, source.ino, target.as_ref())).await?;
         } else {
-            Box::pin(self.rename_file(from, to, source.ino, target.as_ref(), no_replace)).await
+            Box::pin(self.rename_file(from, to, source.ino, target.as_ref(), no_replace)).await?;
         }
+        self.tree().renamed_at(source.ino, parent, new_parent, self.clock.wall());
+        Ok(())
     }
 
     async fn rename_file(
@@ -267,7 +277,7 @@ impl Fs {
             archived: moved.archived,
             posix: Some(Arc::new(Posix::of(&moved.info.attributes.metadata))),
         };
-        self.tree().moved(ino, facts);
+        self.tree().moved(ino, facts, &moved.info.etag);
         {
             let mut siblings = lock(&self.siblings);
             siblings.changed(from.id, &moved.from_key);

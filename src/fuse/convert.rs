@@ -1,6 +1,6 @@
 //! Our types to the kernel's.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 
@@ -24,7 +24,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         kind: kind(attr.file_type),
         perm: attr.perm,
         // A directory's count of subdirectories is unknown, which 1 says to those who look.
-        nlink: 1,
+        nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,
@@ -51,7 +51,15 @@ pub(super) fn errno(error: &Error) -> Errno {
 
 pub(super) fn time(time: TimeOrNow, clock: &dyn Clock) -> SystemTime {
     match time {
-        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::SpecificTime(time) => of_kernel(time),
         TimeOrNow::Now => clock.wall(),
+    }
+}
+
+/// A time as the kernel meant it: fuser 0.18 takes nanoseconds away from seconds before 1970, where they count forward.
+fn of_kernel(time: SystemTime) -> SystemTime {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(_) => time,
+        Err(before) => time + 2 * Duration::from_nanos(before.duration().subsec_nanos().into()),
     }
 }

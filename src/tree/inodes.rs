@@ -157,7 +157,9 @@ struct Node {
     changes: AttrChanges,
     /// Of a directory: when something came into it or left it here.
     changed_at: Option<SystemTime>,
-    /// The same: whether what is in it may have attributes of its own, where that was found out otherwise than by its marker.
+    /// When it was given another name here.
+    renamed_at: Option<SystemTime>,
+    /// Of a directory: whether what is in it may have attributes of its own, where that was found out otherwise than by its marker.
     carries: Option<bool>,
     children: HashMap<Name, Ino>,
     /// Set on the directory that stands for a bucket and prefix.
@@ -174,6 +176,7 @@ impl Node {
             fresh_until: None,
             changes: AttrChanges::default(),
             changed_at: None,
+            renamed_at: None,
             carries: None,
             children: HashMap::new(),
             volume: None,
@@ -226,6 +229,7 @@ impl Tree {
             found: node.found.clone(),
             changes: node.changes,
             changed_at: node.changed_at,
+            renamed_at: node.renamed_at,
             believed: self.believed(ino, node),
         })
     }
@@ -924,7 +928,10 @@ impl Tree {
     /// Whether what a directory's marker says was asked for, and of one that is no older than this.
     pub fn knows_marker(&self, dir: Ino, listed: SystemTime) -> bool {
         self.nodes.get(&dir).is_some_and(|node| match &node.found {
-            Found::Dir { marker: Some(known) } => known.posix.is_some() && listed <= known.modified,
+            Found::Dir { marker: Some(known) } => {
+                // HEAD dates in whole seconds.
+                known.posix.is_some() && listed < known.modified + Duration::from_secs(1)
+            }
             _ => false,
         })
     }
@@ -1068,10 +1075,23 @@ impl Tree {
         self.touch(parent, true);
     }
 
-    /// A renamed file's object is this now.
-    pub fn moved(&mut self, ino: Ino, facts: Facts) {
+    /// A name was changed in, or between, these directories at that time.
+    pub fn renamed_at(&mut self, ino: Ino, from: Ino, to: Ino, at: SystemTime) {
         if let Some(node) = self.nodes.get_mut(&ino) {
-            node.found = Found::File(facts);
+            node.renamed_at = Some(at);
+        }
+        self.changed_dir(from, Some(at));
+        self.changed_dir(to, Some(at));
+    }
+
+    /// A renamed file's object is this now; it was `of` before, and keeps the time that it had here.
+    pub fn moved(&mut self, ino: Ino, facts: Facts, of: &ETag) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            let mtime = match &node.found {
+                Found::File(old) if old.etag.as_ref() == Some(of) => old.mtime,
+                _ => facts.mtime,
+            };
+            node.found = Found::File(Facts { mtime, ..facts });
         }
     }
 
@@ -1254,9 +1274,9 @@ impl Tree {
                             });
                         }
                     }
-                    // The same bytes, committed here a moment before S3 dated them: a time that moves by
-                    // itself makes tools think that the file changed.
-                    let settled = same && new.mtime <= old.mtime + DATING_DELAY;
+                    // The same object, written or renamed here before S3 dated it: a time that moves by itself makes
+                    // tools think that the file changed.
+                    let settled = new.is_as_dated(old) || (same && new.mtime <= old.mtime + DATING_DELAY);
                     let mtime = if settled { old.mtime } else { new.mtime };
                     let mut new = new;
                     new.keep(old);

@@ -69,17 +69,28 @@ impl Facts {
 
     /// Takes over what was known of the same object and these facts do not tell.
     fn keep(&mut self, old: &Self) {
-        let same_date = match (old.modified, old.saved_at, self.modified) {
-            (Some(old), _, Some(new)) => old == new,
-            // Another client may have changed what is beside the same bytes since.
-            (None, Some(saved), Some(new)) => {
-                new <= saved + inodes::DATING_DELAY && saved <= new + inodes::DATING_DELAY
-            }
-            (old, _, new) => old == new,
+        // Another client may have changed what is beside the bytes since they were saved here.
+        let near = |saved: SystemTime, dated: SystemTime| {
+            dated <= saved + inodes::DATING_DELAY && saved <= dated + inodes::DATING_DELAY
         };
-        if same_date && self.etag == old.etag && self.posix.is_none() {
+        let ours = match (old.modified, old.saved_at, self.modified) {
+            (None, Some(saved), Some(dated)) => near(saved, dated),
+            _ => true,
+        };
+        if self.posix.is_none() && ours && self.is_as_dated(old) {
             self.posix.clone_from(&old.posix);
         }
+    }
+
+    /// Whether these are of the same object, metadata included. A copy of one onto itself has the same bytes and another
+    /// date; HEAD dates in whole seconds, and many servers' LIST more finely.
+    fn is_as_dated(&self, old: &Self) -> bool {
+        let second = |at: Option<SystemTime>| {
+            at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|since| since.as_secs())
+        };
+        // What was made here is dated when it is first seen.
+        let dated = old.modified.is_none() || second(old.modified) == second(self.modified);
+        self.etag == old.etag && dated
     }
 }
 
@@ -170,6 +181,8 @@ pub struct Entry {
     pub changes: AttrChanges,
     /// Of a directory: when something came into it or left it here.
     pub changed_at: Option<SystemTime>,
+    /// When it was given another name here.
+    pub renamed_at: Option<SystemTime>,
     pub believed: Believed,
 }
 

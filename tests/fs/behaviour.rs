@@ -418,3 +418,39 @@ fn a_new_file_takes_the_name_of_a_new_file_that_took_an_object_s() {
         assert_eq!(client.objects().await, [("f".to_owned(), 6)], "no lost race with ourselves");
     });
 }
+
+/// The kernel cuts reads and what is mapped at the length that `stat` tells.
+#[test]
+fn stat_of_a_file_without_a_name_tells_of_what_its_handles_have() {
+    block_on(async {
+        let client = Client::new();
+        for (before, replaced) in [(0, false), (6, false), (6, true)] {
+            for saved in [false, true] {
+                let file = client.open("f", WRITE).await.unwrap();
+                client.fs.write(file.1, 0, &b"before"[..before]).await.unwrap();
+                if saved {
+                    client.fs.flush(file.1).await.unwrap();
+                }
+                if replaced {
+                    client.write("g", b"another one").await.unwrap();
+                    client.rename("g", "f").await.unwrap();
+                } else {
+                    client.unlink("f").await.unwrap();
+                }
+                let size = async || client.fs.getattr(file.0).await.unwrap().size;
+                assert_eq!(size().await, before as u64);
+                client.fs.write(file.1, before as u64, b"after").await.unwrap();
+                assert_eq!(size().await, before as u64 + 5, "{before} {replaced} {saved}");
+                client.pass_ttl();
+                assert_eq!(size().await, before as u64 + 5);
+                assert_eq!(client.read_all(file.1).await.unwrap()[before..], *b"after");
+                client.truncate_open(file.0, file.1, 3).await.unwrap();
+                assert_eq!(size().await, 3);
+                client.close(file).await.unwrap();
+                // What has the name by then is another file.
+                assert_eq!(client.stat("f").await.map(|attr| attr.size).ok(), replaced.then_some(11));
+                let _ = client.unlink("f").await;
+            }
+        }
+    });
+}

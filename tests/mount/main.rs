@@ -5,7 +5,8 @@
 //! passthrough; `beside` is what S3 is told beside the bytes; `reading` counts what reading costs; `writing` is large
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` is
 //! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
-//! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use.
+//! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
+//! on a local directory, done here; `interop` is what s3fs and rclone write and read.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -19,6 +20,7 @@ mod cli;
 mod copying;
 mod drain;
 mod full;
+mod interop;
 mod kills;
 mod programs;
 mod reading;
@@ -28,5 +30,7 @@ mod semantics;
 mod servers;
 mod sessions;
 mod stuck;
+mod tools;
+mod tools_meta;
 mod two_mounts;
 mod writing;

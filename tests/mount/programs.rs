@@ -9,20 +9,30 @@ use crate::harness::mount::Mounted;
 use crate::harness::{Server, block_on, setting};
 use crate::semantics::python;
 
-/// A mount for a program, where both are to be had.
-fn mounted(program: &str) -> Option<Mounted> {
+/// Whether a program is installed. That it is not is said, or fails where the run insists.
+pub(crate) fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
     if !found.status.success() {
         let required = setting("REQUIRE_FUSE").is_some_and(|value| value != "0");
         assert!(!required, "REQUIRE_FUSE is set and there is no {program}: scripts/servers install packages");
         let _ = std::io::stderr().write_all(format!("NOT RUN: {program} is not installed\n").as_bytes());
-        return None;
     }
-    Mounted::fresh(Server::Demo, program)
+    found.status.success()
+}
+
+/// A mount for a program, where both are to be had.
+pub(crate) fn mounted(program: &str) -> Option<Mounted> {
+    mounted_with(&[program], &[])
+}
+
+/// The same for several programs, with flags.
+pub(crate) fn mounted_with(programs: &[&str], flags: &[&str]) -> Option<Mounted> {
+    let all = programs.iter().all(|program| has(program));
+    all.then(|| Mounted::with(Server::Demo, &programs.join("+"), flags)).flatten()
 }
 
 /// Runs a line of the shell in a directory, and gives back what it says.
-fn sh(dir: &Path, line: &str) -> String {
+pub(crate) fn sh(dir: &Path, line: &str) -> String {
     let output = Command::new("bash").args(["-ec", line]).current_dir(dir).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{line}: {said}{}", String::from_utf8_lossy(&output.stderr));

@@ -580,6 +580,17 @@ fn an_unlinked_file_stays_readable_and_writable_to_its_last_close() {
     assert_eq!(&head, b"still");
     drop(file);
     assert_eq!(block_on(m.place.get("f")).unwrap(), "fresh");
+    // A scratch file: made, removed, written, and read back by a program that asks how long it is.
+    let mut scratch =
+        OpenOptions::new().create_new(true).read(true).write(true).open(m.at("scratch")).unwrap();
+    fs::remove_file(m.at("scratch")).unwrap();
+    scratch.write_all(&bytes).unwrap();
+    assert_eq!(scratch.metadata().unwrap().len(), bytes.len() as u64);
+    scratch.seek(SeekFrom::Start(0)).unwrap();
+    let mut back = Vec::new();
+    scratch.read_to_end(&mut back).unwrap();
+    assert!(back == bytes);
+    drop(scratch);
     // A pid file: made, removed, closed.
     let file = File::create(m.at("pid")).unwrap();
     fs::remove_file(m.at("pid")).unwrap();
@@ -618,43 +629,109 @@ fn a_directory_outlives_its_last_entry() {
     assert_eq!(block_on(m.place.keys()).unwrap(), ["other/"]);
 }
 
-/// "chmod, chown, utimens | accepted, and remembered as long as the mount remembers the file"
+/// "chmod, chown, utimens | kept in S3, in s3fs's words" and "times | to the nanosecond where they were set"
 #[test]
-fn modes_and_times_are_accepted() {
-    let m = mounted!("modes_and_times_are_accepted");
+fn modes_and_times_are_kept() {
+    let mut m = mounted!("modes_and_times_are_kept");
     fs::write(m.at("f"), b"x").unwrap();
     let file = File::open(m.at("f")).unwrap();
     fs::set_permissions(m.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
-    let then = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     file.set_modified(then).unwrap();
     std::os::unix::fs::chown(m.at("f"), Some(12), Some(34)).unwrap();
+    drop(file);
+    let is_kept = |m: &Mounted| {
+        let metadata = fs::metadata(m.at("f")).unwrap();
+        assert_eq!(metadata.mode() & 0o7777, 0o600);
+        assert_eq!((metadata.uid(), metadata.gid()), (12, 34));
+        assert_eq!(metadata.modified().unwrap(), then);
+    };
+    is_kept(&m);
+    assert!(m.umount().success());
+    let m = m.again(&[]);
+    is_kept(&m);
+    // A time that was set is that of other bytes then.
+    OpenOptions::new().append(true).open(m.at("f")).unwrap().write_all(b"y").unwrap();
     let metadata = fs::metadata(m.at("f")).unwrap();
-    assert_eq!(metadata.mode() & 0o7777, 0o600);
-    assert_eq!((metadata.uid(), metadata.gid()), (12, 34));
-    assert_eq!(metadata.modified().unwrap(), then);
+    assert!(metadata.modified().unwrap() > then && metadata.mode() & 0o7777 == 0o600);
+    assert_eq!(fs::metadata(m.at("f")).unwrap().accessed().unwrap(), metadata.accessed().unwrap());
 }
 
-/// "hard links, symbolic links, devices, fifos, sockets | EPERM" and "extended attributes | EOPNOTSUPP"
+/// "symbolic links, FIFOs, sockets | yes, as s3fs has them"
+#[test]
+fn links_fifos_and_sockets_are_there_on_another_mount() {
+    use std::os::unix::fs::FileTypeExt;
+    let mut m = mounted!("links_fifos_and_sockets_are_there_on_another_mount");
+    fs::write(m.at("f"), b"x").unwrap();
+    std::os::unix::fs::symlink("f", m.at("l")).unwrap();
+    let mode = rustix::fs::Mode::RWXU;
+    rustix::fs::mknodat(rustix::fs::CWD, m.at("p"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(m.at("s")).unwrap());
+    assert!(m.umount().success());
+    let m = m.again(&[]);
+    let type_of = |name: &str| fs::symlink_metadata(m.at(name)).unwrap().file_type();
+    assert!(type_of("l").is_symlink() && type_of("p").is_fifo() && type_of("s").is_socket());
+    assert_eq!(fs::read_link(m.at("l")).unwrap().to_str(), Some("f"));
+    assert_eq!(fs::read(m.at("l")).unwrap(), b"x");
+}
+
+/// "setgid directories, sticky ones, umask, set-user-ID | as on a local disk"
+#[test]
+fn groups_and_privileges_go_as_on_a_local_disk() {
+    let m = mounted!("groups_and_privileges_go_as_on_a_local_disk");
+    fs::create_dir(m.at("d")).unwrap();
+    std::os::unix::fs::chown(m.at("d"), None, Some(77)).unwrap();
+    fs::set_permissions(m.at("d"), fs::Permissions::from_mode(0o2775)).unwrap();
+    fs::create_dir(m.at("d/sub")).unwrap();
+    fs::write(m.at("d/f"), b"x").unwrap();
+    let of = |name: &str| fs::metadata(m.at(name)).unwrap();
+    assert_eq!((of("d/sub").gid(), of("d/sub").mode() & 0o2000, of("d/f").gid()), (77, 0o2000, 77));
+    fs::set_permissions(m.at("d/f"), fs::Permissions::from_mode(0o6755)).unwrap();
+    std::os::unix::fs::chown(m.at("d/f"), Some(5), None).unwrap();
+    assert_eq!(of("d/f").mode() & 0o7777, 0o755);
+}
+
+/// "extended attributes | `user.*`, kept in the object's metadata"
+#[test]
+fn extended_attributes_are_kept() {
+    use rustix::fs::{XattrFlags, getxattr, setxattr};
+    use rustix::io::Errno;
+    let mut m = mounted!("extended_attributes_are_kept");
+    fs::write(m.at("f"), b"x").unwrap();
+    setxattr(m.at("f"), "user.any", b"value", XattrFlags::CREATE).unwrap();
+    let large = setxattr(m.at("f"), "user.large", &[b'x'; 3000], XattrFlags::empty());
+    assert_eq!(large.unwrap_err(), Errno::TOOBIG);
+    setxattr(m.at("f"), "user.half", &[b'x'; 900], XattrFlags::CREATE).unwrap();
+    let full = setxattr(m.at("f"), "user.more", &[b'x'; 900], XattrFlags::empty());
+    assert_eq!(full.unwrap_err(), Errno::NOSPC);
+    let acl = setxattr(m.at("f"), "system.posix_acl_access", b"\x02\0\0\0", XattrFlags::empty());
+    assert_eq!(acl.unwrap_err(), Errno::OPNOTSUPP);
+    assert!(m.umount().success());
+    let m = m.again(&[]);
+    let mut buffer = [0u8; 64];
+    let len = getxattr(m.at("f"), "user.any", &mut buffer[..]).unwrap();
+    assert_eq!(&buffer[..len], b"value");
+    let len = getxattr(m.at("f"), "user.s3.etag", &mut buffer[..]).unwrap();
+    assert_eq!(len, 32, "an MD5 in hexadecimal digits");
+}
+
+/// "hard links, devices | EPERM"
 #[test]
 fn what_s3_cannot_hold_is_refused() {
     let m = mounted!("what_s3_cannot_hold_is_refused");
     fs::write(m.at("f"), b"x").unwrap();
     assert_eq!(errno(&fs::hard_link(m.at("f"), m.at("l")).unwrap_err()), rustix::io::Errno::PERM);
-    assert_eq!(errno(&std::os::unix::fs::symlink("f", m.at("l")).unwrap_err()), rustix::io::Errno::PERM);
-    let fifo = rustix::fs::mknodat(
+    let device = rustix::fs::mknodat(
         rustix::fs::CWD,
         m.at("p"),
-        rustix::fs::FileType::Fifo,
+        rustix::fs::FileType::CharacterDevice,
         rustix::fs::Mode::RWXU,
-        0,
+        rustix::fs::makedev(1, 3),
     );
-    assert_eq!(fifo.unwrap_err(), rustix::io::Errno::PERM);
-    let mut buffer = [0u8; 8];
-    let none = rustix::fs::getxattr(m.at("f"), "user.any", &mut buffer[..]);
-    assert_eq!(none.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+    assert_eq!(device.unwrap_err(), rustix::io::Errno::PERM);
 }
 
-/// "statfs | a large constant" and "st_blocks, st_nlink | the size in 512-byte blocks; 1"
+/// "statfs | a large constant" and "st_blocks, st_nlink | the size in 512-byte blocks; 1, and 0 of an open file"
 #[test]
 fn sizes_and_space_make_sense_to_tools() {
     let m = mounted!("sizes_and_space_make_sense_to_tools");

@@ -626,6 +626,7 @@ impl File {
             len: state.extents.len(),
             written_at: state.written_at,
             posix: Arc::new(Posix::of(&state.attributes.metadata)),
+            nameless: state.orphan,
         })
     }
 
@@ -916,6 +917,8 @@ pub(super) struct Unsaved {
     pub(super) len: u64,
     pub(super) written_at: SystemTime,
     pub(super) posix: Arc<Posix>,
+    /// Its name is gone.
+    pub(super) nameless: bool,
 }
 
 /// What became of bytes that a program writes.
@@ -939,9 +942,9 @@ pub(super) fn require_fits(len: u64) -> Result<()> {
 }
 
 impl Fs {
-    /// Whether the inode has bytes or a length that S3 does not have.
+    /// Whether the inode has bytes or a length that S3 does not have, or that are no object's any more.
     pub(super) fn has_unsaved(&self, ino: Ino) -> bool {
-        lock(&self.files).get(ino).is_some_and(|file| file.is_unsaved())
+        lock(&self.files).known(ino).is_some_and(|file| file.is_unsaved())
     }
 
     pub(super) fn open_file(&self, ino: Ino) -> Option<Arc<File>> {
@@ -1140,7 +1143,7 @@ impl Fs {
 
     /// The name of an inode is gone: what is written to it is for its handles alone.
     pub(super) fn orphan(&self, ino: Ino, held: Option<Held>) {
-        let files = lock(&self.files).take_all(ino);
+        let files = lock(&self.files).orphan(ino);
         for file in files {
             file.orphaned();
             self.abandon_parts(&file);
