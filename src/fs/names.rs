@@ -268,16 +268,10 @@ impl Fs {
             self.orphan(target.ino, replaced);
         }
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
-        // A rename is no change of the bytes: what was written here keeps the time that it was written at, which S3 cut to
-        // seconds.
-        let known = match self.tree().entry(ino).ok().map(|entry| entry.found) {
-            Some(Found::File(known)) if known.etag.as_ref() == Some(&moved.info.etag) => Some(known.mtime),
-            _ => None,
-        };
         let facts = Facts {
             size: moved.info.size,
             etag: Some(moved.etag.clone()),
-            mtime: known.unwrap_or(moved.info.last_modified),
+            mtime: moved.info.last_modified,
             modified: None,
             archived: moved.archived,
             posix: Some(Arc::new(Posix::of(&moved.info.attributes.metadata))),

@@ -378,3 +378,21 @@ fn a_file_that_is_found_after_absent_names_shows_what_it_says() {
         other.fs.forget(held.ino, 1);
     });
 }
+
+/// A directory in which mostly absent names are looked for is listed for their sake, and a listing tells no attributes.
+#[test]
+fn a_name_that_a_listing_for_absent_ones_showed_is_asked_for_its_attributes() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("d/f", b"x").await;
+        set(&client, "d/f", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let anew = Client::of_store(Arc::clone(&client.store));
+        for i in 0..20 {
+            assert_eq!(kind_of(anew.stat(&format!("d/absent{i}")).await), Kind::NotFound);
+        }
+        // The name that is there is asked for by such a listing.
+        anew.pass_ttl();
+        assert_eq!(anew.stat("d/f").await.unwrap().perm, 0o600);
+    });
+}
