@@ -7,5 +7,6 @@ mod convert;
 mod mounted;
 mod ops;
 mod passthrough;
+mod running;
 
 pub use mounted::{Mounted, Options, mount, unmount};

@@ -42,7 +42,13 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
     let (started_tx, started) = oneshot::channel();
     let (ended_tx, ended) = watch::channel(false);
     let news = fs.news();
-    let adapter = Adapter { fs, runtime, started: Some(started_tx), passthrough: Arc::default() };
+    let adapter = Adapter {
+        fs,
+        runtime,
+        started: Some(started_tx),
+        passthrough: Arc::default(),
+        running: Arc::default(),
+    };
     let config = config(options);
     let target = mountpoint.to_owned();
     let (failed_tx, failed) = oneshot::channel();

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 
 use super::convert::{errno, file_attr, kind, time};
 use super::passthrough::{Answer, Counted, Passthrough};
+use super::running::{FMODE_EXEC, Running};
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Attr, DirEntry, Fs, Hole, Maker, OpenFlags, Opened, SetAttr, Space};
@@ -42,6 +43,7 @@ pub(super) struct Adapter {
     pub(super) runtime: Handle,
     pub(super) started: Option<tokio::sync::oneshot::Sender<()>>,
     pub(super) passthrough: Arc<Passthrough>,
+    pub(super) running: Arc<Running>,
 }
 
 /// A reply that can say "failed".
@@ -135,12 +137,23 @@ impl Adapter {
     }
 
     /// A reader's open: by the kernel alone where the file is whole on disk, and otherwise through us.
-    fn open_reader(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+    fn open_reader(&self, ino: Ino, flags: OpenFlags, executes: bool, reply: ReplyOpen) {
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
+        let running = Arc::clone(&self.running);
+        let answer = move |passthrough: &Passthrough, reply, opened: Opened, backing| {
+            let fh = opened.fh;
+            if executes {
+                running.begins(fh, ino);
+            }
+            if !answer_reader(&fs, passthrough, ino, flags, reply, opened, backing) {
+                running.ended(fh);
+            }
+        };
+        let fs = Arc::clone(&self.fs);
         // Direct reads have rules of their own on a disk that they do not have here.
         let wanted = passthrough.is_enabled() && !flags.direct;
         if !wanted && let Some(opened) = fs.open_now(ino, flags) {
-            return answer_reader(&fs, &passthrough, ino, flags, reply, opened, None);
+            return answer(&passthrough, reply, opened, None);
         }
         let asking = Arc::clone(&fs);
         let work = async move {
@@ -152,11 +165,12 @@ impl Adapter {
             Ok((opened, backing))
         };
         self.answer("open", reply, work, move |reply, (opened, backing)| {
-            answer_reader(&fs, &passthrough, ino, flags, reply, opened, backing);
+            answer(&passthrough, reply, opened, backing);
         });
     }
 }
 
+/// Whether it is open now.
 fn answer_reader(
     fs: &Arc<Fs>,
     passthrough: &Passthrough,
@@ -165,7 +179,7 @@ fn answer_reader(
     reply: ReplyOpen,
     opened: Opened,
     backing: Option<(fs::Version, std::fs::File)>,
-) {
+) -> bool {
     let version = fs.version(opened.fh);
     let file = backing.filter(|(of, _)| version.as_ref() == Some(of)).map(|(_, file)| file);
     let fh = FileHandle(opened.fh);
@@ -180,8 +194,10 @@ fn answer_reader(
         Answer::Elsewhere => {
             fs.release(opened.fh);
             send_elsewhere(fs, ino, reply);
+            return false;
         }
     }
+    true
 }
 
 /// Gives the name another inode and tells the kernel to look it up again, which it does once for ESTALE.
@@ -491,14 +507,16 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let executes = flags.0 & FMODE_EXEC != 0;
         let flags = flags_of(flags.0);
-        if flags.truncate && req.uid() != 0 {
-            return self.open_cutting(Ino(ino.0), flags, reply);
-        }
-        if flags.write || flags.truncate {
+        if flags.truncate && !flags.write && self.running.is(Ino(ino.0)) {
+            reply.error(Errno::ETXTBSY);
+        } else if flags.truncate && req.uid() != 0 {
+            self.open_cutting(Ino(ino.0), flags, reply);
+        } else if flags.write || flags.truncate {
             self.open_cached(Ino(ino.0), flags, reply);
         } else {
-            self.open_reader(Ino(ino.0), flags, reply);
+            self.open_reader(Ino(ino.0), flags, executes, reply);
         }
     }
 
@@ -606,6 +624,7 @@ impl Filesystem for Adapter {
     ) {
         // A file that its close could not save starts a task, which needs the runtime.
         let _in_runtime = self.runtime.enter();
+        self.running.ended(fh.0);
         self.fs.release(fh.0);
         self.passthrough.released(Ino(ino.0));
         reply.ok();
@@ -929,7 +948,13 @@ mod tests {
         let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
         let root = Root::Volume(Volume::new("bucket", "", Arc::new(store)));
         let fs = Fs::new(root, Options::default(), Arc::new(SystemClock), Arc::clone(&stats)).unwrap();
-        let adapter = Adapter { fs, runtime: Handle::current(), started: None, passthrough: Arc::default() };
+        let adapter = Adapter {
+            fs,
+            runtime: Handle::current(),
+            started: None,
+            passthrough: Arc::default(),
+            running: Arc::default(),
+        };
         let (sender, answer) = tokio::sync::oneshot::channel();
         let work = async { if adapter_never_returns() { Ok(()) } else { panic!("a defect") } };
         adapter.spawn("test", Answer(sender), work, |_, ()| {});

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::harness::block_on;
 use crate::harness::mount::{Mounted, wait_for};
 use crate::programs::{mounted, mounted_with, sh};
+use crate::semantics::python;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -253,4 +254,31 @@ fn stress_ng_finds_nothing_wrong() {
     // It removes what it made, also of what it had to break off.
     sh(&m.path(), "rm -rf tmp-stress-ng-*; [ -z \"$(ls -A)\" ]");
     assert!(block_on(m.place.keys()).unwrap().is_empty());
+}
+
+/// `O_RDONLY | O_TRUNC` is the one open that Linux refuses only after it has reached us.
+#[test]
+fn a_program_that_runs_cannot_be_cut() {
+    let Some(m) = mounted("sleep") else { return };
+    sh(&m.path(), "cp $(command -v sleep) program; chmod 755 program");
+    let mut program = Command::new(m.at("program")).arg("100").spawn().unwrap();
+    let open = "import errno, os, sys\n\
+        for how in os.O_RDONLY | os.O_TRUNC, os.O_WRONLY, os.O_RDWR | os.O_TRUNC:\n\
+        \x20   try: print(os.open(sys.argv[1], how))\n\
+        \x20   except OSError as error: print(errno.errorcode[error.errno])";
+    let said = python(&[open], &[&m.at("program")]);
+    let running = program.try_wait().unwrap().is_none();
+    program.kill().unwrap();
+    program.wait().unwrap();
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["ETXTBSY"; 3]);
+    assert!(running);
+    sh(&m.path(), "cmp $(command -v sleep) program");
+    // It is over when the kernel has let go of it.
+    let cut = || fs::OpenOptions::new().write(true).truncate(true).open(m.at("program")).is_ok();
+    assert!(wait_for(SOON, cut));
+    let cut = python(
+        &["import os, sys; print(os.open(sys.argv[1], os.O_RDONLY | os.O_TRUNC))"],
+        &[&m.at("program")],
+    );
+    assert!(!cut.is_empty());
 }

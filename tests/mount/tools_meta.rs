@@ -202,7 +202,10 @@ list: src/main.c\\n\\tls src > $@\\n' > Makefile; make -s; make -q; \
     let written = || block_on(m.place.store.head(&m.place.bucket, &bytecode(), None)).unwrap().last_modified;
     let made = written();
     sh(&m.path(), "make -q; ./program");
-    let said = sh(&m.path(), "python3 -v -c 'import package' 2>&1 | grep -c 'matches .*/mnt/package/'");
+    let said = sh(
+        &m.path(),
+        "unset PYTHONDONTWRITEBYTECODE; python3 -v -c 'import package' 2>&1 | grep -c 'matches .*/mnt/package/'",
+    );
     assert_eq!(said, "1\n");
     assert_eq!((keys(), written()), (before, made), "nothing was written");
 }
