@@ -225,12 +225,18 @@ impl Fs {
                 return None;
             }
         }
-        let mut tree = self.tree();
-        let entry = match tree.known(parent, name, self.clock.now()) {
+        let known = self.tree().known(parent, name, self.clock.now());
+        let entry = match known {
+            // A listing does not tell its attributes.
+            Known::Is(entry) if !self.is_described(parent, &entry) => return None,
             Known::Is(entry) => Some(entry),
             Known::Absent => None,
             Known::Unknown => return None,
         };
+        let mut tree = self.tree();
+        if tree.child(parent, name) != entry.as_ref().map(|entry| entry.ino) {
+            return None;
+        }
         tree.is_told(parent, name, entry.as_ref().map(|entry| entry.ino));
         if let Some(entry) = &entry {
             tree.looked_up(entry.ino);

@@ -357,3 +357,21 @@ fn with_posix_off_extended_attributes_are_kept_and_nothing_else_is_said() {
         assert_eq!(told, ["xattr", "mode mtime xattr", "", "xattr"]);
     });
 }
+
+/// A directory in which mostly absent names are looked for is listed for their sake, and a listing tells no attributes.
+#[test]
+fn a_name_that_a_listing_for_absent_ones_showed_is_asked_for_its_attributes() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("d/f", b"x").await;
+        set(&client, "d/f", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let anew = Client::of_store(Arc::clone(&client.store));
+        for i in 0..20 {
+            assert_eq!(kind_of(anew.stat(&format!("d/absent{i}")).await), Kind::NotFound);
+        }
+        // The name that is there is asked for by such a listing.
+        anew.pass_ttl();
+        assert_eq!(anew.stat("d/f").await.unwrap().perm, 0o600);
+    });
+}

@@ -189,9 +189,9 @@ fn make_and_python_find_nothing_to_do_on_another_mount() {
 list: src/main.c\\n\\tls src > $@\\n' > Makefile; make -s; make -q; \
          echo 'x = 1' > package/__init__.py; touch -d '2020-05-06 07:08:09.5' package/__init__.py; unset PYTHONDONTWRITEBYTECODE; python3 -c 'import package'",
     );
-    let bytecode = sh(&m.path(), "stat -c '%Y %y' package/__pycache__/*.pyc");
     assert!(m.umount().success());
     let m = m.again(&[]);
+    let bytecode = sh(&m.path(), "stat -c '%Y %y' package/__pycache__/*.pyc");
     sh(&m.path(), "make -q; ./program");
     let said = sh(&m.path(), "python3 -v -c 'import package' 2>&1 | grep -c 'matches .*/mnt/package/'");
     assert_eq!(said, "1\n");
