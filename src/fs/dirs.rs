@@ -439,7 +439,7 @@ impl Fs {
         if page.next.is_some() {
             return Ok(false);
         }
-        // From here on nothing waits.
+        // From here on nothing waits, until the names are learned.
         lock(&self.siblings).learn(id, page.objects.iter(), moment, asked);
         let mut listing = Listing::new(dir.clone(), self.tree().order_of(id), None);
         let ready = listing.page(page)?;
@@ -460,8 +460,13 @@ impl Fs {
             dirs: Sample::default(),
             before: 0,
         };
-        self.take_in(ino, &mut reading, ready, asked, &mut Lines::default());
+        let mut lines = Lines::default();
+        self.take_in(ino, &mut reading, ready, asked, &mut lines);
+        let marked = reading.listing.marker().is_some();
         self.tree().end(reading.ticket);
+        let lines = lines.ahead(0, usize::MAX);
+        let lines: Vec<&Line> = lines.iter().map(|line| &**line).collect();
+        self.finds_worth_asking(ino, &lines, marked).await;
         Ok(true)
     }
 

@@ -337,6 +337,49 @@ fn with_posix_off_nothing_is_kept_or_asked_for() {
 }
 
 #[test]
+fn a_rename_changes_no_time_of_what_was_written_here() {
+    block_on(async {
+        let client = Client::new();
+        let file = client.open("temporary", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"x").await.unwrap();
+        let written = client.stat("temporary").await.unwrap().mtime;
+        // S3 dates it when it gets it.
+        client.clock.advance(Duration::from_millis(900));
+        client.close(file).await.unwrap();
+        // As the kernel does, which remembers what it has seen.
+        let held = client.walk("temporary").await.unwrap();
+        client.rename("temporary", "f").await.unwrap();
+        assert_eq!(client.stat("f").await.unwrap().mtime, written);
+        client.pass_ttl();
+        assert_eq!(client.stat("f").await.unwrap().mtime, written, "when S3 has said when it was copied");
+        client.fs.forget(held.ino, 1);
+    });
+}
+
+/// Names that are not there make a mount list the directory, and a listing knows nothing of attributes.
+#[test]
+fn a_file_that_is_found_after_absent_names_shows_what_it_says() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        client.write("d/f", b"x").await.unwrap();
+        let modified = SetAttr { mtime: Some(at(1_588_748_889, 500)), ..mode(0o640) };
+        set(&client, "d/f", modified).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let other = Client::of_store(Arc::clone(&client.store));
+        // As the kernel does while a program is in it.
+        let held = other.walk("d").await.unwrap();
+        for absent in 0..4 {
+            let name = format!("d/absent{absent}");
+            assert_eq!(kind_of(other.stat(&name).await), Kind::NotFound);
+        }
+        let shown = other.stat("d/f").await.unwrap();
+        assert_eq!((shown.mtime, shown.perm), (at(1_588_748_889, 500), 0o640));
+        other.fs.forget(held.ino, 1);
+    });
+}
+
+#[test]
 fn with_posix_off_extended_attributes_are_kept_and_nothing_else_is_said() {
     block_on(async {
         let client = Client::new().with_posix(PosixMode::Off);
@@ -355,23 +398,5 @@ fn with_posix_off_extended_attributes_are_kept_and_nothing_else_is_said() {
             told.push(keys.join(" "));
         }
         assert_eq!(told, ["xattr", "mode mtime xattr", "", "xattr"]);
-    });
-}
-
-/// A directory in which mostly absent names are looked for is listed for their sake, and a listing tells no attributes.
-#[test]
-fn a_name_that_a_listing_for_absent_ones_showed_is_asked_for_its_attributes() {
-    block_on(async {
-        let client = Client::new();
-        client.put_object("d/f", b"x").await;
-        set(&client, "d/f", mode(0o600)).await.unwrap();
-        client.fs.flush_all().await.unwrap();
-        let anew = Client::of_store(Arc::clone(&client.store));
-        for i in 0..20 {
-            assert_eq!(kind_of(anew.stat(&format!("d/absent{i}")).await), Kind::NotFound);
-        }
-        // The name that is there is asked for by such a listing.
-        anew.pass_ttl();
-        assert_eq!(anew.stat("d/f").await.unwrap().perm, 0o600);
     });
 }
