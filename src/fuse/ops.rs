@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Attr, DirEntry, Fs, Hole, Maker, OpenFlags, Opened, SetAttr, Space};
 use crate::tree::Ino;
 
-/// An inode number is never used twice, so one generation does for all.
+/// An inode number is used again only after the kernel has forgotten it, so one generation does for all.
 const GENERATION: Generation = Generation(0);
 /// Requests the kernel may have waiting for us in the background: its own read-ahead among them.
 const MAX_BACKGROUND: u16 = 64;

@@ -34,8 +34,9 @@ pub(super) const DATING_DELAY: Duration = Duration::from_secs(2);
 pub struct Tree {
     /// In boxes: half of a table that has just grown is empty.
     nodes: HashMap<Ino, Box<Node>>,
-    next_ino: u64,
-    remembered: LruCache<(Ino, Name), (Memory, Instant)>,
+    next_serial: u64,
+    /// By the serial number of the directory's node.
+    remembered: LruCache<(u64, Name), (Memory, Instant)>,
     /// Serial number of the latest local change.
     changes_made: u64,
     /// Names changed here while a request was on its way, by directory.
@@ -150,6 +151,8 @@ enum Memory {
 struct Node {
     /// `None` for the root, and for a node whose name is gone while it is still referenced.
     link: Option<(Ino, Name)>,
+    /// Of no other node, ever; the inode number may be used again.
+    serial: u64,
     lookups: u64,
     pins: u32,
     found: Found,
@@ -170,6 +173,7 @@ impl Node {
     fn new(link: Option<(Ino, Name)>, found: Found) -> Self {
         Self {
             link,
+            serial: 0,
             lookups: 0,
             pins: 0,
             found,
@@ -198,7 +202,7 @@ impl Tree {
         let capacity = NonZeroUsize::new(REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
         Self {
             nodes: HashMap::from([(ROOT, Box::new(node))]),
-            next_ino: ROOT.0 + 1,
+            next_serial: 1,
             remembered: LruCache::new(capacity),
             changes_made: 0,
             changed: HashMap::new(),
@@ -355,7 +359,7 @@ impl Tree {
         if self.is_buried(parent, name) {
             return Known::Absent;
         }
-        let key = (parent, name.clone());
+        let key = self.memory_of(parent, name);
         match self.remembered.get(&key) {
             Some((_, until)) if now >= *until => {
                 self.remembered.pop(&key);
@@ -386,7 +390,7 @@ impl Tree {
         if self.child(parent, name).is_some() {
             return Duration::ZERO;
         }
-        let until = match self.remembered.peek(&(parent, name.clone())) {
+        let until = match self.remembered.peek(&self.memory_of(parent, name)) {
             Some((Memory::Absent, until)) => Some(*until),
             Some((Memory::Found(_), _)) => None,
             None => match self.find_ahead(parent, name, now) {
@@ -510,7 +514,7 @@ impl Tree {
                 }
                 if self.nodes.contains_key(&parent) {
                     let until = asked + self.negative_ttl;
-                    self.remembered.put((parent, name.clone()), (Memory::Absent, until));
+                    self.remembered.put(self.memory_of(parent, name), (Memory::Absent, until));
                 }
                 None
             }
@@ -536,7 +540,7 @@ impl Tree {
             }
             None if self.nodes.contains_key(&parent) => {
                 let found = self.with_remembered(parent, name, found);
-                self.remembered.put((parent, name.clone()), (Memory::Found(found), until));
+                self.remembered.put(self.memory_of(parent, name), (Memory::Found(found), until));
             }
             None => {}
         }
@@ -546,7 +550,7 @@ impl Tree {
     fn with_remembered(&self, parent: Ino, name: &Name, mut found: Found) -> Found {
         if let Found::File(new) = &mut found
             && new.posix.is_none()
-            && let Some((Memory::Found(Found::File(old)), _)) = self.remembered.peek(&(parent, name.clone()))
+            && let Some((Memory::Found(Found::File(old)), _)) = self.remembered.peek(&self.memory_of(parent, name))
         {
             new.keep(old);
         }
@@ -941,7 +945,7 @@ impl Tree {
     pub fn fill_in(&self, dir: Ino, name: &Name, found: &mut Found) {
         let known = match self.child(dir, name).and_then(|ino| self.nodes.get(&ino)) {
             Some(node) => Some(&node.found),
-            None => match self.remembered.peek(&(dir, name.clone())) {
+            None => match self.remembered.peek(&self.memory_of(dir, name)) {
                 Some((Memory::Found(known), _)) => Some(known),
                 _ => None,
             },
@@ -977,7 +981,7 @@ impl Tree {
             self.detach(ino);
         }
         if self.nodes.contains_key(&parent) {
-            self.remembered.put((parent, name.clone()), (Memory::Absent, now + self.negative_ttl));
+            self.remembered.put(self.memory_of(parent, name), (Memory::Absent, now + self.negative_ttl));
         }
     }
 
@@ -1005,7 +1009,7 @@ impl Tree {
         // Whoever asked before may have seen either.
         self.note_change(parent, name);
         if gone {
-            self.remembered.put((parent, name.clone()), (Memory::Absent, now + self.negative_ttl));
+            self.remembered.put(self.memory_of(parent, name), (Memory::Absent, now + self.negative_ttl));
         } else {
             self.tell(Invalidation::Entry { parent, name: name.clone() });
         }
@@ -1014,7 +1018,7 @@ impl Tree {
 
     /// Forgets what is remembered of a name that has no inode.
     pub fn forget_name(&mut self, parent: Ino, name: &Name) {
-        self.remembered.pop(&(parent, name.clone()));
+        self.remembered.pop(&self.memory_of(parent, name));
     }
 
     /// The next question for a name goes to S3.
@@ -1055,8 +1059,8 @@ impl Tree {
         if is_dir {
             self.touch(ino, true);
         }
-        self.remembered.pop(&(to.0, to.1.clone()));
-        self.remembered.put((from.0, from.1.clone()), (Memory::Absent, now + self.negative_ttl));
+        self.remembered.pop(&self.memory_of(to.0, to.1));
+        self.remembered.put(self.memory_of(from.0, from.1), (Memory::Absent, now + self.negative_ttl));
         if let Some(old) = replaced {
             if let Some(node) = self.nodes.get_mut(&old) {
                 node.link = None;
@@ -1301,16 +1305,34 @@ impl Tree {
 
     fn add(&mut self, parent: Ino, name: Name, found: Found, until: Option<Instant>) -> Ino {
         let found = self.with_remembered(parent, &name, found);
-        self.remembered.pop(&(parent, name.clone()));
-        let ino = Ino(self.next_ino);
-        self.next_ino += 1;
+        self.remembered.pop(&self.memory_of(parent, &name));
+        let ino = self.free_number(parent, &name);
         let mut node = Node::new(Some((parent, name.clone())), found);
+        node.serial = self.next_serial;
+        self.next_serial += 1;
         node.fresh_until = until;
         self.nodes.insert(ino, Box::new(node));
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children.insert(name, ino);
         }
         ino
+    }
+
+    /// The number of a name that has no node: the same in every mount, as long as no other node has it. Tools take a file
+    /// whose number has changed for another one, and the kernel forgets inodes whenever it likes.
+    fn free_number(&self, parent: Ino, name: &Name) -> Ino {
+        let mut number = number_of(parent, name);
+        while number <= ROOT.0 || self.nodes.contains_key(&Ino(number)) {
+            number = mixed(number.wrapping_add(1));
+        }
+        Ino(number)
+    }
+
+    /// Where something is remembered of a name that has no node.
+    fn memory_of(&self, parent: Ino, name: &Name) -> (u64, Name) {
+        // Nothing is remembered under the number of a directory that is not there.
+        let serial = self.nodes.get(&parent).map_or(u64::MAX, |node| node.serial);
+        (serial, name.clone())
     }
 
     /// Takes a node's name away because S3 has it no more, or for something else: what is open there, or below it,
@@ -1363,7 +1385,7 @@ impl Tree {
             }
             // What S3 said of the name outlives the inode for as long as it is believed.
             if let Some(until) = node.fresh_until.filter(|_| node.changes == AttrChanges::default()) {
-                self.remembered.put((parent, name), (Memory::Found(node.found), until));
+                self.remembered.put(self.memory_of(parent, &name), (Memory::Found(node.found), until));
             }
             at = parent;
         }
@@ -1399,6 +1421,21 @@ impl Tree {
     }
 }
 
+/// FNV-1a of a directory's number and a name in it, mixed; it must never change, in any version of pailfs.
+fn number_of(parent: Ino, name: &Name) -> u64 {
+    let bytes = parent.0.to_le_bytes().into_iter().chain(name.as_str().bytes());
+    mixed(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    }))
+}
+
+/// SplitMix64's last steps, in 63 bits: some programs have signed numbers.
+fn mixed(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (number ^ (number >> 31)) >> 1
+}
+
 /// What is known of a marker now that this was heard of it.
 fn newer_marker(known: Option<&Marker>, new: Marker) -> Marker {
     match known {
@@ -1419,6 +1456,8 @@ mod tests {
     use std::ffi::OsStr;
 
     const TTL: Duration = Duration::from_secs(1);
+    /// Of `f` in the root.
+    const NUMBER_OF_F: u64 = 1;
 
     fn name(text: &str) -> Name {
         Name::parse(OsStr::new(text)).unwrap()
@@ -1608,6 +1647,46 @@ mod tests {
             assert_eq!(tree.known(ROOT, &name(made), now), Known::Unknown, "{made}");
         }
         assert_eq!(tree.known(ROOT, &name("c"), now + TTL), Known::Unknown);
+    }
+
+    /// Never to change: backup programs compare the numbers of one run with those of the last.
+    #[test]
+    fn an_inode_number_follows_from_the_path_as_long_as_it_is_free() {
+        let (mut one, mut other) = (tree(), tree());
+        let now = now();
+        let make = |tree: &mut Tree, parent: Ino, made: &str, found: Found| {
+            tree.create(parent, &name(made), found, false, now).unwrap().ino
+        };
+        assert_eq!(make(&mut one, ROOT, "f", file(0)), Ino(NUMBER_OF_F));
+        make(&mut other, ROOT, "before", file(0));
+        let d = [make(&mut one, ROOT, "d", dir()), make(&mut other, ROOT, "d", dir())];
+        assert_eq!(d[0], d[1]);
+        let below = [make(&mut one, d[0], "f", file(0)), make(&mut other, d[1], "f", file(0))];
+        assert_eq!(below[0], below[1]);
+        // What has another name keeps its number, and what takes the old one gets another.
+        one.looked_up(below[0]);
+        one.rename((d[0], &name("f")), (ROOT, &name("moved")), now).unwrap();
+        let taken = make(&mut one, d[0], "f", file(0));
+        assert_ne!(taken, below[0]);
+        assert_eq!(one.entry(below[0]).unwrap().ino, below[0]);
+        one.check();
+    }
+
+    /// The number of a directory that was renamed and forgotten is that of the next one of its old name.
+    #[test]
+    fn what_is_remembered_of_a_directory_is_not_that_of_the_next_one_of_its_number() {
+        let mut tree = tree();
+        let now = now();
+        let d = tree.create(ROOT, &name("d"), dir(), false, now).unwrap().ino;
+        tree.looked_up(d);
+        let ticket = tree.begin();
+        tree.remember(d, &name("f"), file(3), &ticket, now);
+        tree.end(ticket);
+        tree.rename((ROOT, &name("d")), (ROOT, &name("e")), now).unwrap();
+        tree.forget(d, 1);
+        let again = tree.create(ROOT, &name("d"), dir(), false, now).unwrap().ino;
+        assert_eq!(again, d);
+        assert_eq!(tree.known(again, &name("f"), now), Known::Unknown);
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! Invariants
 //! 1. Parent links form a tree with [`ROOT`] at its top. An inode stores its parent and its name; keys are
 //!    computed, so renaming a directory relinks one node.
-//! 2. An inode number is never used twice while the mount lives.
+//! 2. No two nodes have one inode number at a time. It follows from the path that the node was made at, so that it is the
+//!    same in every mount; a node that is dropped leaves it to the next one of that path.
 //! 3. A node lives while the kernel counts lookups of it, a handle is open on it, or a child lives.
 //! 4. An answer that was asked for before a local change of the same name never overrules that change
 //!    (see [`Ticket`]).

@@ -132,6 +132,11 @@ impl Parts {
         (same && begun.attributes == *attributes).then(|| begun.upload.clone())
     }
 
+    /// Whether an upload in parts is under way.
+    pub fn has_begun(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// What the upload under way of this object was begun with, where S3 has parts of it.
     pub fn attributes(&self, bucket: &str, key: &str) -> Option<Attributes> {
         let begun = self.lock();

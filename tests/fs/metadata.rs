@@ -677,3 +677,29 @@ fn a_change_of_attributes_goes_where_its_file_goes() {
         assert_eq!(client.keys().await, [""; 0]);
     });
 }
+
+#[test]
+fn a_file_keeps_the_time_it_was_written_at_where_attributes_are_asked_for() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        client.mkdir("plain").await.unwrap();
+        client.write("d/first", b"x").await.unwrap();
+        set(&client, "d/first", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        client.clock.advance(Duration::new(100, 123_456_789));
+        client.store.clear_calls();
+        for name in ["d/f", "plain/f"] {
+            client.write(name, b"x").await.unwrap();
+        }
+        assert_eq!(count(&client, "CopyObject"), 0);
+        let written = client.stat("d/f").await.unwrap().mtime;
+        assert_eq!(seen_anew(&client, "d/f").await.mtime, written);
+        assert_eq!(metadata(&client, "plain/f").await, Metadata::new(), "nothing to say, nothing said");
+        // Other bytes, another time.
+        client.clock.advance(Duration::from_secs(50));
+        client.write_at("d/f", 0, b"y").await.unwrap();
+        assert_eq!(seen_anew(&client, "d/f").await.mtime, client.stat("d/f").await.unwrap().mtime);
+        assert!(client.stat("d/f").await.unwrap().mtime > written);
+    });
+}

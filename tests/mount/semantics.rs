@@ -731,6 +731,23 @@ fn what_s3_cannot_hold_is_refused() {
     assert_eq!(device.unwrap_err(), rustix::io::Errno::PERM);
 }
 
+/// "inode numbers | the same in every mount"
+#[test]
+fn inode_numbers_are_the_same_on_another_mount() {
+    let mut m = mounted!("inode_numbers_are_the_same_on_another_mount");
+    fs::create_dir(m.at("d")).unwrap();
+    for name in ["f", "d/f", "d/g"] {
+        fs::write(m.at(name), b"x").unwrap();
+    }
+    let numbers = |m: &Mounted| ["f", "d", "d/f", "d/g"].map(|name| fs::metadata(m.at(name)).unwrap().ino());
+    let before = numbers(&m);
+    assert!(m.umount().success());
+    let m = m.again(&[]);
+    // Looked up in another order.
+    fs::metadata(m.at("d/g")).unwrap();
+    assert_eq!(numbers(&m), before);
+}
+
 /// "statfs | a large constant" and "st_blocks, st_nlink | the size in 512-byte blocks; 1, and 0 of an open file"
 #[test]
 fn sizes_and_space_make_sense_to_tools() {

@@ -10,12 +10,12 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::copy::{Copied, lost_source};
 use crate::fs::namespace::Shared;
 use crate::fs::volume::Volume;
-use crate::fs::{Fs, OnConflict, lock};
+use crate::fs::{Fs, OnConflict, PosixMode, lock};
 use crate::s3::{Attributes, Condition, Metadata, ObjectInfo, is_archived, watch};
-use crate::tree::posix::Posix;
-use crate::tree::{Facts, Ino, VolumeId};
+use crate::tree::posix::{self, Posix};
+use crate::tree::{Facts, Ino, VolumeId, xattrs};
 use crate::write::journal::Record;
-use crate::write::{Base, Conditions, Job, Origin, Segment, What, upload};
+use crate::write::{Base, Conditions, Job, Origin, SINGLE_PUT_MAX, Segment, What, upload};
 
 /// Another request was changing the same key: how often and how soon to try again.
 const CONFLICT_RETRIES: u32 = 4;
@@ -142,7 +142,8 @@ impl Fs {
         self.settle_copies(id, |of| of == key, Some(file)).await?;
         let honoured = volume.honoured().await;
         let (job, expects, stamp) = {
-            let state = lock(&file.state);
+            let mut state = lock(&file.state);
+            self.date(file, &mut state);
             let expects = match self.options.on_conflict {
                 OnConflict::Overwrite => Condition::Any,
                 OnConflict::KeepBoth | OnConflict::Fail => state.expects.clone(),
@@ -207,6 +208,31 @@ impl Fs {
                 self.committed(file, id, volume, key, len, stamp, &written.etag, &sent);
                 tracing::warn!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
+            }
+        }
+    }
+
+    /// Where attributes are asked for, the time of the bytes goes with them, so that they keep it to the nanosecond. What
+    /// leaves in parts has said what is beside it before its last byte was written.
+    fn date(&self, file: &File, state: &mut State) {
+        let is_put = !file.parts.has_begun() && state.extents.len() <= SINGLE_PUT_MAX;
+        if !is_put || posix::says_mtime(&state.attributes.metadata) {
+            return;
+        }
+        let asked_for = match self.options.posix {
+            PosixMode::Off => false,
+            PosixMode::Full => true,
+            PosixMode::Auto => {
+                let tree = self.tree();
+                tree.link_of(file.ino).is_some_and(|(parent, _)| tree.carries(parent) == Some(true))
+            }
+        };
+        if asked_for {
+            let dated = Posix { mtime: Some(state.written_at), ..Posix::default() };
+            let mut metadata = state.attributes.metadata.clone();
+            posix::write(&mut metadata, &dated);
+            if xattrs::fits(&metadata) {
+                state.attributes.metadata = metadata;
             }
         }
     }
