@@ -550,7 +550,8 @@ impl Tree {
     fn with_remembered(&self, parent: Ino, name: &Name, mut found: Found) -> Found {
         if let Found::File(new) = &mut found
             && new.posix.is_none()
-            && let Some((Memory::Found(Found::File(old)), _)) = self.remembered.peek(&self.memory_of(parent, name))
+            && let Some((Memory::Found(Found::File(old)), _)) =
+                self.remembered.peek(&self.memory_of(parent, name))
         {
             new.keep(old);
         }
@@ -1424,9 +1425,11 @@ impl Tree {
 /// FNV-1a of a directory's number and a name in it, mixed; it must never change, in any version of pailfs.
 fn number_of(parent: Ino, name: &Name) -> u64 {
     let bytes = parent.0.to_le_bytes().into_iter().chain(name.as_str().bytes());
-    mixed(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    }))
+    mixed(
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }),
+    )
 }
 
 /// SplitMix64's last steps, in 63 bits: some programs have signed numbers.
@@ -1457,7 +1460,7 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(1);
     /// Of `f` in the root.
-    const NUMBER_OF_F: u64 = 1;
+    const NUMBER_OF_F: u64 = 4_302_006_261_471_978_197;
 
     fn name(text: &str) -> Name {
         Name::parse(OsStr::new(text)).unwrap()
