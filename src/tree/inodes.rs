@@ -1668,6 +1668,7 @@ mod tests {
         assert_eq!(below[0], below[1]);
         // What has another name keeps its number, and what takes the old one gets another.
         one.looked_up(below[0]);
+        one.looked_up(d[0]);
         one.rename((d[0], &name("f")), (ROOT, &name("moved")), now).unwrap();
         let taken = make(&mut one, d[0], "f", file(0));
         assert_ne!(taken, below[0]);
