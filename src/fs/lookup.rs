@@ -180,8 +180,8 @@ impl Fs {
                 None
             }
             DirPlace::In { volume, dir } => {
-                let describes = self.options.posix != PosixMode::Off;
-                find(&*self.volume(*volume)?, dir, name, describes).await?
+                let known = self.known_marker(parent, name);
+                find(&*self.volume(*volume)?, dir, name, known).await?
             }
         };
         // What S3 lacks something of keeps its name, whatever another client made of it, until it is saved or copied.
@@ -210,6 +210,19 @@ impl Fs {
         drop(tree);
         self.pass_news();
         Ok(entry)
+    }
+
+    /// What is known of a directory's marker, or that nothing is; `None` where nobody wants to know.
+    fn known_marker(&self, parent: Ino, name: &Name) -> Option<Option<Marker>> {
+        if self.options.posix == PosixMode::Off {
+            return None;
+        }
+        let tree = self.tree();
+        let found = tree.child(parent, name).and_then(|ino| tree.entry(ino).ok()).map(|entry| entry.found);
+        Some(match found {
+            Some(Found::Dir { marker }) => marker,
+            _ => None,
+        })
     }
 
     /// What a name of a directory stands for, by a listing of the directory, where the names that are looked for in it
@@ -359,9 +372,14 @@ impl Drop for LookingUp<'_> {
 
 /// Asks S3 for the object and for the directory of a name, side by side.
 ///
-/// A directory wins over an object of the same name; the object is then reached as `NAME%~f`. With `describes`, the
-/// directory's marker is asked for its attributes.
-async fn find(volume: &Volume, dir: &DirKey, name: &Name, describes: bool) -> Result<Option<Found>> {
+/// A directory wins over an object of the same name; the object is then reached as `NAME%~f`. Where `known`
+/// says what is known of its marker, the marker is asked for its attributes if a listing shows a newer one.
+async fn find(
+    volume: &Volume,
+    dir: &DirKey,
+    name: &Name,
+    known: Option<Option<Marker>>,
+) -> Result<Option<Found>> {
     let object_key = dir.object_key(name).ok();
     let child = dir.child(name).ok();
     let object = async {
@@ -373,9 +391,13 @@ async fn find(volume: &Volume, dir: &DirKey, name: &Name, describes: bool) -> Re
     let below = async {
         match &child {
             Some(child) => match first_below(volume, child).await? {
-                Some(Found::Dir { marker: Some(listed) }) if describes => {
-                    describe_marker(volume, child, listed).await.map(Some)
-                }
+                Some(Found::Dir { marker: Some(listed) }) => match known {
+                    Some(Some(known)) if known.tells(listed.modified) => {
+                        Ok(Some(Found::Dir { marker: Some(known) }))
+                    }
+                    Some(_) => describe_marker(volume, child, listed).await.map(Some),
+                    None => Ok(Some(Found::Dir { marker: Some(listed) })),
+                },
                 found => Ok(found),
             },
             None => Ok(None),

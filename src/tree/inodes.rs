@@ -933,10 +933,7 @@ impl Tree {
     /// Whether what a directory's marker says was asked for, and of one that is no older than this.
     pub fn knows_marker(&self, dir: Ino, listed: SystemTime) -> bool {
         self.nodes.get(&dir).is_some_and(|node| match &node.found {
-            Found::Dir { marker: Some(known) } => {
-                // HEAD dates in whole seconds.
-                known.posix.is_some() && listed < known.modified + Duration::from_secs(1)
-            }
+            Found::Dir { marker: Some(known) } => known.tells(listed),
             _ => false,
         })
     }

@@ -111,6 +111,12 @@ impl Marker {
         Self { modified, posix: None, carries: false }
     }
 
+    /// Whether what it says was asked for, and is of one that is no older than what a listing shows. HEAD dates in whole
+    /// seconds.
+    pub fn tells(&self, listed: SystemTime) -> bool {
+        self.posix.is_some() && listed < self.modified + Duration::from_secs(1)
+    }
+
     /// One that S3 was asked for.
     pub fn described(info: &ObjectInfo) -> Self {
         Self::with(&info.attributes.metadata, info.last_modified)

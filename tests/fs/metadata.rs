@@ -703,3 +703,20 @@ fn a_file_keeps_the_time_it_was_written_at_where_attributes_are_asked_for() {
         assert!(client.stat("d/f").await.unwrap().mtime > written);
     });
 }
+
+#[test]
+fn a_directory_that_is_looked_up_again_is_asked_what_it_says_only_if_that_is_news() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        let held = client.walk("d").await.unwrap();
+        client.store.clear_calls();
+        for _ in 0..3 {
+            client.pass_ttl();
+            assert_eq!(client.stat("d").await.unwrap().perm, 0o755);
+        }
+        let markers = client.store.calls().len();
+        assert!(markers <= 6, "a HEAD of the object and a LIST each time: {:?}", client.store.calls());
+        client.fs.forget(held.ino, 1);
+    });
+}
