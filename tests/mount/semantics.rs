@@ -731,6 +731,18 @@ fn what_s3_cannot_hold_is_refused() {
     assert_eq!(device.unwrap_err(), rustix::io::Errno::PERM);
 }
 
+/// "O_TMPFILE | `EOPNOTSUPP`"
+#[test]
+fn a_file_without_a_name_is_not_made() {
+    use rustix::fs::{Mode, OFlags, open};
+    let m = mounted!("a_file_without_a_name_is_not_made");
+    let made = open(m.path(), OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR | Mode::WUSR);
+    assert_eq!(made.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+    let mut file = tempfile::tempfile_in(m.path()).unwrap();
+    file.write_all(b"x").unwrap();
+    assert_eq!(fs::read_dir(m.path()).unwrap().count(), 0, "made and unlinked");
+}
+
 /// "inode numbers | the same in every mount"
 #[test]
 fn inode_numbers_are_the_same_on_another_mount() {
