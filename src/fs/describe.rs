@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use super::file::File;
 use super::volume::Volume;
-use super::{Attr, Durability, Fs, PosixMode};
+use super::{Attr, Durability, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Condition, Metadata};
 use crate::tree::keys::DirKey;
@@ -93,7 +93,7 @@ impl Fs {
 
     /// An open file whose name is gone: what is changed of it is for its handles alone. It counts as opened once more.
     fn nameless(&self, ino: Ino) -> Option<Arc<File>> {
-        let file = self.open_file(ino).filter(|file| file.is_orphan())?;
+        let file = lock(&self.files).known(ino).filter(|file| file.is_orphan())?;
         file.opened(true);
         Some(file)
     }

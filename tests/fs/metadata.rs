@@ -720,3 +720,18 @@ fn a_directory_that_is_looked_up_again_is_asked_what_it_says_only_if_that_is_new
         client.fs.forget(held.ino, 1);
     });
 }
+
+#[test]
+fn what_is_set_of_an_open_file_without_a_name_is_for_its_handles() {
+    block_on(async {
+        let client = Client::new();
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.write(file.1, 0, b"bytes").await.unwrap();
+        client.unlink("f").await.unwrap();
+        let set = SetAttr { mtime: Some(at(5, 6)), ..mode(0o600) };
+        let attr = client.fs.setattr(file.0, Some(file.1), set).await.unwrap();
+        assert_eq!((attr.perm, attr.mtime, attr.nlink), (0o600, at(5, 6), 0));
+        client.close(file).await.unwrap();
+        assert_eq!(client.keys().await, [""; 0]);
+    });
+}
