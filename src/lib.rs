@@ -57,6 +57,12 @@
 //! What a mount still owed when it ended, however it did, the next one takes up: the files are in the tree again, with
 //! their extents and staging files, and are committed in the background.
 //!
+//! # Life of an attribute
+//! Mode, owner, times and extended attributes are an object's user metadata. A change of a file is a change like a write: it is
+//! in the journal, rides with the upload of a file that is being written, and otherwise waits a moment and goes as one copy of
+//! the object onto itself; of a directory it is a Put of its marker. LIST does not tell them: a directory's marker says that
+//! what is in it is worth a HEAD each, and what one told is kept on disk for as long as LIST shows the same version.
+//!
 //! # Life of a delete
 //! The object goes, then the name; `unlink` waits for both. Of files removed in a row, as `rm -r` does, the tree
 //! buries the name and `unlink` returns; the object's key and version wait in the volume's queue for company and go

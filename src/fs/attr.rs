@@ -22,7 +22,7 @@ pub struct Attr {
     pub perm: u16,
     pub uid: u32,
     pub gid: u32,
-    /// 0 of an open file whose name is gone.
+    /// 0 of an open file whose name is gone; otherwise 1, which says of a directory that its subdirectories were not counted.
     pub nlink: u32,
     /// Of a device.
     pub rdev: u32,

@@ -272,8 +272,12 @@ fn require_fits(metadata: &Metadata) -> Result<()> {
     if xattrs::fits(metadata) {
         return Ok(());
     }
+    Err(no_room())
+}
+
+pub(super) fn no_room() -> Error {
     let told = "S3 keeps at most 2 KB of metadata with an object, names included, and this would be more";
-    Err(Error::new(Kind::NoSpace, told))
+    Error::new(Kind::NoSpace, told)
 }
 
 fn no_marker() -> Error {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::handles::Handle;
 use super::hydrate::LINES_AHEAD;
 use super::lookup::no_such_name;
-use super::names::At;
+use super::names::{At, require_new_name};
 use super::pages::{Asker, Page, Pages, Sharding, shown_for};
 use super::siblings::Moment;
 use super::volume::Volume;
@@ -584,12 +584,7 @@ impl Fs {
         let Some(at) = at else {
             return self.make_bucket(&name).await;
         };
-        if !at.dir.can_create(&name) {
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                "this name is an escape of another key; see docs/NAMES.md",
-            ));
-        }
+        require_new_name(&at.dir, &name)?;
         let posix = self.posix_of_new(parent, FileType::Directory, made);
         if posix.as_ref().is_some_and(|posix| !posix.is_empty()) {
             self.carry(parent).await?;

@@ -38,13 +38,9 @@ impl Fs {
 
     /// Whether what memory knows of a child is all that there is to be known of it.
     pub(super) fn is_described(&self, parent: Ino, entry: &Entry) -> bool {
-        match &entry.found {
-            Found::File(Facts { posix: None, .. }) => self.is_worth_asking(parent) != Some(true),
-            Found::Dir { marker: Some(Marker { posix: None, .. }) } => {
-                self.is_worth_asking(parent) != Some(true)
-            }
-            _ => true,
-        }
+        // A directory without a marker has nothing to say.
+        let is_all = matches!(entry.found, Found::Dir { marker: None }) || is_told(&entry.found);
+        is_all || self.is_worth_asking(parent) != Some(true)
     }
 
     /// What a line is, as far as it shows.

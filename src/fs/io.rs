@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::file::{File, Source};
 use super::handles::Handle;
 use super::lookup::no_such_name;
-use super::names::At;
+use super::names::{At, require_new_name};
 use super::siblings::{Ahead, Listed};
 use super::volume::Volume;
 use super::{Attr, Durability, Exclusive, Fs, Maker, lock};
@@ -258,12 +258,7 @@ impl Fs {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let (_, volume, dir) = self.dir_in_volume(parent)?;
-        if !dir.can_create(&name) {
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                "this name is an escape of another key; see docs/NAMES.md",
-            ));
-        }
+        require_new_name(&dir, &name)?;
         let key = dir.object_key(&name)?;
         let _turn = self.turns.take(parent, &name).await;
         self.settle(&volume, parent, &key).await?;

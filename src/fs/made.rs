@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::names::At;
+use super::names::{At, require_new_name};
 use super::{Attr, Fs, Maker, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Condition, GetRequest, PutRequest};
@@ -55,10 +55,7 @@ impl Fs {
         let name = Name::parse(name)?;
         self.require_writable(parent)?;
         let (id, volume, dir) = self.dir_in_volume(parent)?;
-        if !dir.can_create(&name) {
-            let told = "this name is an escape of another key; see docs/NAMES.md";
-            return Err(Error::new(Kind::InvalidArgument, told));
-        }
+        require_new_name(&dir, &name)?;
         let key = dir.object_key(&name)?;
         let _turn = self.turns.take(parent, &name).await;
         self.settle(&volume, parent, &key).await?;

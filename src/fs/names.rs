@@ -55,6 +55,15 @@ impl At {
     }
 }
 
+/// Refuses to make a name that stands for another key already.
+pub(super) fn require_new_name(dir: &DirKey, name: &Name) -> Result<()> {
+    if dir.can_create(name) {
+        return Ok(());
+    }
+    let told = "this name is an escape of another key; see docs/NAMES.md";
+    Err(Error::new(Kind::InvalidArgument, told))
+}
+
 impl Fs {
     pub(super) fn at(&self, parent: Ino, name: &OsStr) -> Result<At> {
         let name = Name::parse(name)?;
@@ -188,12 +197,7 @@ impl Fs {
                 "the buckets belong to different sessions or endpoints",
             ));
         }
-        if !to.dir.can_create(&to.name) {
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                "this name is an escape of another key; see docs/NAMES.md",
-            ));
-        }
+        require_new_name(&to.dir, &to.name)?;
         let _turns = self.turns.take_two((parent, &from.name), (new_parent, &to.name)).await;
         if let Ok(key) = to.dir.object_key(&to.name) {
             self.settle(&to.volume, new_parent, &key).await?;

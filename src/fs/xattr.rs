@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::Fs;
+use super::describe::no_room;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Attributes, Encryption, ObjectInfo};
 use crate::tree::xattrs::{self, Refusal};
@@ -275,10 +276,7 @@ fn refused(refusal: Refusal) -> Error {
         Refusal::NotUser => return unsupported(),
         Refusal::BadName => (Kind::InvalidArgument, "this is no name of an extended attribute"),
         Refusal::TooBig => (Kind::AttributeTooLarge, "S3 keeps at most 2 KB of metadata with an object"),
-        Refusal::NoRoom => (
-            Kind::NoSpace,
-            "S3 keeps at most 2 KB of metadata with an object, names included, and this would be more",
-        ),
+        Refusal::NoRoom => return no_room(),
         Refusal::NotUnderstood => {
             (Kind::Corrupt, "the object has extended attributes in a form that is not known here")
         }

@@ -23,7 +23,6 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         crtime: SystemTime::UNIX_EPOCH,
         kind: kind(attr.file_type),
         perm: attr.perm,
-        // A directory's count of subdirectories is unknown, which 1 says to those who look.
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
