@@ -852,3 +852,48 @@ fn the_time_of_a_renamed_file_is_everybodys_where_attributes_are_asked_for() {
         assert_eq!(metadata(&client, "plain/g").await, Metadata::new(), "nobody asks for it there");
     });
 }
+
+#[test]
+fn a_directory_that_is_described_is_not_removed_meanwhile_and_leaves_nothing() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        client.store.clear_calls();
+        let held = client.store.hold("PutObject");
+        let dir = client.walk("d").await.unwrap();
+        let describing = {
+            let fs = client.fs.clone();
+            tokio::spawn(async move { fs.setattr(dir.ino, None, mode(0o700)).await.map(drop) })
+        };
+        until("the marker is on its way", || count(&client, "PutObject") > 0).await;
+        let removing = {
+            let fs = client.fs.clone();
+            tokio::spawn(async move { fs.rmdir(ROOT, OsStr::new("d")).await })
+        };
+        crate::client::let_others_run().await;
+        assert_eq!(count(&client, "DeleteObject"), 0, "it waits");
+        held.add_permits(1_000);
+        describing.await.unwrap().unwrap();
+        removing.await.unwrap().unwrap();
+        assert_eq!(client.keys().await, [""; 0]);
+    });
+}
+
+#[test]
+fn a_name_that_is_claimed_says_its_mode_and_owner_at_once() {
+    block_on(async {
+        let client = Client::new();
+        let flags = OpenFlags { exclusive: true, ..WRITE };
+        let made = Maker { mode: 0o600, owner: Some((7, 8)) };
+        let (attr, opened) = client.fs.create(ROOT, OsStr::new("f"), flags, made).await.unwrap();
+        assert_eq!(metadata(&client, "f").await["mode"], "33152");
+        client.close((attr.ino, opened.fh)).await.unwrap();
+        assert_eq!(
+            client.store.calls().iter().filter(|call| **call == "PutObject").count(),
+            1,
+            "nothing to add"
+        );
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.uid, attr.gid), (0o600, 7, 8));
+    });
+}
