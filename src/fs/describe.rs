@@ -210,7 +210,12 @@ impl Fs {
             match self.within(put_marker_with(volume, dir, condition, attributes)).await {
                 Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale | Kind::NotFound) => {}
                 Err(error) => return Err(error),
-                Ok(()) => return Ok(Marker::with(&metadata, self.clock.wall())),
+                Ok(()) => {
+                    if volume.tries_marker() {
+                        warn_if_forgotten(volume, key, &metadata).await;
+                    }
+                    return Ok(Marker::with(&metadata, self.clock.wall()));
+                }
             }
         }
         Err(Error::new(Kind::Conflict, "the directory's marker is being replaced all the time"))
@@ -277,6 +282,19 @@ impl Fs {
             self.tree().set_carries(ino, true);
         }
         Ok(())
+    }
+}
+
+/// Some servers keep directories as such, and nothing that is said beside their markers (SeaweedFS 4.48).
+async fn warn_if_forgotten(volume: &Volume, marker: &str, said: &Metadata) {
+    let told = volume.store.head(&volume.bucket, marker, None).await;
+    if told.is_ok_and(|info| info.attributes.metadata != *said) {
+        tracing::warn!(
+            bucket = volume.bucket,
+            marker,
+            "the server keeps no metadata with markers of directories: owners, permissions and times that are set here show \
+             on other mounts with --posix=full only, and those of directories on this one alone"
+        );
     }
 }
 
