@@ -195,6 +195,11 @@ impl Budget {
         Buffer { memory: Some(memory), len, inner: Arc::clone(&self.inner) }
     }
 
+    /// Lets go of buffers that nobody has.
+    pub fn let_go(&self) {
+        self.inner.idle().clear();
+    }
+
     /// Waits until somebody has to wait for bytes.
     pub async fn pressed(&self) {
         self.inner.pressure.notified().await;

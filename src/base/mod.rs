@@ -1,5 +1,7 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs, and the
+//! allocator's settings.
 
+pub mod allocator;
 mod budget;
 mod clock;
 pub mod crc;

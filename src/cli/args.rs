@@ -11,6 +11,7 @@ use crate::base::{
     Durability, Exclusive, OnConflict, Passthrough, PosixMode, Sse, StagingPlace, parse_bytes, parse_duration,
 };
 use crate::config::{DEFAULT_SESSION, ObjectSettings};
+use crate::demo::Synthetic;
 use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
 
 /// Mounts S3 buckets as directories.
@@ -387,6 +388,9 @@ pub struct DemoArgs {
     /// Makes the faults that happen by chance repeatable
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub fault_seed: u64,
+    /// One more bucket, named synthetic: so many directories of so many files, made up when they are asked for
+    #[arg(long, value_name = "DIRSxFILES[xSIZE]")]
+    pub synthetic: Option<Synthetic>,
     /// Mount the bucket too, on a fresh directory or on DIR, and show what to try
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     pub mount: Option<Option<PathBuf>>,

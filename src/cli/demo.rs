@@ -53,7 +53,8 @@ async fn start(args: &DemoArgs) -> Result<Server, Failure> {
         .region(REGION)
         .store(Arc::new(store))
         .faults(faults)
-        .seed(args.fault_seed);
+        .seed(args.fault_seed)
+        .synthetic(args.synthetic);
     for bucket in &args.bucket {
         builder = builder.bucket(bucket);
     }

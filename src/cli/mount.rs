@@ -9,6 +9,7 @@ use super::background::{self, Child};
 use super::exit::{Code, Failure};
 use super::progress::Progress;
 use super::{logging, machine, mountpoint, running};
+use crate::base::allocator;
 use crate::config::{
     BucketDir, Cache, ConfigFile, DEFAULT_SESSION, MountConfig, ObjectSettings, S3Url, Site, Source,
     default_cache_limit, default_memory_limit,
@@ -35,6 +36,7 @@ pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
 }
 
 fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(), Failure> {
+    allocator::give_large_blocks_back();
     let log = logging::start(&args.log)?;
     let config = configure(args)?;
     let child = background_child.then(|| Child::detach(log)).transpose()?;

@@ -17,12 +17,13 @@ use super::convert::{
     our_etag, our_tags, page_size, tag_set, timestamp, write_condition,
 };
 use super::encryption::{CustomerKey, customer_key, source_key};
+use super::synthetic::{SYNTHETIC, Synthetic};
 use crate::base::{ByteRange, Clock, ETag};
 use crate::error::{Error, Kind};
 use crate::s3::{
-    Again, Attributes, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetRequest, ListPage,
-    ListRequest, ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource, PutRequest, Store, Upload,
-    Versioning, VersionsPage, require_equal, whole_checksum,
+    Again, Attributes, BucketInfo, Checksum, Condition, CopyRequest, DeleteKey, DeleteRequest, GetOutput,
+    GetRequest, ListPage, ListRequest, ListVersionsRequest, ListedObject, ObjectInfo, Part, PartSource,
+    PutRequest, Store, Upload, Versioning, VersionsPage, require_equal, whole_checksum,
 };
 
 /// Marks a request whose conditions a fault rule takes away. Not done on the headers, which are signed.
@@ -39,6 +40,8 @@ pub(super) struct Api {
     pub(super) clock: Arc<dyn Clock>,
     /// MD5s of the customers' keys of uploads, by their ids.
     pub(super) upload_keys: Mutex<HashMap<String, String>>,
+    /// What the bucket of made-up objects has, where there is one.
+    pub(super) synthetic: Option<Synthetic>,
 }
 
 /// S3's limit for one Put or part.
@@ -70,7 +73,7 @@ impl S3 for Api {
     }
 
     async fn head_bucket(&self, req: S3Request<dto::HeadBucketInput>) -> Answer<dto::HeadBucketOutput> {
-        let bucket = self.store.head_bucket(&req.input.bucket).await.map_err(fail)?;
+        let bucket = self.bucket(&req.input.bucket).await.map_err(fail)?;
         ok(dto::HeadBucketOutput {
             bucket_region: Some(bucket.region.unwrap_or_else(|| self.region.clone())),
             ..dto::HeadBucketOutput::default()
@@ -130,7 +133,7 @@ impl S3 for Api {
         &self,
         req: S3Request<dto::GetBucketLocationInput>,
     ) -> Answer<dto::GetBucketLocationOutput> {
-        let bucket = self.store.head_bucket(&req.input.bucket).await.map_err(fail)?;
+        let bucket = self.bucket(&req.input.bucket).await.map_err(fail)?;
         let region = bucket.region.unwrap_or_else(|| self.region.clone());
         // The oldest region has no name here.
         let location = (region != "us-east-1").then(|| dto::BucketLocationConstraint::from(region));
@@ -139,8 +142,7 @@ impl S3 for Api {
 
     async fn head_object(&self, req: S3Request<dto::HeadObjectInput>) -> Answer<dto::HeadObjectOutput> {
         let look = Look::from_head(&req);
-        let info =
-            self.store.head(&look.bucket, &look.key, look.version_id.as_deref()).await.map_err(fail)?;
+        let info = self.head(&look).await.map_err(fail)?;
         look.check(&info)?;
         let span = look.span(&info)?;
         let mut output = head_output(&info, look.checksums && span.is_none());
@@ -742,7 +744,7 @@ impl Api {
         };
         let mut partial = false;
         if look.needs_head() {
-            let info = self.store.head(&look.bucket, &look.key, look.version_id.as_deref()).await?;
+            let info = self.head(look).await?;
             if let Err(answer) = look.check(&info) {
                 return Ok(Err(answer));
             }
@@ -753,7 +755,7 @@ impl Api {
             partial = request.range.is_some();
             request.if_match = Some(info.etag);
         }
-        let found = self.store.get(request).await?;
+        let found = self.get(request).await?;
         if let Err(answer) = look.customer_key.opens(found.info.attributes.encryption.as_ref()) {
             return Ok(Err(answer));
         }
@@ -796,6 +798,31 @@ impl Api {
         }))
     }
 
+    fn synthetic(&self, bucket: &str) -> Option<Synthetic> {
+        self.synthetic.filter(|_| bucket == SYNTHETIC)
+    }
+
+    async fn bucket(&self, name: &str) -> Result<BucketInfo, Error> {
+        match self.synthetic(name) {
+            Some(made) => Ok(made.bucket(&self.region)),
+            None => self.store.head_bucket(name).await,
+        }
+    }
+
+    async fn head(&self, look: &Look) -> Result<ObjectInfo, Error> {
+        match self.synthetic(&look.bucket) {
+            Some(made) => made.head(&look.key),
+            None => self.store.head(&look.bucket, &look.key, look.version_id.as_deref()).await,
+        }
+    }
+
+    async fn get(&self, request: GetRequest) -> Result<GetOutput, Error> {
+        match self.synthetic(&request.bucket) {
+            Some(made) => made.get(&request),
+            None => self.store.get(request).await,
+        }
+    }
+
     fn keys(&self) -> MutexGuard<'_, HashMap<String, String>> {
         self.upload_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -814,10 +841,13 @@ impl Api {
 
     async fn page(&self, request: ListRequest) -> S3Result<ListPage> {
         if request.max_keys == Some(0) {
-            self.store.head_bucket(&request.bucket).await.map_err(fail)?;
+            self.bucket(&request.bucket).await.map_err(fail)?;
             return Ok(ListPage::default());
         }
-        self.store.list(request).await.map_err(fail)
+        match self.synthetic(&request.bucket) {
+            Some(made) => made.list(&request).map_err(fail),
+            None => self.store.list(request).await.map_err(fail),
+        }
     }
 
     async fn versions_page(&self, request: ListVersionsRequest) -> S3Result<VersionsPage> {

@@ -18,8 +18,10 @@ mod operation;
 mod seed;
 mod server;
 mod shape;
+mod synthetic;
 
 pub use counts::Counts;
 pub use faults::{Fault, FaultRule};
 pub use seed::seed_tree;
 pub use server::{Builder, Credentials, Server};
+pub use synthetic::{SYNTHETIC, Synthetic, word};

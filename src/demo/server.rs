@@ -26,6 +26,7 @@ use super::counts::{Counts, Tally};
 use super::faults::{Fault, FaultRule, Faults};
 use super::operation::{Operation, operation};
 use super::shape::{Connection, Direction, Ending, Lane, Shape, Shaped, Shared};
+use super::synthetic::Synthetic;
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
 use crate::s3::{MemStore, Store};
@@ -66,6 +67,7 @@ pub struct Builder {
     store: Option<Arc<dyn Store>>,
     seed: u64,
     faults: Vec<FaultRule>,
+    synthetic: Option<Synthetic>,
 }
 
 impl Builder {
@@ -118,6 +120,13 @@ impl Builder {
         self
     }
 
+    /// One more bucket, of objects that are made up when they are asked for. By default there is none.
+    #[must_use]
+    pub fn synthetic(mut self, made: Option<Synthetic>) -> Self {
+        self.synthetic = made;
+        self
+    }
+
     /// Makes the buckets and begins to listen. `InvalidArgument` where the address is not loopback.
     pub async fn start(self) -> Result<Server> {
         let address = loopback(&self.listen)?;
@@ -134,8 +143,13 @@ impl Builder {
             Error::new(Kind::InvalidArgument, format!("cannot listen on {address}")).with_source(error)
         })?;
         let address = listener.local_addr()?;
-        let api =
-            Api { store, region: self.region, clock: Arc::new(SystemClock), upload_keys: Mutex::default() };
+        let api = Api {
+            store,
+            region: self.region,
+            clock: Arc::new(SystemClock),
+            upload_keys: Mutex::default(),
+            synthetic: self.synthetic,
+        };
         let mut service = S3ServiceBuilder::new(api);
         let Credentials { access_key, secret_key } = self.credentials.clone();
         service.set_auth(OneIdentity { access_key, secret_key: secret_key.into() });
@@ -184,6 +198,7 @@ impl Server {
             store: None,
             seed: 0,
             faults: Vec::new(),
+            synthetic: None,
         }
     }
 

@@ -19,8 +19,26 @@ const STEP_BYTES: u64 = 256 << 10;
 pub(super) struct Weight {
     /// Lines in the windows of open directories.
     lines: Arc<AtomicU64>,
-    held_bytes: AtomicU64,
-    held: Mutex<Option<Grant>>,
+    held_bytes: Arc<AtomicU64>,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    grant: Option<Grant>,
+    /// What the names there are now need.
+    wanted_bytes: u64,
+    /// Whether some of it is being waited for.
+    waits: bool,
+}
+
+impl Held {
+    fn add(&mut self, more: Grant) {
+        match &mut self.grant {
+            Some(grant) => grant.merge(more),
+            none => *none = Some(more),
+        }
+    }
 }
 
 /// The lines in the window of one open directory.
@@ -61,25 +79,48 @@ impl Fs {
             return;
         }
         let mut held = lock(&self.weight.held);
+        held.wanted_bytes = bytes;
         let held_bytes = self.weight.held_bytes.load(Ordering::Relaxed);
-        let held_now = match &mut *held {
+        let held_now = match &mut held.grant {
             Some(grant) if bytes < held_bytes => {
                 drop(grant.split(held_bytes - bytes));
                 bytes
             }
-            // Where all is on its way, this is done once some of it is here.
-            held => match self.reader.spare(bytes.saturating_sub(held_bytes)) {
+            _ => match self.reader.spare(bytes.saturating_sub(held_bytes)) {
                 Some(more) => {
-                    match held {
-                        Some(held) => held.merge(more),
-                        None => *held = Some(more),
-                    }
+                    held.add(more);
                     bytes
                 }
-                None => held_bytes,
+                None => {
+                    self.wait_for_weight(&mut held, bytes - held_bytes);
+                    held_bytes
+                }
             },
         };
         self.weight.held_bytes.store(held_now, Ordering::Relaxed);
+    }
+
+    /// Where all is on its way, the names there are already have the next bytes that come free: what is on its way after
+    /// that waits for them.
+    fn wait_for_weight(&self, held: &mut Held, bytes: u64) {
+        if std::mem::replace(&mut held.waits, true) {
+            return;
+        }
+        let (held, held_bytes) = (Arc::clone(&self.weight.held), Arc::clone(&self.weight.held_bytes));
+        let budget = self.lanes.budget.clone();
+        self.reader.runtime().spawn(async move {
+            let more = budget.take(bytes).await;
+            let mut held = lock(&held);
+            held.waits = false;
+            held.add(more);
+            // Some may have been forgotten meanwhile.
+            let now = held_bytes.load(Ordering::Relaxed) + bytes;
+            let surplus = now.saturating_sub(held.wanted_bytes);
+            if let Some(grant) = &mut held.grant {
+                drop(grant.split(surplus));
+            }
+            held_bytes.store(now - surplus, Ordering::Relaxed);
+        });
     }
 }
 
@@ -129,6 +170,41 @@ mod tests {
         let left = before - free();
         // They are remembered for a while, without inodes.
         assert!(left < closed && left <= 6_000 * 350, "{left} bytes once the kernel has forgotten them");
+    }
+
+    #[tokio::test]
+    async fn names_that_came_while_all_was_taken_have_the_next_bytes() {
+        let root = Root::Volume(Volume::new(
+            "bucket",
+            "",
+            Arc::new(MemStore::new(Arc::new(SystemClock), Arc::default())) as Arc<dyn Store>,
+        ));
+        let fs = Fs::new(root, Options::default(), Arc::new(ManualClock::new()), Arc::default()).unwrap();
+        let budget = &fs.lanes.budget;
+        let limit = budget.limit_bytes();
+        let mut uploads = budget.try_take(limit).unwrap();
+        let window = fs.weight.window();
+        window.set(40_000);
+        fs.weigh_names();
+        let held = || fs.weight.held_bytes.load(Ordering::Relaxed);
+        assert_eq!(held(), 0);
+        tokio::task::yield_now().await;
+        drop(uploads.split(limit / 4));
+        let next = budget.take(limit / 4).await;
+        assert_eq!(held(), 40_000 * LINE_BYTES, "before whoever came later");
+        // Of what is waited for, what is not needed any more is given back.
+        window.set(80_000);
+        fs.weigh_names();
+        window.set(10_000);
+        fs.weigh_names();
+        drop((uploads, next));
+        while budget.free_bytes() < limit - 10_000 * LINE_BYTES - (8 << 10) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(held(), 10_000 * LINE_BYTES);
+        drop(window);
+        fs.weigh_names();
+        assert_eq!(budget.free_bytes(), limit);
     }
 
     #[tokio::test]

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 
 use super::disk::{DiskCache, Fetching};
 use super::segments::{BRIDGE_BYTES, Need, Piece, Segments};
@@ -18,6 +20,9 @@ use crate::s3::{Body, GetRequest, is_of_body, verify};
 
 /// How often a body that broke off is taken up again where it broke.
 const RESUMES_MAX: u32 = 3;
+/// When nobody has read for so long, and for no longer than twice that, bytes that are here are let go of. What a program
+/// reads again after it has rested that long, the kernel mostly has.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Bytes in memory and bytes on their way.
 pub(super) struct Fetcher {
@@ -289,12 +294,26 @@ impl Fetcher {
         lock(&self.segments).clear();
     }
 
-    /// Lets go of bytes for as long as others lack them.
+    /// Lets go of bytes for as long as others lack them, and of all when nobody has read for a while.
     pub(super) async fn yield_memory(budget: Budget, fetcher: std::sync::Weak<Self>) {
+        let mut reads = None;
+        let mut look = tokio::time::interval(IDLE);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            budget.pressed().await;
+            let pressed = tokio::select! {
+                () = budget.pressed() => true,
+                _ = look.tick() => false,
+            };
             let Some(fetcher) = fetcher.upgrade() else { return };
-            fetcher.give_way();
+            if pressed {
+                fetcher.give_way();
+                continue;
+            }
+            let before = reads.replace(lock(&fetcher.segments).reads());
+            if before == reads {
+                lock(&fetcher.segments).clear();
+                budget.let_go();
+            }
         }
     }
 
@@ -641,15 +660,12 @@ async fn next_chunk(body: &mut Body, at: u64, range: ByteRange) -> Result<Bytes>
     Ok(chunk)
 }
 
-/// A small body, in one piece.
+/// A small body, in one piece and in memory of its own: a chunk is a part of what a connection reads into, and would keep all
+/// of that, however little of it is accounted for.
 async fn whole_body(mut body: Body, range: ByteRange) -> Result<Bytes> {
     let mut whole = BytesMut::with_capacity(usize::try_from(range.len()).unwrap_or(0));
     while (whole.len() as u64) < range.len() {
         let chunk = next_chunk(&mut body, range.start() + whole.len() as u64, range).await?;
-        // Mostly there is one, which is taken as it is.
-        if chunk.len() as u64 == range.len() {
-            return Ok(chunk);
-        }
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.freeze())

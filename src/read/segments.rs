@@ -37,6 +37,8 @@ pub(super) struct Segments<F> {
     /// Pieces that are no longer wanted, for the memory they are in.
     used: Vec<Bytes>,
     used_max: usize,
+    /// How often bytes were asked for or came.
+    reads: u64,
 }
 
 /// The runs of one object.
@@ -146,11 +148,18 @@ impl<F: Clone> Segments<F> {
                 .map(Class::new),
             used: Vec::new(),
             used_max: usize::try_from((limit_bytes / USED_PART / PIECE_BYTES).min(USED_MAX)).unwrap_or(0),
+            reads: 0,
         }
+    }
+
+    /// A number that changes whenever bytes are read, and whenever some come.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads
     }
 
     /// What there is of a range, in order; the reader takes it.
     pub(super) fn read(&mut self, object: &ObjectId, range: ByteRange) -> Vec<Piece<F>> {
+        self.reads += 1;
         let pieces = self.look(object, range);
         if let Some(&number) = self.numbers.get(object) {
             self.note_read(number, range);
@@ -167,6 +176,7 @@ impl<F: Clone> Segments<F> {
             return None;
         }
         let bytes = slice(&kept.bytes, *start, range);
+        self.reads += 1;
         self.note_read(number, range);
         Some(bytes)
     }
@@ -233,6 +243,7 @@ impl<F: Clone> Segments<F> {
         let Some(shelf) = self.shelves.get_mut(&number) else { return };
         let Some(slot) = shelf.slots.get_mut(&start) else { return };
         let len = bytes.len() as u64;
+        self.reads += 1;
         *slot = Slot::Here(Kept { bytes, _grant: grant, rank: Rank::Unread, read_to: start });
         self.classes[Rank::Unread as usize].add((number, start), len);
         self.trim(Rank::Unread);
@@ -284,9 +295,10 @@ impl<F: Clone> Segments<F> {
         self.used.pop()
     }
 
-    /// Lets go of everything that is here.
+    /// Lets go of everything that is here, and of memory for what is to come.
     pub(super) fn clear(&mut self) {
         self.shed(u64::MAX, Need::Demand);
+        self.used = Vec::new();
     }
 
     /// Bytes that are here.
