@@ -103,6 +103,18 @@ api_bind_addr = "127.0.0.1:{self.port}"
             raise Failed(f"garage key allow --create-bucket: {done.stderr.strip()}")
 
 
+class Cluster(Server):
+    """Three nodes of Garage, of which any one may be killed: it comes back by itself (cluster.py)."""
+
+    region = "garage"
+
+    def command(self):
+        ports = free_ports(6)
+        self.port = ports[0]
+        return [sys.executable, Path(__file__).with_name("cluster.py"), TOOLS / "garage/bin/garage", self.dir, self.access,
+                self.secret, self.region, secrets.token_hex(32), *ports]
+
+
 class SeaweedFS(Server):
     def command(self):
         names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
@@ -135,7 +147,7 @@ class Moto(Server):
         return [TOOLS / "venv/bin/moto_server", "-H", "127.0.0.1", "-p", str(self.port)]
 
 
-SERVERS = {"garage": Garage, "seaweedfs": SeaweedFS, "moto": Moto}
+SERVERS = {"garage": Garage, "cluster": Cluster, "seaweedfs": SeaweedFS, "moto": Moto}
 
 
 def launch(name, directory):
@@ -213,7 +225,8 @@ def start(name, directory):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server, process = launch(name, directory)
     try:
-        print("ready", name, server.url(), server.access, server.secret, server.region, process.pid, flush=True)
+        print("ready", name, server.url(), server.access, server.secret, server.region, process.pid, server.dir,
+              flush=True)
         while process.poll() is None:
             readable, _, _ = select.select([sys.stdin], [], [], 0.5)
             if readable and not os.read(sys.stdin.fileno(), 4096):
