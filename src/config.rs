@@ -42,7 +42,7 @@ const TAGS_MAX: usize = 10;
 /// Everything a mount is made of.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
-    /// Absolute, without symbolic links.
+    /// Absolute, without symbolic links; or `/dev/fd/N`, an open /dev/fuse that somebody else has mounted.
     pub mountpoint: PathBuf,
     pub site: Site,
     /// Makes every bucket read-only, whatever its own setting.
@@ -56,6 +56,8 @@ pub struct MountConfig {
     pub posix: PosixMode,
     /// Whether other users than the mount's owner may enter it.
     pub allow_other: bool,
+    /// Whether programs that lie in the mount may not be run.
+    pub noexec: bool,
     /// How long `stat` and `readdir` may answer from memory.
     pub metadata_ttl: Duration,
     /// How long an absent name may be answered from memory.
@@ -639,6 +641,7 @@ mod tests {
             file_mode: 0o644,
             dir_mode: 0o755,
             allow_other: false,
+            noexec: false,
             metadata_ttl: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(1),
             cache: Some(Cache { dir: "/var/cache/pailfs".into(), limit_bytes: 1 << 30 }),

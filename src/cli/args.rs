@@ -42,13 +42,18 @@ pub enum Command {
     Sessions(SessionsArgs),
     /// Run an S3 server of our own, to try pailfs without an account.
     Demo(DemoArgs),
+    /// Print what completes commands and flags in a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct MountArgs {
     /// s3://BUCKET[/PREFIX], s3:// for every bucket of the session, or @NAME from the configuration
     pub source: String,
-    /// The directory to mount it on
+    /// The directory to mount it on, or /dev/fd/N: an open /dev/fuse that somebody else has mounted
     pub dir: PathBuf,
     #[command(flatten)]
     pub config: ConfigArg,
@@ -198,6 +203,9 @@ pub struct LookArgs {
     /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,
+    /// Let nobody run programs that lie in the mount
+    #[arg(long)]
+    pub noexec: bool,
     /// How long stat and readdir may answer from memory, and a listing is enough to open a file for reading; 0 always
     /// asks S3
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
@@ -287,7 +295,7 @@ impl From<PathStyleArg> for PathStyle {
 
 #[derive(Debug, Args)]
 pub struct ConfigArg {
-    /// The configuration file [default: ~/.config/pailfs/config.toml]
+    /// The configuration file [default: ~/.config/pailfs/config.toml, else /etc/pailfs/config.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -365,6 +373,19 @@ pub struct CheckArgs {
     pub json: bool,
     #[command(flatten)]
     pub session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Whose words to print
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The directory to write them to; without it, the first page is printed
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

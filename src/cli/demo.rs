@@ -144,7 +144,7 @@ async fn seed(client: &Client, bucket: &str) -> crate::error::Result<()> {
 
 fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> Result<MountConfig, Failure> {
     let me = rustix::process::geteuid().as_raw();
-    let mountpoint = mountpoint::prepare(dir)?;
+    let mountpoint = mountpoint::prepare(dir, false)?;
     let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
     let config = MountConfig {
         mountpoint,
@@ -168,6 +168,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         dir_mode: 0o755,
         posix: PosixMode::default(),
         allow_other: false,
+        noexec: false,
         metadata_ttl: TTL,
         negative_ttl: TTL,
         cache: None,

@@ -10,16 +10,22 @@ mod args;
 mod background;
 mod demo;
 mod exit;
+mod helper;
 mod logging;
 mod machine;
 mod mount;
 mod mountinfo;
 mod mountpoint;
+mod needs;
+mod notify;
+mod options;
+mod pages;
 mod progress;
 mod recover;
 mod running;
 mod sessions;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -32,7 +38,11 @@ use exit::{Code, Failure};
 
 /// Runs what was typed, and says how the program is to end.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(caller) = helper::Caller::of(&args) {
+        return caller.run(&args);
+    }
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not errors. A closed terminal does not change how it ends.
@@ -64,6 +74,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Some(SessionsCommand::Check(args)) => runtime()?.block_on(sessions::check(args)),
         },
         Command::Recover(args) => recover::run(args),
+        Command::Completions(args) => pages::completions(args),
+        Command::Man(args) => pages::man(args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }

@@ -20,7 +20,7 @@ use crate::s3::SessionConfig;
 /// Mounts. In the background this is called twice: by the process that was started, and by the one that stays.
 pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
     if !args.foreground && !background_child {
-        return background::start();
+        return background::start(std::env::args_os().skip(1), Vec::new());
     }
     let live = Cell::new(false);
     let outcome = stay(args, background_child, &live);
@@ -38,16 +38,25 @@ fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(
     let log = logging::start(&args.log)?;
     let config = configure(args)?;
     let child = background_child.then(|| Child::detach(log)).transpose()?;
+    let what = format!("{} on {}", config.site.source.name(), config.mountpoint.display());
     let ready = || {
         child.map_or(Ok(()), Child::ready)?;
         live.set(true);
+        machine::notifier().ready(&what);
         Ok(())
     };
     // In the background nobody looks on.
-    let heard: Box<dyn FnMut(Heard<'_>) + Send> = match background_child {
-        true => Box::new(|_| {}),
-        false => shown(),
-    };
+    let mut shown = (!background_child).then(shown);
+    let mut notifier = machine::notifier();
+    let heard = Box::new(move |heard: Heard<'_>| {
+        match &heard {
+            Heard::Left(unsaved) => notifier.left(unsaved),
+            Heard::End { all } => notifier.end(*all),
+        }
+        if let Some(shown) = &mut shown {
+            shown(heard);
+        }
+    });
     super::runtime()?.block_on(mount::run(config, ready, heard)).map_err(failure_of)
 }
 
@@ -90,9 +99,10 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         Some(dir) => absolute(dir)?,
         None => machine::default_state_dir()?,
     };
-    let mountpoint = mountpoint::prepare(&args.dir)?;
+    let mountpoint = mountpoint::prepare(&args.dir, args.look.allow_other)?;
     let me = rustix::process::geteuid().as_raw();
-    let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
+    let control_socket =
+        control::place_socket(&machine::runtime_dirs(me), &mountpoint::socket_of(&mountpoint))?;
     let config = MountConfig {
         mountpoint,
         site: Site {
@@ -111,6 +121,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         dir_mode: args.look.dir_mode,
         posix: args.posix,
         allow_other: args.look.allow_other,
+        noexec: args.look.noexec,
         metadata_ttl: args.look.metadata_ttl,
         negative_ttl: args.look.negative_ttl,
         cache: cache_of(&args.cache)?,

@@ -70,6 +70,12 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
     }
 }
 
+/// Takes the directory away now, as `umount -l` does. The mount's process saves what is left.
+pub fn detach(dir: &Path) -> Result<(), Failure> {
+    let place = Place::find(dir)?;
+    crate::fuse::unmount(&place.path, true).map_err(|error| Failure::coded(Code::Mountpoint, &error))
+}
+
 /// Asks for something that takes its time, and shows how far it is.
 async fn watched(client: Client, request: Request) -> Result<Reply, Failure> {
     let mut progress = Progress::new();

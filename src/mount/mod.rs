@@ -127,6 +127,7 @@ pub async fn run(
     let kernel = fuse::Options {
         source: config.site.source.name(),
         allow_other: config.allow_other,
+        noexec: config.noexec,
         read_only: config.read_only,
     };
     let mounted =
@@ -553,6 +554,7 @@ async fn save_and_tell(
     let mut deadline = ticks.tick().await + stall;
     let flushing = Arc::clone(fs);
     let mut flush = tokio::spawn(async move { flushing.flush_all().await });
+    heard(Heard::Left(&unsaved(fs)));
     let failed = loop {
         tokio::select! {
             flushed = &mut flush => {
@@ -682,7 +684,7 @@ impl Live {
         let why = match self.given_up.take() {
             Some(why) => why,
             None => tokio::select! {
-                saved = save(&self.fs, self.stall) => return saved,
+                saved = save_and_tell(&self.fs, self.stall, &mut *self.heard) => return saved,
                 () = self.signals.next() => "told to stop before everything was saved".to_owned(),
             },
         };

@@ -6,7 +6,8 @@
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` is
 //! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
-//! on a local directory, done here; `interop` is what s3fs and rclone write and read.
+//! on a local directory, done here; `interop` is what s3fs and rclone write and read; `home` is what a system asks of a file system:
+//! /etc/fstab, a service manager, users without rights.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -20,6 +21,7 @@ mod cli;
 mod copying;
 mod drain;
 mod full;
+mod home;
 mod interop;
 mod kills;
 mod programs;
