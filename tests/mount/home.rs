@@ -449,6 +449,57 @@ fn a_manager_s_socket_without_a_directory_is_heard_of_too() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
+#[test]
+fn the_units_are_what_systemd_understands() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/package/systemd");
+    for entry in fs::read_dir(units).unwrap() {
+        let unit = entry.unwrap();
+        // It looks whether the programs are there.
+        let text =
+            fs::read_to_string(unit.path()).unwrap().replace("/usr/bin/pailfs", env!("CARGO_BIN_EXE_pailfs"));
+        fs::write(dir.path().join(unit.file_name()), text).unwrap();
+    }
+    fs::rename(dir.path().join("pailfs@.service"), dir.path().join("pailfs@data.service")).unwrap();
+    for unit in ["pailfs@data.service", "mnt-bucket.mount", "mnt-bucket.automount"] {
+        let output = Command::new("systemd-analyze")
+            .args(["verify", "--man=no", "--recursive-errors=no"])
+            .arg(dir.path().join(unit))
+            .output()
+            .unwrap();
+        let said = text(&output);
+        assert!(output.status.success() && !said.contains(unit), "{unit}: {said}");
+    }
+}
+
+#[test]
+fn the_example_for_kubernetes_is_yaml_and_its_flags_are_ours() {
+    let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/package/kubernetes.yaml");
+    if !Command::new("python3")
+        .args(["-c", "import yaml"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+    {
+        eprintln!("NOT RUN: the_example_for_kubernetes_is_yaml: no python3 with yaml");
+        return;
+    }
+    let output = Command::new("python3").args(["-c", script]).arg(file).output().unwrap();
+    let documents: serde_json::Value = serde_json::from_slice(&output.stdout).expect("YAML");
+    assert_eq!(documents[0]["kind"], "Secret");
+    let sidecar = &documents[1]["spec"]["initContainers"][0];
+    assert_eq!(sidecar["volumeMounts"][0]["mountPropagation"], "Bidirectional");
+    let args: Vec<&str> =
+        sidecar["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+    // All of it is understood, up to the directory that is not here.
+    let output = Command::new(env!("CARGO_BIN_EXE_pailfs")).args(&args).env_clear().output().unwrap();
+    assert_eq!(output.status.code(), Some(9), "{args:?}: {}", text(&output));
+}
+
 fn has(program: &str) -> bool {
     let found =
         Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
