@@ -233,6 +233,10 @@ mod tests {
             let failure = lack(&facts).unwrap_or_else(|| panic!("nothing lacks: {facts:?}"));
             assert_eq!(failure.code, code, "{}", failure.message);
             assert!(failure.message.contains(word) && !failure.message.contains('\n'), "{}", failure.message);
+            // The page for people has the beginning of each.
+            let page = include_str!("../../docs/TROUBLESHOOTING.md");
+            let mut rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+            assert!(rows.any(|row| failure.message.contains(row)), "no row for {}", failure.message);
         }
     }
 

@@ -50,7 +50,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "users",
 ];
 
-/// What would promise something that is not kept, and why it is not taken.
+/// What is not taken, because it would promise what is not kept, or because it has another name here than in other mounts.
 const REFUSED: &[(&str, &str)] = &[
     ("remount", "a running mount cannot be changed: unmount it and mount it again"),
     ("sync", "every write would be an upload; close() and fsync() mean S3 already"),
@@ -58,6 +58,15 @@ const REFUSED: &[(&str, &str)] = &[
         "dirsync",
         "names are changed in S3 before the call returns; of files removed in a row fsync of the directory waits",
     ),
+    ("allow_root", "allow_other lets root in, and everybody else whom the permissions of the files let in"),
+    ("umask", "write file_mode=644 and dir_mode=755"),
+    ("fmask", "write file_mode=644"),
+    ("dmask", "write dir_mode=755"),
+    ("url", "write endpoint_url=URL"),
+    ("use_cache", "write cache_dir=DIR"),
+    ("passwd_file", "keys come from env_file=FILE, a session of the configuration, or a profile"),
+    ("iam_role", "the role of the machine or container is found without it"),
+    ("nonempty", "nothing has to be said to mount on a directory that is not empty"),
 ];
 
 /// A file of environment variables, the one option that is no flag of `pailfs mount`.
@@ -349,6 +358,7 @@ mod tests {
         }
         for (list, word) in [
             ("sync", "not offered"),
+            ("umask=022", "file_mode=644"),
             ("remount,ro", "mount it again"),
             ("metadata_ttl", "needs a value"),
             ("allow_other=yes", "takes no value"),
