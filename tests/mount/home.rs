@@ -116,6 +116,9 @@ fn a_line_of_fstab_mounts_and_umount_returns_when_all_is_in_s3() {
         system.options()
     );
     fs::write(system.at("fstab"), line).unwrap();
+    // So that a umount that did not wait would return first.
+    let _slow =
+        faults(Server::Demo, &format!("op=PutObject,bucket={},fault=latency:400ms", system.place.bucket));
     system.run_well(
         r#"
         mount -a -T "$T/fstab"
@@ -222,6 +225,8 @@ const AS_NOBODY: &str = r#"
 fn a_user_without_rights_mounts_writes_and_unmounts() {
     let Some(system) = System::new("a_user_without_rights_mounts") else { return };
     let at = endpoint(Server::Demo);
+    // Root's alone, so nothing to anybody else.
+    system.write("etc/pailfs/config.toml", "no configuration at all");
     system.run_well(&format!(
         r#"{AS_NOBODY}
         nobody pailfs mount "$SOURCE" "$T/mnt" --endpoint-url {url} --region {region}
@@ -247,6 +252,31 @@ fn a_user_without_rights_mounts_writes_and_unmounts() {
         region = at.region
     ));
     assert_eq!(block_on(system.place.get("d/g")).unwrap(), "data\n");
+}
+
+#[test]
+fn a_line_of_fstab_lets_users_mount_and_mount_fuse3_mounts_for_one() {
+    let Some(system) = System::new("a_line_of_fstab_lets_users_mount") else { return };
+    let dir = system.dir.path().display();
+    let table = fs::read_to_string("/etc/fstab").unwrap_or_default();
+    let options = format!("{},state_dir={dir}/home/state", system.options());
+    let line = format!("s3://{} {dir}/mnt pailfs noauto,user,{options} 0 0\n", system.place.bucket);
+    // The one of the machine: users name no other.
+    fs::write(system.at("etc/fstab"), table + "\n" + &line).unwrap();
+    system.run_well(&format!(
+        r#"{AS_NOBODY}
+        chown 65534 "$T/env"
+        nobody mount "$T/mnt"
+        nobody sh -c 'echo data >"$T/mnt/f"'
+        findmnt -n -o OPTIONS "$T/mnt" | grep -q noexec
+        nobody umount "$T/mnt"
+        mount -t fuse.pailfs -o "setuid=nobody,$OPTIONS,state_dir=$T/home/state" "$SOURCE" "$T/mnt"
+        [ "$(nobody cat "$T/mnt/f")" = data ]
+        # Root ends what belongs to another.
+        umount "$T/mnt"
+        "#
+    ));
+    assert_eq!(block_on(system.place.get("f")).unwrap(), "data\n");
 }
 
 #[test]
