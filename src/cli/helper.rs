@@ -284,6 +284,13 @@ mod tests {
         }
         assert!(!flags.iter().any(|flag| NOT_OPTIONS.contains(&flag.name.as_str())));
         assert!(flags.iter().filter(|flag| flag.repeats).map(|flag| flag.name.as_str()).eq(["tag"]));
+        // None of them has a word of another meaning in its way.
+        for flag in &flags {
+            let name = flag.name.replace('-', "_");
+            let value = flag.takes_value.then(|| "x".into());
+            let asked = options::translate(&[options::MountOption { name, value }], &flags).unwrap();
+            assert!(asked.flags.len() == 1 && asked.unknown.is_empty(), "{}: {asked:?}", flag.name);
+        }
         // Each is known to clap with or without a value as this says.
         for flag in &flags {
             let value = if flag.takes_value { "=\u{0}" } else { "" };

@@ -59,7 +59,6 @@ const REFUSED: &[(&str, &str)] = &[
         "names are changed in S3 before the call returns; of files removed in a row fsync of the directory waits",
     ),
     ("allow_root", "allow_other lets root in, and everybody else whom the permissions of the files let in"),
-    ("umask", "write file_mode=644 and dir_mode=755"),
     ("fmask", "write file_mode=644"),
     ("dmask", "write dir_mode=755"),
     ("url", "write endpoint_url=URL"),
@@ -358,7 +357,7 @@ mod tests {
         }
         for (list, word) in [
             ("sync", "not offered"),
-            ("umask=022", "file_mode=644"),
+            ("fmask=022", "file_mode=644"),
             ("remount,ro", "mount it again"),
             ("metadata_ttl", "needs a value"),
             ("allow_other=yes", "takes no value"),
