@@ -189,6 +189,18 @@ fn a_configuration_of_the_machine_is_enough_at_boot() {
         "#,
     );
     assert_eq!(block_on(system.place.get("f")).unwrap(), "data\n");
+    // Or in root's home, which the table of users names: there is no HOME at boot.
+    fs::create_dir_all(system.at("root/.config")).unwrap();
+    fs::rename(system.at("etc/pailfs"), system.at("root/.config/pailfs")).unwrap();
+    fs::write(system.at("etc/passwd"), format!("root:x:0:0:root:{dir}/root:/bin/sh\n")).unwrap();
+    system.run_well(
+        r#"
+        [ -z "${HOME-}" ]
+        mount -T "$T/fstab" "$T/mnt"
+        cat "$T/mnt/here/f"
+        umount "$T/mnt"
+        "#,
+    );
 }
 
 #[test]
@@ -335,6 +347,34 @@ fn each_missing_piece_is_named() {
     assert!(said.contains("is not empty"), "{said}");
 }
 
+/// A mount in the foreground, which ends with the test however that goes.
+struct Foreground {
+    child: std::process::Child,
+    dir: PathBuf,
+}
+
+impl Foreground {
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    fn ends_well(&mut self) {
+        assert!(wait_for(SOON, || self.child.try_wait().unwrap().is_some()), "it does not end");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        if is_mounted(&self.dir) {
+            let _ = rustix::mount::unmount(&self.dir, UnmountFlags::DETACH);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A mount that somebody else has made, for `pailfs mount SOURCE /dev/fd/N`.
 struct Handed {
     dir: tempfile::TempDir,
@@ -381,7 +421,7 @@ fn an_open_dev_fuse_that_was_handed_over_is_served() {
     let state = tempfile::tempdir().unwrap();
     let mut handed = Handed::new();
     let number = handed.device.as_ref().unwrap().as_raw_fd();
-    let mut child = pailfs(&at)
+    let child = pailfs(&at)
         .args(["mount", &format!("s3://{}", place.bucket), &format!("/dev/fd/{number}")])
         .args(["--endpoint-url", &at.url, "--region", &at.region, "--foreground", "--state-dir"])
         .arg(state.path())
@@ -389,15 +429,14 @@ fn an_open_dev_fuse_that_was_handed_over_is_served() {
         .unwrap();
     // Only the program has it now, so its end is the mount's.
     handed.device = None;
+    let mut mount = Foreground { child, dir: PathBuf::new() };
     assert_eq!(fs::read(handed.dir.path().join("f")).unwrap(), b"x");
     fs::write(handed.dir.path().join("g"), b"written").unwrap();
     assert_eq!(block_on(place.get("g")).unwrap(), "written");
     let open = fs::File::create(handed.dir.path().join("h")).unwrap();
     std::io::Write::write_all(&mut &open, b"open").unwrap();
-    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(wait_for(SOON, || child.try_wait().unwrap().is_some()), "it does not end");
-    assert!(child.wait().unwrap().success());
+    mount.terminate();
+    mount.ends_well();
     assert_eq!(block_on(place.get("h")).unwrap(), "open", "a signal saves");
     assert!(is_mounted(handed.dir.path()), "who mounted it unmounts it");
     // Another number, and none at all.
@@ -422,7 +461,7 @@ fn a_service_manager_hears_when_it_is_ready_and_what_is_left_at_the_end() {
         let length = manager.recv(&mut buffer).expect("a word in time");
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     };
-    let mut child = pailfs(&at)
+    let child = pailfs(&at)
         .env("NOTIFY_SOCKET", dir.path().join("notify"))
         .args(["mount", &format!("s3://{}", place.bucket)])
         .arg(&mountpoint)
@@ -432,14 +471,14 @@ fn a_service_manager_hears_when_it_is_ready_and_what_is_left_at_the_end() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let mut mount = Foreground { child, dir: mountpoint.clone() };
     let ready = hear();
     assert!(is_mounted(&mountpoint), "ready means mounted");
-    assert!(ready.starts_with(&format!("READY=1\nMAINPID={}\nSTATUS=s3://", child.id())), "{ready}");
+    assert!(ready.starts_with(&format!("READY=1\nMAINPID={}\nSTATUS=s3://", mount.child.id())), "{ready}");
     fs::write(mountpoint.join("f"), b"0123456789").unwrap();
     // So that saving takes long enough to be told of.
     let _slow = faults(Server::Demo, &format!("op=PutObject,bucket={},fault=latency:700ms", place.bucket));
-    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    mount.terminate();
     assert_eq!(hear(), "STOPPING=1");
     let status = hear();
     assert!(status.starts_with("STATUS=saving 10 B in 1 file\nEXTEND_TIMEOUT_USEC="), "{status}");
@@ -447,7 +486,7 @@ fn a_service_manager_hears_when_it_is_ready_and_what_is_left_at_the_end() {
     while !last.contains("all is saved") {
         last = hear();
     }
-    assert!(wait_for(SOON, || child.try_wait().unwrap().is_some()), "it does not end");
+    mount.ends_well();
     assert_eq!(block_on(place.get("f")).unwrap(), "0123456789");
 }
 
@@ -463,20 +502,21 @@ fn a_manager_s_socket_without_a_directory_is_heard_of_too() {
     let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
     let manager = UnixDatagram::bind_addr(&address).unwrap();
     manager.set_read_timeout(Some(SOON)).unwrap();
-    let output = pailfs(&at)
+    let child = pailfs(&at)
         .env("NOTIFY_SOCKET", format!("@{name}"))
         .args(["mount", &format!("s3://{}", place.bucket)])
         .arg(&mountpoint)
-        .args(["--endpoint-url", &at.url, "--region", &at.region, "--state-dir"])
+        .args(["--endpoint-url", &at.url, "--region", &at.region, "--foreground", "--state-dir"])
         .arg(dir.path().join("state"))
-        .output()
+        .spawn()
         .unwrap();
-    assert!(output.status.success(), "{}", text(&output));
+    let mut mount = Foreground { child, dir: mountpoint.clone() };
     let mut buffer = [0; 1024];
     let length = manager.recv(&mut buffer).unwrap();
     assert!(buffer[..length].starts_with(b"READY=1\nMAINPID="));
     let output = Command::new(env!("CARGO_BIN_EXE_pailfs")).arg("umount").arg(&mountpoint).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
+    mount.ends_well();
 }
 
 #[test]
