@@ -35,6 +35,8 @@ pub struct Handle {
     pub flush: Operation,
     /// Ends once the directory is no longer mounted, or will stay mounted.
     pub unmount: Operation,
+    /// Says how much is logged, after a change if one is wanted.
+    pub log_level: Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>,
 }
 
 /// A socket that answers. It goes away with [`stop`](Self::stop) or when dropped.
@@ -144,6 +146,10 @@ async fn converse(stream: UnixStream, handle: Arc<Handle>, place: OwnedSemaphore
     let last = match serde_json::from_slice(&text) {
         Ok(Request::Status) => Reply::Status(Box::new((handle.status)())),
         Ok(Request::Flush) => client.watch((handle.flush)(), &handle, place).await?,
+        Ok(Request::LogLevel { level }) => match (handle.log_level)(level.as_deref()) {
+            Ok(level) => Reply::LogLevel { level },
+            Err(error) => Reply::Refused(Refusal::new(Cause::Failed, error.report())),
+        },
         Ok(Request::Unmount) => client.watch((handle.unmount)(), &handle, place).await?,
         Err(error) => Reply::Refused(Refusal::new(Cause::BadRequest, error.to_string())),
     };
