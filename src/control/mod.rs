@@ -13,7 +13,7 @@ mod client;
 mod server;
 
 pub use client::Client;
-pub use server::{Handle, Server};
+pub use server::{Handle, LogLevel, Server};
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;

@@ -25,6 +25,8 @@ const GOODBYE_MAX: Duration = Duration::from_secs(2);
 /// How long to leave a listener alone that failed to accept, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// Sets how much is logged, where that is said; returns it.
+pub type LogLevel = Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>;
 type Operation = Box<dyn Fn() -> BoxFuture<'static, Result<(), Refusal>> + Send + Sync>;
 
 /// What a mount lets its clients do.
@@ -35,8 +37,7 @@ pub struct Handle {
     pub flush: Operation,
     /// Ends once the directory is no longer mounted, or will stay mounted.
     pub unmount: Operation,
-    /// Says how much is logged, after a change if one is wanted.
-    pub log_level: Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>,
+    pub log_level: LogLevel,
 }
 
 /// A socket that answers. It goes away with [`stop`](Self::stop) or when dropped.

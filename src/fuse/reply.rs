@@ -88,17 +88,16 @@ pub(super) struct Asked<R> {
 struct Traced {
     trace: Arc<Trace>,
     begun: Instant,
-    line: Line,
+    line: Box<Line>,
 }
 
 impl Traced {
-    fn end(mut self: Box<Self>, result: i32, bytes: Option<u64>) {
-        let latency = SystemClock.now().saturating_duration_since(self.begun);
-        let Self { trace, line, .. } = &mut *self;
+    fn end(self, result: i32, bytes: Option<u64>) {
+        let Self { trace, begun, mut line } = self;
         line.result = result;
-        line.latency = latency;
+        line.latency = SystemClock.now().saturating_duration_since(begun);
         line.bytes = bytes.or(line.bytes);
-        trace.write(Box::new(line.clone()));
+        trace.write(line);
     }
 }
 
@@ -125,7 +124,7 @@ impl<R: Reply> Asked<R> {
                 path: path(of.first()),
                 to: of.second().map(path),
             };
-            Box::new(Traced { trace: Arc::clone(trace), begun: SystemClock.now(), line })
+            Box::new(Traced { trace: Arc::clone(trace), begun: SystemClock.now(), line: Box::new(line) })
         });
         Self { reply, op, of, traced }
     }

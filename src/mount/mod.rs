@@ -95,8 +95,7 @@ pub enum Heard<'a> {
 
 /// The program's log, as far as a live mount touches it.
 pub struct Log {
-    /// Sets what is shown, where that is said; returns it.
-    pub level: Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>,
+    pub level: control::LogLevel,
     /// Opens its file anew.
     pub reopen: Box<dyn Fn() + Send + Sync>,
     /// Tells what was held back until now.
@@ -512,7 +511,7 @@ fn control_handle(
     findings: Arc<Findings>,
     clock: Arc<SystemClock>,
     asks: mpsc::Sender<Answer>,
-    log_level: Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>,
+    log_level: control::LogLevel,
 ) -> control::Handle {
     let still = Status {
         pid: std::process::id(),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::filter::{FilterFn, LevelFilter};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -47,8 +47,10 @@ struct Shared {
 /// Starts the log of a process that stays in the foreground or in the background.
 pub fn start(args: &LogArgs, background: bool) -> Result<Log, Failure> {
     let place = place(args, background, Path::exists)?;
-    let (filter, changeable) = reload::Layer::new(filter(&args.log_level)?);
+    let filter = filter(&args.log_level)?;
     let repeats = HoldBack::new();
+    repeats.show_all(is_talkative(&filter));
+    let (filter, changeable) = reload::Layer::new(filter);
     let unusable = |what: &str, path: &Path, error: io::Error| {
         Failure::new(Code::Local, format!("cannot open {what} {}: {error}", path.display()))
     };
@@ -96,11 +98,14 @@ fn place(args: &LogArgs, background: bool, is_there: impl Fn(&Path) -> bool) -> 
         (Some(path), _) => Some(LogTo::File(path.clone())),
         (None, said) => said.clone(),
     };
-    let socket = |said: PathBuf, usual: &str| if said.as_os_str().is_empty() { usual.into() } else { said };
+    let socket = |said: PathBuf, usual: &str| match said.as_os_str().is_empty() {
+        true => Ok(usual.into()),
+        false => absolute(&said),
+    };
     match said {
         Some(LogTo::File(path)) => Ok(LogTo::File(absolute(&path)?)),
-        Some(LogTo::Syslog(path)) => Ok(LogTo::Syslog(socket(path, SYSLOG_SOCKET))),
-        Some(LogTo::Journald(path)) => Ok(LogTo::Journald(socket(path, JOURNALD_SOCKET))),
+        Some(LogTo::Syslog(path)) => Ok(LogTo::Syslog(socket(path, SYSLOG_SOCKET)?)),
+        Some(LogTo::Journald(path)) => Ok(LogTo::Journald(socket(path, JOURNALD_SOCKET)?)),
         Some(LogTo::Stderr) if background => Err(Failure::new(
             Code::Usage,
             "--log-to=stderr: a mount in the background has no standard error; stay in the --foreground",
@@ -166,6 +171,7 @@ impl Shared {
         }
         let filter = filter(wanted).map_err(|failure| Error::new(Kind::InvalidArgument, failure.message))?;
         let gone = |error: reload::Error| Error::new(Kind::Internal, format!("the log is gone: {error}"));
+        self.repeats.show_all(is_talkative(&filter));
         self.filter.reload(filter).map_err(gone)?;
         tracing::info!(from = *level, to = wanted, "the log's level was changed");
         wanted.clone_into(&mut level);
@@ -200,6 +206,11 @@ fn filter(level: &str) -> Result<EnvFilter, Failure> {
     EnvFilter::try_new(directives).map_err(|error| {
         Failure::new(Code::Usage, format!("no level or filter of the log: {level:?}: {error}"))
     })
+}
+
+/// Whether somebody looks for a fault.
+fn is_talkative(filter: &EnvFilter) -> bool {
+    Layer::<Registry>::max_level_hint(filter).is_none_or(|level| level >= LevelFilter::DEBUG)
 }
 
 /// Whether an event may be shown, whoever asks: at its most talkative the SDK tells requests with all their headers, and

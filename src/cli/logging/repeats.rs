@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,11 +58,14 @@ struct Held<L> {
 
 /// Which lines are shown. Pure.
 #[derive(Debug)]
-struct Repeats<P, L>(HashMap<Key<P>, Window<L>>);
+struct Repeats<P, L> {
+    window: Duration,
+    windows: HashMap<Key<P>, Window<L>>,
+}
 
 impl<P: Clone + Eq + Hash, L: Clone> Repeats<P, L> {
-    fn new() -> Self {
-        Self(HashMap::new())
+    fn new(window: Duration) -> Self {
+        Self { window, windows: HashMap::new() }
     }
 
     /// Whether a line is shown, and what is to be told of others before it: the window that it follows may have ended.
@@ -73,19 +77,22 @@ impl<P: Clone + Eq + Hash, L: Clone> Repeats<P, L> {
         like: impl FnOnce() -> L,
     ) -> (bool, Option<Held<L>>) {
         let mut key = Key { place, about };
-        if !self.0.contains_key(&key) && self.0.len() >= WINDOWS_MAX {
+        let time = self.window;
+        if !self.windows.contains_key(&key) && self.windows.len() >= WINDOWS_MAX {
             // What has nothing to tell is forgotten first.
-            self.0.retain(|_, window| window.held > 0 || !window.has_ended(now));
-            if self.0.len() >= WINDOWS_MAX {
+            self.windows.retain(|_, window| window.held > 0 || !window.has_lasted(time, now));
+            if self.windows.len() >= WINDOWS_MAX {
                 key.about.clear();
             }
         }
-        let told = match self.0.get(&key) {
-            Some(window) if window.has_ended(now) => self.0.remove(&key).and_then(|w| w.told(&key.about)),
+        let told = match self.windows.get(&key) {
+            Some(window) if window.has_lasted(time, now) => {
+                self.windows.remove(&key).and_then(|w| w.told(&key.about))
+            }
             _ => None,
         };
         let window =
-            self.0.entry(key).or_insert_with(|| Window { begun: now, shown: 0, held: 0, like: like() });
+            self.windows.entry(key).or_insert_with(|| Window { begun: now, shown: 0, held: 0, like: like() });
         let shown = window.shown < SHOWN_MAX;
         window.shown += u32::from(shown);
         window.held += u64::from(!shown);
@@ -94,24 +101,25 @@ impl<P: Clone + Eq + Hash, L: Clone> Repeats<P, L> {
 
     /// What the windows have held back that are over.
     fn ended(&mut self, now: Instant) -> Vec<Held<L>> {
-        let over = self.0.extract_if(|_, window| window.has_ended(now));
+        let time = self.window;
+        let over = self.windows.extract_if(|_, window| window.has_lasted(time, now));
         over.filter_map(|(key, window)| window.told(&key.about)).collect()
     }
 
     /// When there is the next to tell.
     fn next_end(&self) -> Option<Instant> {
-        self.0.values().filter(|window| window.held > 0).map(|window| window.begun + WINDOW).min()
+        self.windows.values().filter(|window| window.held > 0).map(|window| window.begun + self.window).min()
     }
 
     /// Everything, now.
     fn take_all(&mut self) -> Vec<Held<L>> {
-        self.0.drain().filter_map(|(key, window)| window.told(&key.about)).collect()
+        self.windows.drain().filter_map(|(key, window)| window.told(&key.about)).collect()
     }
 }
 
 impl<L> Window<L> {
-    fn has_ended(&self, now: Instant) -> bool {
-        self.begun + WINDOW <= now
+    fn has_lasted(&self, time: Duration, now: Instant) -> bool {
+        self.begun + time <= now
     }
 
     fn told(self, about: &str) -> Option<Held<L>> {
@@ -132,6 +140,8 @@ pub struct HoldBack(Arc<Shared>);
 
 struct Shared {
     clock: Box<dyn Clock>,
+    /// Whether everything is shown.
+    all: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -145,12 +155,22 @@ struct State {
 
 impl HoldBack {
     pub fn new() -> Self {
-        let state = State { repeats: Repeats::new(), telling: false, closed: false };
+        Self::within(WINDOW)
+    }
+
+    fn within(window: Duration) -> Self {
+        let state = State { repeats: Repeats::new(window), telling: false, closed: false };
         Self(Arc::new(Shared {
             clock: Box::new(SystemClock),
+            all: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }))
+    }
+
+    /// Whoever looks for a fault wants every line.
+    pub fn show_all(&self, all: bool) {
+        self.0.all.store(all, Ordering::Relaxed);
     }
 
     /// Tells what was held back until now.
@@ -225,7 +245,7 @@ impl Shared {
 fn tell(held: impl IntoIterator<Item = Held<Like>>) {
     let seconds = WINDOW.as_secs();
     for Held { about, count, like: Like { level, message } } in held {
-        let told = format!("{count} more like this were not logged within {seconds} s: {message}");
+        let told = format!("{count} more like this were not logged in {seconds} s: {message}");
         match level {
             Level::ERROR => tracing::error!(target: TARGET, about, count, "{told}"),
             Level::WARN => tracing::warn!(target: TARGET, about, count, "{told}"),
@@ -237,8 +257,8 @@ fn tell(held: impl IntoIterator<Item = Held<Like>>) {
 impl<S: Subscriber> Layer<S> for HoldBack {
     fn event_enabled(&self, event: &Event<'_>, _context: Context<'_, S>) -> bool {
         let meta = event.metadata();
-        // Whoever asks for more than that wants all of it.
-        *meta.level() > Level::INFO || meta.target() == TARGET || self.admit(event)
+        let free = *meta.level() > Level::INFO || meta.target() == TARGET;
+        free || self.0.all.load(Ordering::Relaxed) || self.admit(event)
     }
 }
 
@@ -302,7 +322,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn repeats() -> Repeats<u8, ()> {
-        Repeats::new()
+        Repeats::new(WINDOW)
     }
 
     impl Repeats<u8, ()> {
@@ -323,7 +343,7 @@ mod tests {
         assert_eq!(repeats.ended(begun + WINDOW - Duration::from_millis(1)), []);
         let held = Held { about: "close EACCES /a/".into(), count: 7, like: () };
         assert_eq!(repeats.ended(begun + WINDOW), [held]);
-        assert!(repeats.0.is_empty() && repeats.next_end().is_none());
+        assert!(repeats.windows.is_empty() && repeats.next_end().is_none());
         assert!(repeats.say(1, "close EACCES /a/", begun + WINDOW), "a new window has begun");
     }
 
@@ -364,6 +384,39 @@ mod tests {
         assert!(said(&format!("/{long}/x"), "", "").len() <= TEXT_MAX_BYTES);
     }
 
+    #[test]
+    fn the_rest_is_told_when_the_window_is_over_though_nothing_else_is_logged() {
+        use tracing_subscriber::layer::SubscriberExt;
+        use tracing_subscriber::util::SubscriberInitExt;
+        #[derive(Clone, Default)]
+        struct Shown(Arc<Mutex<Vec<String>>>);
+        impl<S: Subscriber> Layer<S> for Shown {
+            fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+                let mut said = Said::default();
+                event.record(&mut said);
+                self.0.lock().unwrap().push(said.message);
+            }
+        }
+        let (shown, hold_back) = (Shown::default(), HoldBack::within(Duration::from_millis(300)));
+        if tracing_subscriber::registry().with(hold_back.clone()).with(shown.clone()).try_init().is_err() {
+            // The log of this process is another test's.
+            return;
+        }
+        let say = || (0..8).for_each(|_| tracing::warn!(path = "/d/f", "it fails"));
+        say();
+        let count = |word: &str| shown.0.lock().unwrap().iter().filter(|line| line.contains(word)).count();
+        assert_eq!(count("it fails"), 5);
+        let end = SystemClock.now() + Duration::from_secs(20);
+        while count("3 more like this were not logged") == 0 {
+            assert!(SystemClock.now() < end, "{:?}", shown.0);
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        hold_back.show_all(true);
+        say();
+        assert_eq!(count("more like this"), 1);
+        assert_eq!(shown.0.lock().unwrap().iter().filter(|line| *line == "it fails").count(), 13);
+    }
+
     proptest! {
         /// Nothing is lost, nobody is shown more than his share, and memory is bounded.
         #[test]
@@ -389,7 +442,7 @@ mod tests {
                     // Beside its own window there is at most the one that many share.
                     prop_assert!(*count <= 2 * SHOWN_MAX);
                 }
-                prop_assert!(repeats.0.len() <= WINDOWS_MAX + 3, "one more for each place");
+                prop_assert!(repeats.windows.len() <= WINDOWS_MAX + 3, "one more for each place");
             }
             told += repeats.ended(now).iter().map(|held| held.count).sum::<u64>();
             told += repeats.take_all().iter().map(|held| held.count).sum::<u64>();

@@ -206,7 +206,7 @@ impl Fs {
                 let sent = job.attributes.clone();
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
                 self.committed(file, id, volume, key, len, stamp, &written.etag, &sent);
-                tracing::warn!(key, copy, "another client was first; its version is in the copy");
+                tracing::debug!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }
         }
@@ -406,7 +406,7 @@ impl Fs {
             return Error::new(Kind::Stale, told).with_source(cause);
         }
         self.let_go(file);
-        tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
+        tracing::debug!(key, copy, "another client was first; the bytes written here are in the copy");
         let told = format!(
             "another client changed s3://{}/{key} first; the bytes written here are in {copy}",
             volume.bucket
