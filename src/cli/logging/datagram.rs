@@ -36,6 +36,11 @@ fn severity(level: Level) -> u8 {
     }
 }
 
+/// Whether a daemon listens there.
+pub fn is_heard(path: &Path) -> bool {
+    UnixDatagram::unbound().and_then(|socket| socket.connect(path)).is_ok()
+}
+
 /// A daemon's socket. It is addressed anew for each line, so that a daemon may be started anew.
 struct Socket {
     socket: UnixDatagram,

@@ -46,7 +46,7 @@ struct Shared {
 
 /// Starts the log of a process that stays in the foreground or in the background.
 pub fn start(args: &LogArgs, background: bool) -> Result<Log, Failure> {
-    let place = place(args, background, Path::exists)?;
+    let place = place(args, background, datagram::is_heard)?;
     let filter = filter(&args.log_level)?;
     let repeats = HoldBack::new();
     repeats.show_all(is_talkative(&filter));
@@ -93,7 +93,7 @@ pub fn start(args: &LogArgs, background: bool) -> Result<Log, Failure> {
 }
 
 /// Where it goes: what was said, or what there is.
-fn place(args: &LogArgs, background: bool, is_there: impl Fn(&Path) -> bool) -> Result<LogTo, Failure> {
+fn place(args: &LogArgs, background: bool, is_heard: impl Fn(&Path) -> bool) -> Result<LogTo, Failure> {
     let said = match (&args.log_file, &args.log_to) {
         (Some(path), _) => Some(LogTo::File(path.clone())),
         (None, said) => said.clone(),
@@ -112,8 +112,8 @@ fn place(args: &LogArgs, background: bool, is_there: impl Fn(&Path) -> bool) -> 
         )),
         Some(said) => Ok(said),
         None if !background => Ok(LogTo::Stderr),
-        None if is_there(Path::new(JOURNALD_SOCKET)) => Ok(LogTo::Journald(JOURNALD_SOCKET.into())),
-        None if is_there(Path::new(SYSLOG_SOCKET)) => Ok(LogTo::Syslog(SYSLOG_SOCKET.into())),
+        None if is_heard(Path::new(JOURNALD_SOCKET)) => Ok(LogTo::Journald(JOURNALD_SOCKET.into())),
+        None if is_heard(Path::new(SYSLOG_SOCKET)) => Ok(LogTo::Syslog(SYSLOG_SOCKET.into())),
         None => Ok(LogTo::Nowhere),
     }
 }
