@@ -46,7 +46,7 @@ struct Shared {
 
 /// Starts the log of a process that stays in the foreground or in the background.
 pub fn start(args: &LogArgs, background: bool) -> Result<Log, Failure> {
-    let place = place(args, background, datagram::is_heard)?;
+    let place = place(args, background, goes_to_journal(), datagram::is_heard)?;
     let filter = filter(&args.log_level)?;
     let repeats = HoldBack::new();
     repeats.show_all(is_talkative(&filter));
@@ -93,7 +93,12 @@ pub fn start(args: &LogArgs, background: bool) -> Result<Log, Failure> {
 }
 
 /// Where it goes: what was said, or what there is.
-fn place(args: &LogArgs, background: bool, is_heard: impl Fn(&Path) -> bool) -> Result<LogTo, Failure> {
+fn place(
+    args: &LogArgs,
+    background: bool,
+    stderr_is_journal: bool,
+    is_heard: impl Fn(&Path) -> bool,
+) -> Result<LogTo, Failure> {
     let said = match (&args.log_file, &args.log_to) {
         (Some(path), _) => Some(LogTo::File(path.clone())),
         (None, said) => said.clone(),
@@ -111,11 +116,20 @@ fn place(args: &LogArgs, background: bool, is_heard: impl Fn(&Path) -> bool) -> 
             "--log-to=stderr: a mount in the background has no standard error; stay in the --foreground",
         )),
         Some(said) => Ok(said),
-        None if !background => Ok(LogTo::Stderr),
+        // What systemd has started is read by the journal in any case, which knows more by its own protocol.
+        None if !background && !stderr_is_journal => Ok(LogTo::Stderr),
         None if is_heard(Path::new(JOURNALD_SOCKET)) => Ok(LogTo::Journald(JOURNALD_SOCKET.into())),
+        None if !background => Ok(LogTo::Stderr),
         None if is_heard(Path::new(SYSLOG_SOCKET)) => Ok(LogTo::Syslog(SYSLOG_SOCKET.into())),
         None => Ok(LogTo::Nowhere),
     }
+}
+
+/// Whether standard error is the journal's, as systemd tells what it starts: by the stream's device and inode.
+fn goes_to_journal() -> bool {
+    let stream = rustix::fs::fstat(rustix::stdio::stderr());
+    let here = stream.map(|stream| format!("{}:{}", stream.st_dev, stream.st_ino));
+    std::env::var_os("JOURNAL_STREAM").is_some_and(|told| here.is_ok_and(|here| *here == *told))
 }
 
 impl Log {
@@ -278,12 +292,17 @@ mod tests {
         };
         let all = |_: &Path| true;
         let syslog_alone = |path: &Path| path == Path::new(SYSLOG_SOCKET);
-        let place =
-            |log_to, background, there: &dyn Fn(&Path) -> bool| place(&args(log_to), background, there);
+        let place = |log_to, background, there: &dyn Fn(&Path) -> bool| {
+            place(&args(log_to), background, false, there)
+        };
         assert_eq!(place(None, true, &all).unwrap(), LogTo::Journald(JOURNALD_SOCKET.into()));
         assert_eq!(place(None, true, &syslog_alone).unwrap(), LogTo::Syslog(SYSLOG_SOCKET.into()));
         assert_eq!(place(None, true, &|_| false).unwrap(), LogTo::Nowhere);
         assert_eq!(place(None, false, &all).unwrap(), LogTo::Stderr);
+        let of_systemd =
+            |there: &dyn Fn(&Path) -> bool| super::place(&args(None), false, true, there).unwrap();
+        assert_eq!(of_systemd(&all), LogTo::Journald(JOURNALD_SOCKET.into()));
+        assert_eq!(of_systemd(&syslog_alone), LogTo::Stderr);
         let usual = Some(LogTo::Syslog(PathBuf::new()));
         assert_eq!(place(usual, false, &all).unwrap(), LogTo::Syslog(SYSLOG_SOCKET.into()));
         let own = Some(LogTo::Journald("/s".into()));
@@ -291,7 +310,7 @@ mod tests {
         assert_eq!(place(Some(LogTo::Nowhere), true, &all).unwrap(), LogTo::Nowhere);
         assert_eq!(place(Some(LogTo::Stderr), true, &all).unwrap_err().code, Code::Usage);
         let file = LogArgs { log_file: Some("log".into()), ..args(None) };
-        let LogTo::File(path) = super::place(&file, true, all).unwrap() else { panic!("not a file") };
+        let LogTo::File(path) = super::place(&file, true, false, all).unwrap() else { panic!("not a file") };
         assert!(path.is_absolute());
     }
 }
