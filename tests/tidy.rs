@@ -101,6 +101,7 @@ fn the_table_of_flags_is_the_program_s() {
         &["umount"],
         &["status"],
         &["flush"],
+        &["log-level"],
         &["sessions"],
         &["sessions", "check"],
         &["completions"],

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::args::{CacheArgs, MountArgs, SessionArgs};
 use super::background::{self, Child};
 use super::exit::{Code, Failure};
+use super::logging::Log;
 use super::progress::Progress;
 use super::{logging, machine, mountpoint, running};
 use crate::config::{
@@ -23,24 +24,28 @@ pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
         return background::start(std::env::args_os().skip(1), Vec::new());
     }
     let live = Cell::new(false);
-    let outcome = stay(args, background_child, &live);
+    let log = logging::start(&args.log, background_child);
+    let outcome = match &log {
+        Ok(log) => stay(args, background_child, log, &live),
+        Err(failure) => Err(failure.clone()),
+    };
     if let Err(failure) = &outcome {
         if background_child && !live.get() {
             background::report(failure);
-        } else if background_child || args.log.log_file.is_some() {
+        } else if log.as_ref().is_ok_and(Log::is_kept) {
             tracing::error!(code = failure.code.name(), "{}", failure.message);
         }
     }
     outcome
 }
 
-fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(), Failure> {
-    let log = logging::start(&args.log)?;
+fn stay(args: &MountArgs, background_child: bool, log: &Log, live: &Cell<bool>) -> Result<(), Failure> {
     let config = configure(args)?;
-    let child = background_child.then(|| Child::detach(log)).transpose()?;
+    log.require_outside(&config.mountpoint)?;
+    let child = background_child.then(Child::detach).transpose()?;
     let what = format!("{} on {}", config.site.source.name(), config.mountpoint.display());
     let ready = || {
-        child.map_or(Ok(()), Child::ready)?;
+        child.map_or(Ok(()), |child| child.ready(log))?;
         live.set(true);
         machine::notifier().ready(&what);
         Ok(())
@@ -57,7 +62,7 @@ fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(
             shown(heard);
         }
     });
-    super::runtime()?.block_on(mount::run(config, ready, heard)).map_err(failure_of)
+    super::runtime()?.block_on(mount::run(config, ready, heard, log.of_mount())).map_err(failure_of)
 }
 
 /// Shows how the end of a mount goes that somebody sits in front of.
@@ -132,6 +137,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         staging: args.staging,
         exclusive: args.exclusive,
         on_conflict: args.on_conflict,
+        trace_ops: args.trace_ops.as_deref().map(absolute).transpose()?,
         control_socket,
     };
     config.check()?;

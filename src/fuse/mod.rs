@@ -8,7 +8,10 @@ mod device;
 mod mounted;
 mod ops;
 mod passthrough;
+mod reply;
 mod running;
+mod trace;
 
 pub use device::{check_inherited, inherited};
 pub use mounted::{Mounted, Options, mount, unmount};
+pub use trace::Trace;

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::device;
 use super::ops::Adapter;
+use super::trace::Trace;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Fs, Invalidation, News};
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub allow_other: bool,
     pub read_only: bool,
     pub noexec: bool,
+    /// Where every operation is written down, if anywhere.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A mount in the kernel, answered by threads of this process.
@@ -52,6 +55,7 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
         started: Some(started_tx),
         passthrough: Arc::default(),
         running: Arc::default(),
+        trace: options.trace.clone(),
     };
     let config = config(options);
     let target = mountpoint.to_owned();

@@ -7,7 +7,7 @@
 //! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
 //! on a local directory, done here; `interop` is what s3fs and rclone write and read; `home` is what a system asks of a file system:
-//! /etc/fstab, a service manager, users without rights.
+//! /etc/fstab, a service manager, users without rights; `logs` is what people find in the log and in the file of --trace-ops.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -24,6 +24,7 @@ mod full;
 mod home;
 mod interop;
 mod kills;
+mod logs;
 mod programs;
 mod reading;
 mod removals;
