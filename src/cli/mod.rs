@@ -19,6 +19,8 @@ mod progress;
 mod recover;
 mod running;
 mod sessions;
+mod status;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -57,7 +59,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Mount(args) => mount::run(args, cli.background_child),
         Command::Umount(args) => runtime()?.block_on(running::umount(args)),
-        Command::Status(args) => runtime()?.block_on(running::status(args)),
+        Command::Status(args) => runtime()?.block_on(watch::run(args)),
         Command::Flush(args) => runtime()?.block_on(running::flush(args)),
         Command::Sessions(args) => match &args.command {
             None => runtime()?.block_on(sessions::list(args)),

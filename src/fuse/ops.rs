@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use super::convert::{errno, file_attr, kind, time};
 use super::passthrough::{Answer, Counted, Passthrough};
 use super::running::{FMODE_EXEC, Running};
-use crate::base::SystemClock;
+use crate::base::{Clock, SystemClock};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Attr, DirEntry, Fs, Hole, Maker, OpenFlags, Opened, SetAttr, Space};
 use crate::tree::Ino;
@@ -72,12 +72,16 @@ replies!(
 impl Adapter {
     /// Does as much as needs no wait here, on the kernel's own thread, and the rest as a task. Most questions are
     /// answered from memory, and a task of its own costs more than twice what they do.
-    fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
+    fn begin(&self, operation: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
         let _runtime = self.runtime.enter();
         // Whatever it waits for is asked again when the task begins, so nobody has to be woken before.
         if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.runtime.spawn(work);
+            let (fs, begun) = (Arc::clone(&self.fs), SystemClock.now());
+            self.runtime.spawn(async move {
+                work.await;
+                fs.stats().waited(operation, begun.elapsed());
+            });
         }
     }
 
@@ -90,7 +94,7 @@ impl Adapter {
         done: impl FnOnce(R, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.begin(async move { settle_guarded(&fs, operation, reply, work, done).await });
+        self.begin(operation, async move { settle_guarded(&fs, operation, reply, work, done).await });
     }
 
     /// The same as a task from the start: it reads or sends much, or waits in any case.
@@ -102,7 +106,11 @@ impl Adapter {
         done: impl FnOnce(R, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.runtime.spawn(async move { settle_guarded(&fs, operation, reply, work, done).await });
+        let begun = SystemClock.now();
+        self.runtime.spawn(async move {
+            settle_guarded(&fs, operation, reply, work, done).await;
+            fs.stats().waited(operation, begun.elapsed());
+        });
     }
 
     /// An open that may write, or change the file's length on its way.
@@ -153,6 +161,7 @@ impl Adapter {
         // Direct reads have rules of their own on a disk that they do not have here.
         let wanted = passthrough.is_enabled() && !flags.direct;
         if !wanted && let Some(opened) = fs.open_now(ino, flags) {
+            fs.stats().answered("open");
             return answer(&passthrough, reply, opened, None);
         }
         let asking = Arc::clone(&fs);
@@ -215,7 +224,14 @@ fn send_elsewhere<R: Reply>(fs: &Fs, ino: Ino, reply: R) {
 }
 
 /// Answers with a result that is here.
-fn settle<R: Reply, T>(operation: &'static str, reply: R, answer: Result<T>, done: impl FnOnce(R, T)) {
+fn settle<R: Reply, T>(
+    fs: &Fs,
+    operation: &'static str,
+    reply: R,
+    answer: Result<T>,
+    done: impl FnOnce(R, T),
+) {
+    fs.stats().answered(operation);
     match answer {
         Ok(value) => done(reply, value),
         Err(error) => {
@@ -345,8 +361,11 @@ impl Filesystem for Adapter {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let parent = Ino(parent.0);
         match self.fs.lookup_now(parent, name) {
-            Some(Err(error)) if error.is_not_found() => absent(reply, self.fs.absent_for(parent, name)),
-            Some(answer) => settle("lookup", reply, answer, entry),
+            Some(Err(error)) if error.is_not_found() => {
+                self.fs.stats().answered("lookup");
+                absent(reply, self.fs.absent_for(parent, name));
+            }
+            Some(answer) => settle(&self.fs, "lookup", reply, answer, entry),
             None => {
                 let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
                 let work = async move {
@@ -369,7 +388,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.fs.getattr_now(Ino(ino.0)) {
-            Some(answer) => settle("getattr", reply, answer, attributes),
+            Some(answer) => settle(&self.fs, "getattr", reply, answer, attributes),
             None => {
                 let fs = Arc::clone(&self.fs);
                 self.answer("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
@@ -558,7 +577,7 @@ impl Filesystem for Adapter {
     ) {
         let done = |reply: ReplyData, slices: Vec<Bytes>| send_slices(reply, &slices);
         match self.fs.read_now(fh.0, offset, size) {
-            Some(answer) => settle("read", reply, answer, done),
+            Some(answer) => settle(&self.fs, "read", reply, answer, done),
             None => {
                 let fs = Arc::clone(&self.fs);
                 self.answer("read", reply, async move { fs.read(fh.0, offset, size).await }, done);
@@ -582,7 +601,7 @@ impl Filesystem for Adapter {
         let drops_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // Staging is the page cache of a local file: answered here, without a copy in between.
         if !drops_privileges && let Some(answer) = self.fs.write_now(fh.0, offset, data) {
-            settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+            settle(&self.fs, "write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
             return;
         }
         let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
@@ -627,12 +646,13 @@ impl Filesystem for Adapter {
         self.running.ended(fh.0);
         self.fs.release(fh.0);
         self.passthrough.released(Ino(ino.0));
+        self.fs.stats().answered("release");
         reply.ok();
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
         let answer = self.fs.opendir(Ino(ino.0));
-        settle("opendir", reply, answer, |reply: ReplyOpen, fh| {
+        settle(&self.fs, "opendir", reply, answer, |reply: ReplyOpen, fh| {
             reply.opened(FileHandle(fh), FopenFlags::empty());
         });
     }
@@ -640,7 +660,7 @@ impl Filesystem for Adapter {
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
-        self.begin(async move {
+        self.begin("readdir", async move {
             let full = offset < 1 && reply.add(ino, 1, kind(DIR), ".")
                 || offset < 2 && reply.add(UNKNOWN_INO, 2, kind(DIR), "..");
             if full {
@@ -655,7 +675,7 @@ impl Filesystem for Adapter {
                 fs.readdir(fh.0, from, false, &mut take).await
             };
             let answer = guard(&fs, "readdir", work).await;
-            settle("readdir", reply, answer, |reply: ReplyDirectory, ()| reply.ok());
+            settle(&fs, "readdir", reply, answer, |reply: ReplyDirectory, ()| reply.ok());
         });
     }
 
@@ -669,7 +689,7 @@ impl Filesystem for Adapter {
     ) {
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
-        self.begin(async move {
+        self.begin("readdirplus", async move {
             // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
             let dots = placeholder(INodeNo(ino.0), DIR);
             let up = placeholder(UNKNOWN_INO, DIR);
@@ -700,7 +720,7 @@ impl Filesystem for Adapter {
                 fs.readdir(fh.0, from, true, &mut take).await
             };
             let answer = guard(&fs, "readdirplus", work).await;
-            settle("readdirplus", reply, answer, |reply: ReplyDirectoryPlus, ()| reply.ok());
+            settle(&fs, "readdirplus", reply, answer, |reply: ReplyDirectoryPlus, ()| reply.ok());
         });
     }
 
@@ -713,6 +733,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.fs.releasedir(fh.0);
+        self.fs.stats().answered("releasedir");
         reply.ok();
     }
 
@@ -806,7 +827,7 @@ impl Filesystem for Adapter {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let answer = self.fs.seek(fh.0, offset, wanted);
-        settle("lseek", reply, answer, |reply: ReplyLseek, found| {
+        settle(&self.fs, "lseek", reply, answer, |reply: ReplyLseek, found| {
             match found.and_then(|at| i64::try_from(at).ok()) {
                 Some(at) => reply.offset(at),
                 None => reply.error(Errno::ENXIO),
@@ -854,6 +875,7 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let files = u64::from(u32::MAX);
+        self.fs.stats().answered("statfs");
         reply.statfs(
             VOLUME_BLOCKS,
             VOLUME_BLOCKS,
@@ -915,7 +937,7 @@ async fn settle_guarded<R: Reply, T>(
     done: impl FnOnce(R, T),
 ) {
     let answer = guard(fs, operation, work).await;
-    settle(operation, reply, answer, done);
+    settle(fs, operation, reply, answer, done);
 }
 
 /// Turns a panic into a failure, so that the reply is still there to be answered.

@@ -7,7 +7,9 @@
 //! shows the directory. The end is a sequence: commit every changed file, unmount, commit what was written
 //! meanwhile, answer whoever asked for it. What could not be saved is named.
 
+mod rates;
 mod slots;
+mod view;
 
 pub use slots::recover;
 
@@ -18,15 +20,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
-use crate::base::{Clock, StagingPlace, SystemClock, format_bytes};
+use crate::base::{StagingPlace, SystemClock, format_bytes};
 use crate::config::{BucketDir, MountConfig, Site, Source};
-use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
+use crate::control::{self, Cause, MetricsServer, Refusal, RenameStatus, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted};
@@ -35,6 +37,7 @@ use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Sessi
 use crate::stats::Stats;
 use crate::write::journal::Journal;
 use crate::write::{Conditions, PartRule};
+use view::{Looker, Place, Places};
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -99,7 +102,6 @@ pub async fn run(
     ready: impl FnOnce() -> io::Result<()>,
     heard: Box<dyn FnMut(Heard<'_>) + Send>,
 ) -> Result<(), Failure> {
-    let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
     let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
@@ -118,12 +120,22 @@ pub async fn run(
         (Some(Arc::new(journal)), owed)
     };
     let options = options(&config, journal).map_err(Failure::at(Stage::Machine))?;
-    let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
+    let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
     slots::take_up(&fs, owed).await;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
-    let handle = Arc::new(control_handle(&config, &fs, findings, clock, asks));
+    let looker = Looker::new(&config, &fs, findings);
+    let handle = Arc::new(control_handle(&config, &fs, &looker, asks));
     let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
+    let metrics = match config.metrics_listen {
+        Some(address) => {
+            Some(MetricsServer::start(address, handle).await.map_err(Failure::at(Stage::Machine))?)
+        }
+        None => None,
+    };
+    if let Some(metrics) = &metrics {
+        looker.listens(metrics.address());
+    }
     let kernel = fuse::Options {
         source: config.site.source.name(),
         allow_other: config.allow_other,
@@ -151,6 +163,7 @@ pub async fn run(
         let _ = answer.send(saved.clone());
     }
     (live.heard)(Heard::End { all: saved.is_ok() });
+    drop(metrics);
     control.stop().await;
     tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
     wanted?;
@@ -213,13 +226,14 @@ struct Findings {
     capabilities: CapabilityCache,
     /// By bucket.
     notes: Mutex<BTreeMap<String, String>>,
+    places: Places,
 }
 
 impl Findings {
     /// What is found out is kept in this directory, if there is one.
     fn new(state_dir: Option<&Path>) -> Self {
         let capabilities = CapabilityCache::new(state_dir, Arc::new(SystemClock));
-        Self { capabilities, notes: Mutex::default() }
+        Self { capabilities, notes: Mutex::default(), places: Places::default() }
     }
 
     /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
@@ -274,6 +288,9 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
                 session: Some(session),
                 read_only,
                 open: Box::new(move |bucket, store| {
+                    let session = Arc::clone(&open_with);
+                    let (bucket_name, prefix) = (bucket.to_owned(), String::new());
+                    findings.places.add(Place { bucket: bucket_name, prefix, session, read_only });
                     volume(bucket, "", store, &open_with, read_only, &findings)
                         .new_objects(new_objects.clone())
                 }),
@@ -296,6 +313,8 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
     let volume = volume.new_objects(dir.new_objects.clone());
     volume.prove().await?;
+    let (bucket, prefix) = (dir.bucket.clone(), dir.prefix.clone());
+    endpoints.findings.places.add(Place { bucket, prefix, session, read_only });
     Ok(volume)
 }
 
@@ -449,30 +468,20 @@ type Answer = oneshot::Sender<Result<(), Refusal>>;
 fn control_handle(
     config: &MountConfig,
     fs: &Arc<Fs>,
-    findings: Arc<Findings>,
-    clock: Arc<SystemClock>,
+    looker: &Arc<Looker>,
     asks: mpsc::Sender<Answer>,
 ) -> control::Handle {
-    let still = Status {
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        mountpoint: config.mountpoint.to_string_lossy().into_owned(),
-        source: config.site.source.name(),
-        read_only: config.read_only,
-        memory_limit_bytes: config.site.memory_limit,
-        ..Status::default()
-    };
-    let begun = clock.now();
-    let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
+    let (of_status, of_metrics) = (Arc::clone(looker), Arc::clone(looker));
+    let (of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs));
     let stall = stall(&config.site);
     control::Handle {
-        status: Box::new(move || Status {
-            uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
-            unsaved: unsaved(&of_status),
-            notes: findings.notes(),
-            counters: counters(of_status.stats()),
-            requests: requests(of_status.stats()),
-            ..still.clone()
+        status: Box::new(move || {
+            let looker = Arc::clone(&of_status);
+            async move { looker.status().await }.boxed()
+        }),
+        metrics: Box::new(move || {
+            let looker = Arc::clone(&of_metrics);
+            async move { looker.metrics().await }.boxed()
         }),
         unsaved: Box::new(move || unsaved(&of_unsaved)),
         flush: Box::new(move || {
@@ -510,27 +519,17 @@ fn unsaved(fs: &Fs) -> Unsaved {
     let files = pending.into_iter().map(|file| UnsavedFile {
         path: file.path,
         bytes: file.bytes,
+        sent: file.sent_bytes,
         last_error: file.last_error,
     });
-    Unsaved { sent, ..Unsaved::of(files) }
-}
-
-fn counters(stats: &Stats) -> Vec<CounterValue> {
-    let value = |(name, meaning, value): (&str, &str, u64)| CounterValue {
-        name: name.to_owned(),
-        meaning: meaning.to_owned(),
-        value,
-    };
-    stats.snapshot().into_iter().map(value).collect()
-}
-
-fn requests(stats: &Stats) -> Vec<RequestCount> {
-    let count = |((operation, outcome), count): ((&str, &str), u64)| RequestCount {
-        operation: operation.to_owned(),
-        outcome: outcome.to_owned(),
-        count,
-    };
-    stats.requests().into_iter().map(count).collect()
+    let renames = fs.renaming().into_iter().map(|rename| RenameStatus {
+        from: rename.from,
+        to: rename.to,
+        objects: rename.objects,
+        copied: rename.copied,
+        seconds: rename.time.as_secs(),
+    });
+    Unsaved { sent, renames: renames.collect(), ..Unsaved::of(files) }
 }
 
 /// Commits every changed file. Gives up when nothing has moved for so long that every operation on its way must have

@@ -6,7 +6,8 @@
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` is
 //! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
-//! on a local directory, done here; `interop` is what s3fs and rclone write and read.
+//! on a local directory, done here; `interop` is what s3fs and rclone write and read;
+//! `status` is what a mount shows of itself.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -29,6 +30,7 @@ mod reports;
 mod semantics;
 mod servers;
 mod sessions;
+mod status;
 mod stuck;
 mod tools;
 mod tools_meta;
