@@ -148,7 +148,8 @@ fn renames(status: &Status) -> Vec<String> {
     told.collect()
 }
 
-#[allow(clippy::cast_sign_loss)]
+// Beyond 2^64 bytes a second nobody reads the figure.
+#[allow(clippy::cast_possible_truncation)]
 fn rate(per_second: f64) -> String {
     format!("{}/s", format_bytes(per_second.round() as u64))
 }

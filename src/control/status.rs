@@ -179,3 +179,68 @@ pub struct TransferStatus {
     pub waiting: u64,
     pub limit: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// The names of all fields, however deep: `memory.pools.bytes`.
+    fn fields(prefix: &str, value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(object) => {
+                for (name, value) in object {
+                    let name = format!("{prefix}{name}");
+                    fields(&format!("{name}."), value, found);
+                    found.push(name);
+                }
+            }
+            Value::Array(list) => list.iter().for_each(|value| fields(prefix, value, found)),
+            _ => {}
+        }
+    }
+
+    /// What scripts rely on: a field may be added here, and none may go.
+    #[test]
+    fn the_fields_of_a_status_are_these() {
+        let status = Status {
+            buckets: vec![BucketStatus {
+                capabilities: vec![Capability { name: String::new(), verdict: String::new() }],
+                ..BucketStatus::default()
+            }],
+            disk_cache: Some(DiskCacheStatus::default()),
+            memory: MemoryStatus {
+                pools: vec![PoolStatus { pool: String::new(), bytes: 0 }],
+                ..MemoryStatus::default()
+            },
+            counters: vec![CounterValue { name: String::new(), meaning: String::new(), value: 0 }],
+            requests: vec![RequestCount { operation: String::new(), outcome: String::new(), count: 0 }],
+            latencies: vec![Latency::default()],
+            operations: vec![OperationStatus { waits: Some(Latency::default()), ..Default::default() }],
+            ..Status::default()
+        };
+        let mut found = Vec::new();
+        fields("", &serde_json::to_value(status).unwrap(), &mut found);
+        found.sort();
+        let wanted = "buckets buckets.bucket buckets.capabilities buckets.capabilities.name \
+             buckets.capabilities.verdict buckets.endpoint buckets.prefix buckets.read_only buckets.region \
+             buckets.session cost cost.delete_per_1000 cost.delete_requests cost.dollars cost.get_per_1000 \
+             cost.get_requests cost.put_per_1000 cost.put_requests counters counters.meaning counters.name \
+             counters.value disk_cache disk_cache.dir disk_cache.limit_bytes disk_cache.used_bytes latencies \
+             latencies.count latencies.mean_ms latencies.operation latencies.p50_ms latencies.p90_ms \
+             latencies.p99_ms memory memory.budget_bytes memory.pools memory.pools.bytes memory.pools.pool \
+             memory.resident_bytes memory_limit_bytes metrics_listen mountpoint notes open open.dir_handles \
+             open.file_handles open.files open.inodes operations operations.answered operations.operation \
+             operations.waits operations.waits.count operations.waits.mean_ms operations.waits.operation \
+             operations.waits.p50_ms operations.waits.p90_ms operations.waits.p99_ms pid read_only requests \
+             requests.count requests.operation requests.outcome source staging staging.free_bytes staging.place \
+             staging.used_bytes throughput throughput.read_bytes_per_second \
+             throughput.received_bytes_per_second throughput.requests_per_second throughput.seconds \
+             throughput.sent_bytes_per_second throughput.written_bytes_per_second transfers transfers.limit \
+             transfers.under_way transfers.waiting unsaved unsaved.bytes unsaved.files unsaved.first \
+             uptime_seconds version";
+        let mut wanted: Vec<&str> = wanted.split_whitespace().collect();
+        wanted.sort_unstable();
+        assert_eq!(found, wanted);
+    }
+}

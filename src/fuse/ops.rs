@@ -767,6 +767,7 @@ impl Filesystem for Adapter {
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         if let Some(error) = self.fs.getxattr_now(&name) {
+            self.fs.stats().answered("getxattr");
             return reply.error(errno(&error));
         }
         let fs = Arc::clone(&self.fs);

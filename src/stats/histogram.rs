@@ -123,7 +123,6 @@ mod tests {
             }
             let value = histogram.value();
             micros.sort_unstable();
-            #[allow(clippy::cast_sign_loss)]
             let at = (share * micros.len() as f64).ceil() as usize;
             let exact = micros[at.clamp(1, micros.len()) - 1];
             let bucket = BOUNDS_MICROS.partition_point(|bound| *bound < exact);

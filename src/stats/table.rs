@@ -48,6 +48,7 @@ pub enum Unit {
     Objects,
     Parts,
     Handles,
+    Inodes,
     Events,
     /// The value is always 1: the labels are what is told.
     Nothing,
@@ -68,6 +69,7 @@ impl Unit {
             Self::Objects => "objects",
             Self::Parts => "parts",
             Self::Handles => "handles",
+            Self::Inodes => "inodes",
             Self::Events => "events",
             Self::Nothing => "1",
         }
@@ -205,35 +207,35 @@ gauges! {
     memory_limit_bytes => "memory_limit_bytes", Bytes;
     /// The part of it that the pools of `pailfs_memory_used_bytes` share; the rest is for connections and the program.
     memory_budget_bytes => "memory_budget_bytes", Bytes;
-    /// What the cache directory holds, over all mounts that use it, as far as this one has heard.
+    /// What the cache directory holds, over all mounts that use it; without a value before anything was written there.
     disk_cache_used_bytes => "disk_cache_used_bytes", Bytes;
-    /// The most that it may hold.
+    /// The most that the cache directory may hold.
     disk_cache_limit_bytes => "disk_cache_limit_bytes", Bytes;
     /// What written bytes take where they wait for their upload: on the disk of the state directory, or in memory.
     staging_used_bytes => "staging_used_bytes", Bytes;
-    /// What can be written there before writers wait for parts that S3 has: of a disk, without what is left to others.
+    /// What can be written where written bytes wait before writers wait for parts that S3 has: of a disk, without what is left to others.
     staging_free_bytes => "staging_free_bytes", Bytes;
     /// Files that S3 does not have yet as they are here.
     pending_files => "pending_files", Files;
-    /// Bytes of them that are not in S3.
+    /// Bytes of files that are not in S3.
     pending_bytes => "pending_bytes", Bytes;
     /// Of these, what S3 has in parts of uploads that are not completed.
     pending_sent_bytes => "pending_sent_bytes", Bytes;
     /// Files in the table of open ones: those that are open, and those that are closed and not saved yet.
     open_files => "open_files", Files;
     /// Inodes that the kernel or this mount knows.
-    inodes => "inodes", Names;
+    inodes => "inodes", Inodes;
     /// Requests under way that carry bytes or are guesses; those for names are not counted.
     transfers_under_way => "s3_transfers_under_way", Requests;
-    /// How many of them may be under way: fewer after a server has said to slow down.
+    /// How many such requests may be under way: fewer after a server has said to slow down.
     transfers_limit => "s3_transfers_limit", Requests;
-    /// Those that wait for others to end.
+    /// Such requests that wait for others to end.
     transfers_waiting => "s3_transfers_waiting", Requests;
     /// Directories that are being renamed.
     renames => "renames_under_way", Directories;
-    /// Objects of these directories.
+    /// Objects of the directories that are being renamed.
     rename_objects => "rename_objects", Objects;
-    /// Of them, those whose copy is made.
+    /// Of these, those whose copy is made.
     rename_copied_objects => "rename_copied_objects", Objects;
 }
 
@@ -297,7 +299,7 @@ pub(super) static S3_COST: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Dollars,
     labels: &["tariff"],
-    meaning: "What these requests cost by the rates of `[cost]` in the configuration, by tariff: `put` (PUT, COPY, POST, \
+    meaning: "What requests to S3 cost by the rates of `[cost]` in the configuration, by tariff: `put` (PUT, COPY, POST, \
               LIST), `get` (all others), `delete`. Failures of the server cost nothing. An estimate: storage and traffic \
               are not in it.",
 };
@@ -324,7 +326,7 @@ pub(super) static FUSE_WAITS: Metric = Metric {
     kind: Kind::Histogram,
     unit: Unit::Seconds,
     labels: &["operation"],
-    meaning: "Time of those of them that could not be answered at once, from memory.",
+    meaning: "Time of requests of the kernel that could not be answered at once, from memory.",
 };
 
 pub(super) static MEMORY_USED: Metric = Metric {

@@ -215,6 +215,23 @@ fn the_rename_of_a_directory_shows_how_many_objects_are_copied() {
     assert_eq!(status(&m)["unsaved"]["renames"], Value::Null);
 }
 
+#[test]
+fn retries_and_answers_to_slow_down_are_counted() {
+    let Some(m) = Mounted::fresh(Server::Demo, "retries") else { return };
+    block_on(m.place.put("f", vec![7; 1000])).unwrap();
+    let rule = format!("op=GetObject,bucket={},times=2,fault=slowdown", m.place.bucket);
+    let slow = faults(Server::Demo, &rule);
+    assert_eq!(fs::read(m.at("f")).unwrap().len(), 1000);
+    drop(slow);
+    let all = status(&m);
+    let counter = |name: &str| named(&all["counters"], "name", name)["value"].as_u64().unwrap();
+    assert_eq!((counter("s3_retries"), counter("s3_throttled")), (2, 2));
+    let gets = named(&all["requests"], "operation", "GetObject");
+    assert_eq!((&gets["outcome"], &gets["count"]), (&"ok".into(), &1.into()), "all of it is one request");
+    let page = said(&ask(&m, &[]));
+    assert!(page.contains("2 retries, 2 answers to slow down; "), "{page}");
+}
+
 /// A status that is watched.
 struct Watched {
     child: Child,
