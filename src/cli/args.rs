@@ -202,6 +202,9 @@ pub struct LookArgs {
     /// Permissions of directories that say nothing else
     #[arg(long, value_name = "OCTAL", default_value = "755", value_parser = parse_mode)]
     pub dir_mode: u16,
+    /// Permissions that nobody has of what says nothing else: they are taken from --file-mode and --dir-mode
+    #[arg(long, value_name = "OCTAL", default_value = "0", value_parser = parse_mode)]
+    pub umask: u16,
     /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,

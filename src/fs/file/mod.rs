@@ -8,7 +8,7 @@
 mod saving;
 
 pub use saving::Pending;
-pub(super) use saving::{over_another_base, typed};
+pub(super) use saving::{PendingAttributes, over_another_base, typed};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -76,6 +76,8 @@ pub(super) struct State {
     /// Open handles, and those of them that may write.
     handles: u32,
     writers: u32,
+    /// Its object is an empty one that claims its name for it (O_EXCL); it was never saved.
+    claimed: bool,
     /// Staging has the bytes of the object too, because its name is about to go: nothing is read from S3.
     fetched: bool,
     /// The name is gone: nothing of this file goes to S3 any more.
@@ -428,13 +430,10 @@ impl File {
         Self::with(ino, None, expects, attributes, 1, now)
     }
 
-    /// A file made here, whose name an empty object keeps: its attributes are yet to be saved, if it has any.
+    /// A file made here, whose name an empty object keeps, its metadata beside it.
     pub(super) fn claimed(ino: Ino, object: Object, attributes: Attributes, now: SystemTime) -> Self {
-        let says = !attributes.metadata.is_empty();
         let file = Self::of_object(ino, object, attributes, now);
-        if says {
-            lock(&file.state).stamp = 1;
-        }
+        lock(&file.state).claimed = true;
         file
     }
 
@@ -568,6 +567,7 @@ impl File {
                 owing: Owing::default(),
                 handles: 0,
                 writers: 0,
+                claimed: false,
                 fetched: false,
                 orphan: false,
                 lost: false,
@@ -600,6 +600,8 @@ impl File {
         let mut state = lock(&self.state);
         state.handles = state.handles.saturating_sub(1);
         state.writers = state.writers.saturating_sub(u32::from(writable));
+        // Its maker was told that the empty file is in S3.
+        state.claimed &= !state.is_saved();
         state.handles == 0
     }
 
@@ -910,9 +912,15 @@ impl File {
         lock(&self.state).expects.clone()
     }
 
-    /// The next commit replaces this version: the file took the name of an object that is still there.
-    pub(super) fn replaces(&self, expects: Condition) {
-        lock(&self.state).expects = expects;
+    /// The next commit replaces this version: the file took the name of an object that is still there. The one under its
+    /// old name may be given up.
+    pub(super) fn replaces(&self, expects: Condition, gives_up: bool) {
+        let mut state = lock(&self.state);
+        state.expects = expects;
+        if gives_up {
+            state.object = None;
+            state.claimed = false;
+        }
     }
 }
 

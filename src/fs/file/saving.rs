@@ -43,6 +43,16 @@ pub struct Pending {
     pub last_error: Option<String>,
 }
 
+/// A file whose bytes S3 has, and that what is said beside them is about to change.
+#[derive(Clone, Debug)]
+pub(in crate::fs) struct PendingAttributes {
+    /// The version of its object.
+    pub(in crate::fs) of: ETag,
+    /// The latest change.
+    pub(in crate::fs) stamp: u64,
+    pub(in crate::fs) attributes: Attributes,
+}
+
 /// Somebody waits for a save of the file, as long as this lives.
 struct Awaited<'a>(&'a File);
 
@@ -219,21 +229,23 @@ impl Fs {
         if !is_put || posix::says_mtime(&state.attributes.metadata) {
             return;
         }
-        let asked_for = match self.options.posix {
-            PosixMode::Off => false,
-            PosixMode::Full => true,
-            PosixMode::Auto => {
-                let tree = self.tree();
-                tree.link_of(file.ino).is_some_and(|(parent, _)| tree.carries(parent) == Some(true))
-            }
-        };
-        if asked_for {
+        let parent = self.tree().link_of(file.ino).map(|(parent, _)| parent);
+        if parent.is_some_and(|parent| self.asks_for_times(parent)) {
             let dated = Posix { mtime: Some(state.written_at), ..Posix::default() };
             let mut metadata = state.attributes.metadata.clone();
             posix::write(&mut metadata, &dated);
             if xattrs::fits(&metadata) {
                 state.attributes.metadata = metadata;
             }
+        }
+    }
+
+    /// Whether whoever lists a directory asks for what is beside the bytes of its files.
+    pub(in crate::fs) fn asks_for_times(&self, dir: Ino) -> bool {
+        match self.options.posix {
+            PosixMode::Off => false,
+            PosixMode::Full => true,
+            PosixMode::Auto => self.tree().carries(dir) == Some(true),
         }
     }
 
@@ -270,7 +282,7 @@ impl Fs {
     /// S3 has everything up to `stamp`, and `sent` beside the bytes. Whether that is less than what it is to have there: then
     /// it is one more change.
     #[allow(clippy::too_many_arguments)]
-    fn committed(
+    pub(in crate::fs) fn committed(
         &self,
         file: &Arc<File>,
         id: VolumeId,
@@ -307,6 +319,7 @@ impl Fs {
             state.object = Some(object);
             state.saved_stamp = stamp;
             state.described_as.clear();
+            state.claimed = false;
             state.fetched = false;
             let left = len.min(state.extents.len());
             state.ahead.saved(left);
@@ -607,6 +620,31 @@ impl Fs {
 }
 
 impl File {
+    /// What waits to be changed beside its bytes, where S3 lacks nothing else of it.
+    pub(in crate::fs) fn only_described(&self) -> Option<PendingAttributes> {
+        if self.has_attempts() {
+            return None;
+        }
+        let state = lock(&self.state);
+        let object = state.object.as_ref().filter(|_| !state.is_saved() && !state.orphan && !state.lost)?;
+        let whole = ByteRange::new(0, object.size)?;
+        let same = state.all_segments() == [Segment { range: whole, what: What::Base }];
+        (same && state.extents.len() == object.size).then(|| PendingAttributes {
+            of: object.id.etag.clone(),
+            stamp: state.stamp,
+            attributes: state.attributes.clone(),
+        })
+    }
+
+    /// Whether its object is nothing but the place for what was written since, which nobody was told is in S3.
+    pub(in crate::fs) fn is_only_claimed(&self) -> bool {
+        if self.has_attempts() {
+            return false;
+        }
+        let state = lock(&self.state);
+        state.claimed && !state.is_saved() && !state.orphan && !state.lost
+    }
+
     /// Its object is about to get this beside its bytes, which stay as they are.
     fn describes(&self, stamp: u64, metadata: &Metadata) {
         let mut state = lock(&self.state);
