@@ -241,7 +241,7 @@ fn caches(status: &Status) -> Vec<String> {
         format!("{what:<12}{hits:>12}{misses:>12}{:>8}  {unit}", share(hits, hits + misses))
     };
     let figure = |name| counter(status, name);
-    let opens = status.operations.iter().find(|of| of.operation == "open").map_or(0, |of| of.answered);
+    let opens = status.operations.iter().find(|of| of.operation == "open").map_or(0, |of| of.count);
     let passed = figure("passthrough_opens");
     let mut lines = vec![
         format!("{:<12}{:>12}{:>12}{:>8}", "", "hits", "misses", "share"),
@@ -308,11 +308,11 @@ fn operations(status: &Status) -> Vec<String> {
         let waits = of.waits.as_ref();
         let waited = waits.map_or(0, |waits| waits.count);
         let name = printable(&of.operation);
-        lines.push(format!("{name:<16}{:>12}{waited:>10}{}", of.answered, times(waits)));
+        lines.push(format!("{name:<16}{:>12}{waited:>10}{}", of.count, times(waits)));
     }
     if !lines.is_empty() {
         let titles =
-            format!("{:<16}{:>12}{:>10}{:>10}{:>10}{:>10}", "", "answered", "waited", "p50", "p90", "p99");
+            format!("{:<16}{:>12}{:>10}{:>10}{:>10}{:>10}", "", "asked", "waited", "p50", "p90", "p99");
         lines.insert(0, titles);
     }
     lines
@@ -447,8 +447,8 @@ mod tests {
             ],
             latencies: vec![latency("PutObject")],
             operations: vec![
-                OperationStatus { operation: "read".into(), answered: 9, waits: Some(latency("read")) },
-                OperationStatus { operation: "getattr".into(), answered: 90, waits: None },
+                OperationStatus { operation: "read".into(), count: 9, waits: Some(latency("read")) },
+                OperationStatus { operation: "getattr".into(), count: 90, waits: None },
             ],
             ..Status::default()
         }

@@ -113,6 +113,7 @@ mod tests {
             status: Box::new(|| async { Status { pid: 42, ..Status::default() } }.boxed()),
             metrics: Box::new(|| async { "# a metric\n".to_owned() }.boxed()),
             unsaved: Box::new(unsaved),
+            log_level: Box::new(|level| Ok(level.unwrap_or("info").to_owned())),
             flush: Box::new(move || {
                 let mut flushed = flushed.subscribe();
                 Box::pin(async move {

@@ -138,6 +138,7 @@ mod tests {
             status: Box::new(|| async { Status::default() }.boxed()),
             metrics: Box::new(|| async { "figures 1\n".to_owned() }.boxed()),
             unsaved: Box::new(Default::default),
+            log_level: Box::new(|_| Ok(String::new())),
             flush: Box::new(|| async { Ok(()) }.boxed()),
             unmount: Box::new(|| async { Ok(()) }.boxed()),
         })

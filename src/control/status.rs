@@ -94,7 +94,7 @@ pub struct Latency {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OperationStatus {
     pub operation: String,
-    pub answered: u64,
+    pub count: u64,
     /// Those that could not be answered at once.
     pub waits: Option<Latency>,
 }
@@ -230,7 +230,7 @@ mod tests {
              latencies.count latencies.mean_ms latencies.operation latencies.p50_ms latencies.p90_ms \
              latencies.p99_ms memory memory.budget_bytes memory.pools memory.pools.bytes memory.pools.pool \
              memory.resident_bytes memory_limit_bytes metrics_listen mountpoint notes open open.dir_handles \
-             open.file_handles open.files open.inodes operations operations.answered operations.operation \
+             open.file_handles open.files open.inodes operations operations.count operations.operation \
              operations.waits operations.waits.count operations.waits.mean_ms operations.waits.operation \
              operations.waits.p50_ms operations.waits.p90_ms operations.waits.p99_ms pid read_only requests \
              requests.count requests.operation requests.outcome source staging staging.free_bytes staging.place \

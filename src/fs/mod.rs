@@ -42,6 +42,7 @@ mod view;
 mod volume;
 mod walks;
 mod weight;
+mod whereabouts;
 mod xattr;
 
 pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace};
@@ -59,6 +60,7 @@ pub use owed::TakenUp;
 pub use under_way::Renaming;
 pub use view::View;
 pub use volume::{Buckets, Probe, Root, Volume};
+pub use whereabouts::Whereabouts;
 pub use xattr::Replaces;
 
 use std::path::PathBuf;

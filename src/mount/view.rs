@@ -1,5 +1,6 @@
 //! What a mount shows of itself: the values of its parts, put together for people, programs and Prometheus.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,21 +31,18 @@ pub(super) struct Place {
     pub(super) read_only: bool,
 }
 
-/// The buckets that were opened, up to a number of them.
+/// The buckets that were opened, by name and prefix.
 #[derive(Default)]
-pub(super) struct Places(Mutex<Vec<Place>>);
+pub(super) struct Places(Mutex<BTreeMap<(String, String), Place>>);
 
 impl Places {
     pub(super) fn add(&self, place: Place) {
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_same = |other: &Place| (&other.bucket, &other.prefix) == (&place.bucket, &place.prefix);
-        if places.len() < BUCKETS_MAX && !places.iter().any(is_same) {
-            places.push(place);
-        }
+        places.insert((place.bucket.clone(), place.prefix.clone()), place);
     }
 
-    fn all(&self) -> Vec<Place> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn all(&self) -> Vec<Place> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
@@ -158,7 +156,7 @@ impl Looker {
                 .iter()
                 .map(|of| OperationStatus {
                     operation: of.operation.to_owned(),
-                    answered: of.answered,
+                    count: of.count,
                     waits: latency(of.operation, &of.waits),
                 })
                 .collect(),
@@ -226,7 +224,8 @@ impl Looker {
     }
 
     async fn buckets(&self) -> Vec<BucketStatus> {
-        let places = self.findings.places.all();
+        let mut places = self.findings.places.all();
+        places.truncate(BUCKETS_MAX);
         let findings = Arc::clone(&self.findings);
         let told = |place: &Place, found: Option<Capabilities>| BucketStatus {
             bucket: place.bucket.clone(),

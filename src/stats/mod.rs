@@ -36,7 +36,7 @@ impl Counter {
 }
 
 /// What the kernel asks for, by the names that logs have. Whatever is not here is counted as the last.
-const OPERATIONS: [&str; 31] = [
+const OPERATIONS: [&str; 34] = [
     "read",
     "write",
     "lookup",
@@ -67,13 +67,16 @@ const OPERATIONS: [&str; 31] = [
     "lseek",
     "copy_file_range",
     "statfs",
+    "link",
+    "access",
+    "ioctl",
     "other",
 ];
 
 /// One kind of request of the kernel.
 #[derive(Debug, Default)]
 struct Operation {
-    answered: Counter,
+    asked: Counter,
     waits: Histogram,
 }
 
@@ -98,7 +101,7 @@ impl Operations {
 #[derive(Clone, Debug)]
 pub struct OperationCount {
     pub operation: &'static str,
-    pub answered: u64,
+    pub count: u64,
     /// Of these, those that could not be answered at once.
     pub waits: Distribution,
 }
@@ -127,8 +130,8 @@ impl Stats {
     }
 
     /// Counts one request of the kernel, by the name it has in logs.
-    pub fn answered(&self, operation: &str) {
-        self.operations.of(operation).answered.add(1);
+    pub fn asked(&self, operation: &str) {
+        self.operations.of(operation).asked.add(1);
     }
 
     /// The same request could not be answered at once, and took so long.
@@ -140,10 +143,10 @@ impl Stats {
     pub fn operations(&self) -> Vec<OperationCount> {
         let counts = OPERATIONS.iter().zip(&self.operations.0).map(|(name, of)| OperationCount {
             operation: name,
-            answered: of.answered.value(),
+            count: of.asked.value(),
             waits: of.waits.value(),
         });
-        counts.filter(|count| count.answered > 0 || count.waits.count() > 0).collect()
+        counts.filter(|count| count.count > 0 || count.waits.count() > 0).collect()
     }
 
     fn lock_requests(&self) -> MutexGuard<'_, Requests> {
@@ -168,13 +171,13 @@ mod tests {
     #[test]
     fn what_the_kernel_asks_is_counted_and_what_waits_is_timed() {
         let stats = Stats::default();
-        stats.answered("read");
-        stats.answered("read");
+        stats.asked("read");
+        stats.asked("read");
         stats.waited("read", Duration::from_millis(3));
-        stats.answered("something new");
+        stats.asked("something new");
         let counts = stats.operations();
-        assert_eq!((counts[0].operation, counts[0].answered, counts[0].waits.count()), ("read", 2, 1));
-        assert_eq!((counts[1].operation, counts[1].answered), ("other", 1));
+        assert_eq!((counts[0].operation, counts[0].count, counts[0].waits.count()), ("read", 2, 1));
+        assert_eq!((counts[1].operation, counts[1].count), ("other", 1));
         assert_eq!(counts.len(), 2);
     }
 }

@@ -318,7 +318,7 @@ pub(super) static FUSE_OPERATIONS: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Requests,
     labels: &["operation"],
-    meaning: "Requests of the kernel that were answered. What the kernel answers by itself does not come here.",
+    meaning: "Requests of the kernel. What it answers by itself does not come here.",
 };
 
 pub(super) static FUSE_WAITS: Metric = Metric {

@@ -55,8 +55,8 @@ impl Stats {
         let costs = costs.map(|(tariff, dollars)| labelled([tariff.name()], Value::Real(*dollars)));
         all.push((&S3_COST, costs.collect()));
         let operations = self.operations();
-        let answered = operations.iter().map(|of| labelled([of.operation], Value::Whole(of.answered)));
-        all.push((&FUSE_OPERATIONS, answered.collect()));
+        let asked = operations.iter().map(|of| labelled([of.operation], Value::Whole(of.count)));
+        all.push((&FUSE_OPERATIONS, asked.collect()));
         for (metric, value) in GAUGES.iter().zip(gauges.values()) {
             all.push((metric, value.map(one).unwrap_or_default()));
         }

@@ -36,7 +36,7 @@ fn what_was_counted_is_in_the_text_and_odd_names_do_not_break_it() {
     for (millis, outcome) in [(1, "ok"), (40, "ok"), (90_000, "throttled")] {
         stats.request("GetObject", outcome, Duration::from_millis(millis));
     }
-    stats.answered("read");
+    stats.asked("read");
     stats.waited("read", Duration::from_micros(150));
     let gauges = Gauges {
         source: odd.into(),

@@ -84,7 +84,7 @@ fn known_work_is_told_to_people_programs_and_prometheus_alike() {
     assert_eq!(all["cost"]["put_requests"], puts);
     let dollars = puts as f64 * 0.000_005 + gets as f64 * 0.000_000_4;
     assert!((all["cost"]["dollars"].as_f64().unwrap() - dollars).abs() < 1e-12, "{}", all["cost"]);
-    assert!(named(&all["operations"], "operation", "read")["answered"].as_u64().unwrap() >= 1);
+    assert!(named(&all["operations"], "operation", "read")["count"].as_u64().unwrap() >= 1);
     assert_eq!(all["disk_cache"], Value::Null);
     assert!(all["staging"]["free_bytes"].as_u64().unwrap() > 0);
     assert!(all["memory"]["resident_bytes"].as_u64().unwrap() > MIB as u64);
