@@ -137,6 +137,26 @@ fn the_table_of_flags_is_the_program_s() {
 }
 
 #[test]
+fn the_page_of_metrics_is_the_table_s() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
+    let wanted = pailfs::stats::markdown();
+    if std::env::var_os("PAILFS_WRITE_DOCS").is_some() {
+        fs::write(&path, &wanted).unwrap();
+    }
+    let page = fs::read_to_string(&path).unwrap();
+    let differs = page.lines().zip(wanted.lines()).find(|(has, wanted)| has != wanted);
+    assert!(
+        page == wanted,
+        "docs/METRICS.md is not what the table says, first in {differs:?}; PAILFS_WRITE_DOCS=1 writes it"
+    );
+    for metric in pailfs::stats::table() {
+        let rows = page.matches(&format!("\n| `{}` |", metric.name)).count();
+        assert_eq!(rows, 1, "{} has {rows} rows", metric.name);
+        assert!(!metric.meaning.contains('|'), "{}", metric.name);
+    }
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut pages: Vec<PathBuf> =

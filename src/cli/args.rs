@@ -2,6 +2,7 @@
 //!
 //! No flag takes a secret: a command line can be read by every user of the machine.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use crate::base::{
 };
 use crate::config::{DEFAULT_SESSION, ObjectSettings};
 use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
+
+/// Between two looks at a status.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// Mounts S3 buckets as directories.
 #[derive(Debug, Parser)]
@@ -100,6 +104,9 @@ pub struct MountArgs {
     /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub state_reserve: Option<u64>,
+    /// Serve metrics for Prometheus at http://ADDRESS:PORT/metrics, to whoever can reach it; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]
@@ -352,9 +359,16 @@ pub struct UmountArgs {
 pub struct StatusArgs {
     /// The mounted directory
     pub dir: PathBuf,
-    /// Print JSON
+    /// Print JSON; with --watch, an object on each line
     #[arg(long)]
     pub json: bool,
+    /// Print metrics in the text format of Prometheus
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+    /// Look again and again, until Ctrl-C or the end of the mount
+    #[arg(long, value_name = "EVERY", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "1s", value_parser = parse_pause, conflicts_with = "prometheus")]
+    pub watch: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -453,6 +467,14 @@ fn parse_mode(text: &str) -> Result<u16, String> {
     }
 }
 
+/// Between two looks. Without a pause nobody could read what is shown.
+fn parse_pause(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        pause if pause < PAUSE_MIN => Err(format!("{text} is too short; write it like 1s")),
+        pause => Ok(pause),
+    }
+}
+
 fn parse_tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -510,6 +532,7 @@ mod tests {
             "--upload-delay=250ms",
             "--exclusive=mount",
             "--on-conflict=overwrite",
+            "--metrics-listen=127.0.0.1:0",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -524,6 +547,7 @@ mod tests {
         assert_eq!(mount.upload_delay, Duration::from_millis(250));
         assert_eq!(mount.exclusive, Exclusive::Mount);
         assert_eq!(mount.on_conflict, OnConflict::Overwrite);
+        assert_eq!(mount.metrics_listen, Some(([127, 0, 0, 1], 0).into()));
         assert_eq!(mount.cache.passthrough, Passthrough::ReadOnly);
         let settings = mount.session.settings().unwrap();
         assert_eq!(settings.path_style, Some(PathStyle::On));
@@ -550,11 +574,28 @@ mod tests {
             &["mount", "s3://b", "/mnt", "--log-to=elsewhere"],
             &["mount", "s3://b", "/mnt", "--log-to=none", "--log-file=f"],
             &["mount", "s3://b", "/mnt", "--durability=never"],
+            &["mount", "s3://b", "/mnt", "--metrics-listen=9100"],
+            &["status", "/mnt", "--json", "--prometheus"],
+            &["status", "/mnt", "--watch=0"],
             &["umount"],
             &[],
         ] {
             assert!(Cli::try_parse_from([&["pailfs"], args].concat()).is_err(), "{args:?}");
         }
+    }
+
+    #[test]
+    fn a_status_is_watched_every_second_or_as_often_as_is_said() {
+        let status = |args: &[&str]| match Cli::try_parse_from([&["pailfs", "status"], args].concat())
+            .unwrap()
+            .command
+        {
+            Command::Status(status) => status.watch,
+            other => panic!("not a status: {other:?}"),
+        };
+        assert_eq!(status(&["/mnt"]), None);
+        assert_eq!(status(&["--watch", "/mnt"]), Some(Duration::from_secs(1)));
+        assert_eq!(status(&["/mnt", "--watch=250ms", "--json"]), Some(Duration::from_millis(250)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace, SystemClock};
-use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
+use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Rates, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::{Log, Signals};
@@ -182,6 +182,8 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         on_conflict: OnConflict::default(),
         trace_ops: None,
         control_socket,
+        metrics_listen: None,
+        rates: Rates::default(),
     };
     config.check()?;
     Ok(config)

@@ -24,6 +24,8 @@ mod progress;
 mod recover;
 mod running;
 mod sessions;
+mod status;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -67,7 +69,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Mount(args) => mount::run(args, cli.background_child),
         Command::Umount(args) => runtime()?.block_on(running::umount(args)),
-        Command::Status(args) => runtime()?.block_on(running::status(args)),
+        Command::Status(args) => runtime()?.block_on(watch::run(args)),
         Command::Flush(args) => runtime()?.block_on(running::flush(args)),
         Command::LogLevel(args) => runtime()?.block_on(running::log_level(args)),
         Command::Sessions(args) => match &args.command {

@@ -65,13 +65,16 @@ fn stay(args: &MountArgs, background_child: bool, log: &Log, live: &Cell<bool>) 
     super::runtime()?.block_on(mount::run(config, ready, heard, log.of_mount())).map_err(failure_of)
 }
 
-/// Shows how the end of a mount goes that somebody sits in front of.
+/// Shows how far saving is to somebody who sits in front of it.
 pub fn shown() -> Box<dyn FnMut(Heard<'_>) + Send> {
     let mut progress: Option<Progress> = None;
     Box::new(move |heard| match (heard, &mut progress) {
         (Heard::Left(unsaved), progress) => progress.get_or_insert_with(Progress::new).hear(unsaved),
-        (Heard::End { all }, Some(progress)) => progress.end(all),
-        (Heard::End { .. }, None) => {}
+        (Heard::End { all }, progress) => {
+            if let Some(mut progress) = progress.take() {
+                progress.end(all);
+            }
+        }
     })
 }
 
@@ -139,6 +142,8 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         on_conflict: args.on_conflict,
         trace_ops: args.trace_ops.as_deref().map(absolute).transpose()?,
         control_socket,
+        metrics_listen: args.metrics_listen,
+        rates: file.rates,
     };
     config.check()?;
     Ok(config)

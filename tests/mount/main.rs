@@ -7,7 +7,8 @@
 //! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
 //! on a local directory, done here; `interop` is what s3fs and rclone write and read; `home` is what a system asks of a file system:
-//! /etc/fstab, a service manager, users without rights; `logs` is what people find in the log and in the file of --trace-ops.
+//! /etc/fstab, a service manager, users without rights; `logs` is what people find in the log and in the file of --trace-ops;
+//! `status` is what a mount shows of itself.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -32,6 +33,7 @@ mod reports;
 mod semantics;
 mod servers;
 mod sessions;
+mod status;
 mod stuck;
 mod tools;
 mod tools_meta;
