@@ -7,6 +7,7 @@ for each node, `URL PID`, and changes when one was started again.
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ class Node:
         self.garage, self.dir, self.port = garage, directory / f"node{number}", port
         self.dir.mkdir()
         self.config = self.dir / "garage.toml"
-        self.config.write_text(f"""
+        self.text = f"""
 metadata_dir = "{self.dir}/meta"
 data_dir = "{self.dir}/data"
 db_engine = "lmdb"
@@ -42,9 +43,14 @@ rpc_secret = "{secret}"
 [s3_api]
 s3_region = "{region}"
 api_bind_addr = "127.0.0.1:{port}"
-""")
-        self.config.chmod(0o600)
+"""
+        self.know([])
         self.start()
+
+    def know(self, peers):
+        """Who it connects to as soon as it starts the next time, and not a while after."""
+        self.config.write_text(f"bootstrap_peers = {json.dumps(peers)}\n{self.text}")
+        self.config.chmod(0o600)
 
     def start(self):
         with open(self.dir / "log", "ab") as out:
@@ -69,11 +75,12 @@ def main():
     directory = Path(directory)
     nodes = [Node(garage, directory, number, region, rpc_secret, *ports[2 * number:2 * number + 2]) for number in range(3)]
     first = nodes[0]
-    for node in nodes:
-        name = node.ask("node", "id", "-q").strip()
+    names = [node.ask("node", "id", "-q").strip() for node in nodes]
+    for node, name in zip(nodes, names):
         if node is not first:
             first.ask("node", "connect", name)
         first.ask("layout", "assign", "-z", node.dir.name, "-c", "1G", name.split("@")[0])
+        node.know([other for other in names if other != name])
     first.ask("layout", "apply", "--version", "1")
     first.ask("key", "import", "--yes", "-n", "tests", access, secret)
     first.ask("key", "allow", "--create-bucket", access)

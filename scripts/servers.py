@@ -196,6 +196,9 @@ def wait_until_it_answers(server, process):
 
 def prove(server, client):
     client.list_buckets()
+    # Its key is known before it may do everything.
+    if isinstance(server, Cluster) and not (server.dir / "nodes").exists():
+        raise Failed("the nodes are not one cluster yet")
     if isinstance(server, SeaweedFS):
         # Its S3 face answers before a volume exists to write to.
         try:

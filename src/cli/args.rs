@@ -2,6 +2,7 @@
 //!
 //! No flag takes a secret: a command line can be read by every user of the machine.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use crate::base::{
 use crate::config::{DEFAULT_SESSION, ObjectSettings};
 use crate::demo::Synthetic;
 use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
+
+/// Between two looks at a status.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// Mounts S3 buckets as directories.
 #[derive(Debug, Parser)]
@@ -37,19 +41,26 @@ pub enum Command {
     Status(StatusArgs),
     /// Wait until everything written to a mount is in S3.
     Flush(FlushArgs),
+    /// Show how much a mount logs, or change it while the mount is live.
+    LogLevel(LogLevelArgs),
     /// Show what mounts that have ended still owe S3; with a source, save it.
     Recover(Box<RecoverArgs>),
     /// List the sessions there are and where each of their values comes from.
     Sessions(SessionsArgs),
     /// Run an S3 server of our own, to try pailfs without an account.
     Demo(DemoArgs),
+    /// Print what completes commands and flags in a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct MountArgs {
     /// s3://BUCKET[/PREFIX], s3:// for every bucket of the session, or @NAME from the configuration
     pub source: String,
-    /// The directory to mount it on
+    /// The directory to mount it on, or /dev/fd/N: an open /dev/fuse that somebody else has mounted
     pub dir: PathBuf,
     #[command(flatten)]
     pub config: ConfigArg,
@@ -94,6 +105,9 @@ pub struct MountArgs {
     /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub state_reserve: Option<u64>,
+    /// Serve metrics for Prometheus at http://ADDRESS:PORT/metrics, to whoever can reach it; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]
@@ -103,6 +117,9 @@ pub struct MountArgs {
     pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,
+    /// Write a line about every operation to this file: time, operation, result, latency, bytes, path
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    pub trace_ops: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -202,6 +219,9 @@ pub struct LookArgs {
     /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,
+    /// Let nobody run programs that lie in the mount
+    #[arg(long)]
+    pub noexec: bool,
     /// How long stat and readdir may answer from memory, and a listing is enough to open a file for reading; 0 always
     /// asks S3
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
@@ -291,7 +311,7 @@ impl From<PathStyleArg> for PathStyle {
 
 #[derive(Debug, Args)]
 pub struct ConfigArg {
-    /// The configuration file [default: ~/.config/pailfs/config.toml]
+    /// The configuration file [default: ~/.config/pailfs/config.toml, else /etc/pailfs/config.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -299,11 +319,15 @@ pub struct ConfigArg {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// Append the log to this file [default: standard error in the foreground, none in the background]
-    #[arg(long, value_name = "FILE")]
+    /// Append the log to this file: the same as --log-to=file:FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "log_to")]
     pub log_file: Option<PathBuf>,
-    /// error, warn, info, debug, trace, or a filter such as pailfs=debug
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    /// Where the log goes: stderr, file:FILE, syslog, journald, or none; syslog:SOCKET and journald:SOCKET name another
+    /// socket than the usual one [default: stderr in the foreground; in the background journald or syslog, if there is one]
+    #[arg(long, value_name = "WHERE", value_parser = parse_log_to)]
+    pub log_to: Option<LogTo>,
+    /// off, error, warn, info, debug, trace, or a filter such as pailfs=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
     /// How a line of the log looks
     #[arg(long, value_enum, default_value = "text")]
@@ -316,6 +340,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where the log goes. A socket without a path is the usual one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    Stderr,
+    File(PathBuf),
+    Syslog(PathBuf),
+    Journald(PathBuf),
+    Nowhere,
+}
+
 #[derive(Debug, Args)]
 pub struct UmountArgs {
     /// The mounted directory
@@ -326,15 +360,32 @@ pub struct UmountArgs {
 pub struct StatusArgs {
     /// The mounted directory
     pub dir: PathBuf,
-    /// Print JSON
+    /// Print JSON; with --watch, an object on each line
     #[arg(long)]
     pub json: bool,
+    /// Print metrics in the text format of Prometheus
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+    /// Look again and again, until Ctrl-C or the end of the mount
+    #[arg(long, value_name = "EVERY", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "1s", value_parser = parse_pause, conflicts_with = "prometheus")]
+    pub watch: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
 pub struct FlushArgs {
     /// The mounted directory
     pub dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// The mounted directory
+    pub dir: PathBuf,
+    /// From now on: off, error, warn, info, debug, trace, or a filter such as pailfs=debug; without it, the present one is
+    /// shown
+    #[arg(value_name = "LEVEL")]
+    pub level: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -369,6 +420,19 @@ pub struct CheckArgs {
     pub json: bool,
     #[command(flatten)]
     pub session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Whose words to print
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The directory to write them to; without it, the first page is printed
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -407,10 +471,34 @@ fn parse_mode(text: &str) -> Result<u16, String> {
     }
 }
 
+/// Between two looks. Without a pause nobody could read what is shown.
+fn parse_pause(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        pause if pause < PAUSE_MIN => Err(format!("{text} is too short; write it like 1s")),
+        pause => Ok(pause),
+    }
+}
+
 fn parse_tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("a tag is written like team=blue".to_owned()),
+    }
+}
+
+fn parse_log_to(text: &str) -> Result<LogTo, String> {
+    let (word, path) = match text.split_once(':') {
+        Some((_, "")) => return Err(format!("{text:?} names no path after the colon")),
+        Some((word, path)) => (word, PathBuf::from(path)),
+        None => (text, PathBuf::new()),
+    };
+    match (word, text.contains(':')) {
+        ("stderr", false) => Ok(LogTo::Stderr),
+        ("none", false) => Ok(LogTo::Nowhere),
+        ("file", true) => Ok(LogTo::File(path)),
+        ("syslog", _) => Ok(LogTo::Syslog(path)),
+        ("journald", _) => Ok(LogTo::Journald(path)),
+        _ => Err("it is stderr, file:FILE, syslog, journald or none".to_owned()),
     }
 }
 
@@ -448,6 +536,7 @@ mod tests {
             "--upload-delay=250ms",
             "--exclusive=mount",
             "--on-conflict=overwrite",
+            "--metrics-listen=127.0.0.1:0",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -462,6 +551,7 @@ mod tests {
         assert_eq!(mount.upload_delay, Duration::from_millis(250));
         assert_eq!(mount.exclusive, Exclusive::Mount);
         assert_eq!(mount.on_conflict, OnConflict::Overwrite);
+        assert_eq!(mount.metrics_listen, Some(([127, 0, 0, 1], 0).into()));
         assert_eq!(mount.cache.passthrough, Passthrough::ReadOnly);
         let settings = mount.session.settings().unwrap();
         assert_eq!(settings.path_style, Some(PathStyle::On));
@@ -482,12 +572,51 @@ mod tests {
             &["sessions", "check", "a", "s3://b", "c"],
             &["mount", "s3://b", "/mnt", "--cache-size=1G"],
             &["mount", "s3://b", "/mnt", "--passthrough=maybe"],
+            &["mount", "s3://b", "/mnt", "--log-to=file"],
+            &["mount", "s3://b", "/mnt", "--log-to=syslog:"],
+            &["mount", "s3://b", "/mnt", "--log-to=stderr:x"],
+            &["mount", "s3://b", "/mnt", "--log-to=elsewhere"],
+            &["mount", "s3://b", "/mnt", "--log-to=none", "--log-file=f"],
             &["mount", "s3://b", "/mnt", "--durability=never"],
+            &["mount", "s3://b", "/mnt", "--metrics-listen=9100"],
+            &["status", "/mnt", "--json", "--prometheus"],
+            &["status", "/mnt", "--watch=0"],
             &["umount"],
             &[],
         ] {
             assert!(Cli::try_parse_from([&["pailfs"], args].concat()).is_err(), "{args:?}");
         }
+    }
+
+    #[test]
+    fn a_status_is_watched_every_second_or_as_often_as_is_said() {
+        let status = |args: &[&str]| match Cli::try_parse_from([&["pailfs", "status"], args].concat())
+            .unwrap()
+            .command
+        {
+            Command::Status(status) => status.watch,
+            other => panic!("not a status: {other:?}"),
+        };
+        assert_eq!(status(&["/mnt"]), None);
+        assert_eq!(status(&["--watch", "/mnt"]), Some(Duration::from_secs(1)));
+        assert_eq!(status(&["/mnt", "--watch=250ms", "--json"]), Some(Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn the_log_goes_to_a_place_by_its_name() {
+        for (typed, meant) in [
+            ("stderr", LogTo::Stderr),
+            ("none", LogTo::Nowhere),
+            ("file:/var/log/a:b", LogTo::File("/var/log/a:b".into())),
+            ("syslog", LogTo::Syslog(PathBuf::new())),
+            ("syslog:/dev/log", LogTo::Syslog("/dev/log".into())),
+            ("journald:/s", LogTo::Journald("/s".into())),
+        ] {
+            assert_eq!(parse_log_to(typed), Ok(meant), "{typed}");
+        }
+        let cli = Cli::try_parse_from(["pailfs", "log-level", "/mnt", "debug"]).unwrap();
+        let Command::LogLevel(args) = cli.command else { panic!("not log-level") };
+        assert_eq!(args.level.as_deref(), Some("debug"));
     }
 
     #[test]

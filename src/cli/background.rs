@@ -5,13 +5,14 @@
 //! is live, or why it is not. Only then does it end, with the code of the second. Secrets travel in the
 //! environment that the second inherits, never in its arguments.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use super::exit::{Code, Failure};
+use super::logging::Log;
 
 /// The longest line the second process may say.
 const WORD_MAX_BYTES: u64 = 64 << 10;
@@ -24,15 +25,19 @@ enum Word {
     Failed { error: String, exit: u8 },
 }
 
-/// Starts this program again as the process that stays, and returns once its mount is live. The child bounds
-/// its own start, and its end is an answer too.
-pub fn start() -> Result<(), Failure> {
+/// Starts this program again, with these arguments and variables more, as the process that stays, and returns once its
+/// mount is live. The child bounds its own start, and its end is an answer too.
+pub fn start(
+    args: impl IntoIterator<Item = OsString>,
+    variables: Vec<(OsString, OsString)>,
+) -> Result<(), Failure> {
     let failed =
         |error: io::Error| Failure::new(Code::Local, format!("cannot start the background process: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
     let mut child = Command::new(program)
         .arg("--background-child")
-        .args(std::env::args_os().skip(1))
+        .args(args)
+        .envs(variables)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -64,32 +69,24 @@ fn understand(line: &str) -> Option<Word> {
 }
 
 /// The second process's way to tell the first how it went.
-pub struct Child {
-    log: Option<File>,
-}
+pub struct Child;
 
 impl Child {
     /// Leaves the terminal, so that its signals and its end do not reach the mount, and the directory it was
     /// started in, which may be unmounted some day.
-    pub fn detach(log: Option<File>) -> Result<Self, Failure> {
+    pub fn detach() -> Result<Self, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Local, format!("cannot leave the terminal: {error}"));
         rustix::process::setsid().map_err(|errno| failed(errno.into()))?;
         std::env::set_current_dir("/").map_err(failed)?;
-        Ok(Self { log })
+        Ok(Self)
     }
 
     /// Says that the mount is live, and lets go of the first process's streams. An error means that nobody
     /// waits any more.
-    pub fn ready(self) -> io::Result<()> {
+    pub fn ready(self, log: &Log) -> io::Result<()> {
         say(&Word::Ready { ready: true, pid: std::process::id() })?;
-        let sink = match self.log {
-            Some(log) => log,
-            None => OpenOptions::new().write(true).open("/dev/null")?,
-        };
-        rustix::stdio::dup2_stdout(&sink)?;
-        rustix::stdio::dup2_stderr(&sink)?;
-        Ok(())
+        log.take_stdio()
     }
 }
 

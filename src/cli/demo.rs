@@ -12,10 +12,10 @@ use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace, SystemClock};
-use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
+use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Rates, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
-use crate::mount::Signals;
+use crate::mount::{Log, Signals};
 use crate::s3::{Client, ListRequest, MemStore, NewObjects, Secret, Session, SessionConfig, Store};
 
 /// How long a request to the demo server may take: it is on this machine, and faults are part of the demo.
@@ -128,7 +128,8 @@ async fn try_out(
     let mountpoint = config.mountpoint.clone();
     let guide = guide(&mountpoint, bucket, &server.endpoint());
     let ready = || say(&guide).map_err(|failure| std::io::Error::other(failure.message));
-    let outcome = crate::mount::run(config, ready, mount::shown()).await.map_err(mount::failure_of);
+    let run = crate::mount::run(config, ready, mount::shown(), Log::default());
+    let outcome = run.await.map_err(mount::failure_of);
     if mountpoint::is_mounted(&mountpoint).unwrap_or(true) {
         // Removing the directory would remove what is in the bucket.
         let kept = home.keep();
@@ -145,7 +146,7 @@ async fn seed(client: &Client, bucket: &str) -> crate::error::Result<()> {
 
 fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> Result<MountConfig, Failure> {
     let me = rustix::process::geteuid().as_raw();
-    let mountpoint = mountpoint::prepare(dir)?;
+    let mountpoint = mountpoint::prepare(dir, false)?;
     let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
     let config = MountConfig {
         mountpoint,
@@ -169,6 +170,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         dir_mode: 0o755,
         posix: PosixMode::default(),
         allow_other: false,
+        noexec: false,
         metadata_ttl: TTL,
         negative_ttl: TTL,
         cache: None,
@@ -179,7 +181,10 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         staging: StagingPlace::default(),
         exclusive: Exclusive::default(),
         on_conflict: OnConflict::default(),
+        trace_ops: None,
         control_socket,
+        metrics_listen: None,
+        rates: Rates::default(),
     };
     config.check()?;
     Ok(config)

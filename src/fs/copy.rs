@@ -17,7 +17,7 @@ use super::{Fs, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object};
-use crate::s3::{GetRequest, watch};
+use crate::s3::{GetRequest, read_all, watch};
 use crate::tree::VolumeId;
 use crate::write::journal::{CopiedFrom, Record};
 use crate::write::{Base, Origin, Staging, Sum, What};
@@ -265,15 +265,15 @@ impl Fs {
                 if_match: Some(object.id.etag.clone()),
                 ..GetRequest::default()
             };
-            let answer = match object.store().get(request).await {
+            let (info, bytes) = match read_all(&**object.store(), request).await {
                 // Another client was first: there is nothing left to fetch.
                 Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => return Ok(()),
                 answer => answer?,
             };
-            if answer.info.etag != object.id.etag {
+            if info.etag != object.id.etag {
                 return Ok(());
             }
-            file.stage_copied(self, number, step, &answer.bytes().await?)?;
+            file.stage_copied(self, number, step, &bytes)?;
             at = step.end();
         }
         Ok(())

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::names::{At, require_new_name};
 use super::{Attr, Fs, Maker, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, GetRequest, PutRequest, Written};
+use crate::s3::{Attributes, Condition, GetRequest, PutRequest, Written, read_all};
 use crate::tree::keys::Name;
 use crate::tree::posix::{self, FileType, Posix};
 use crate::tree::{Facts, Found, Ino};
@@ -134,7 +134,7 @@ impl Fs {
             if_match: facts.etag.clone(),
             ..GetRequest::default()
         };
-        self.within(async { volume.store.get(request).await?.bytes().await }).await
+        self.within(async { read_all(&*volume.store, request).await.map(|(_, bytes)| bytes) }).await
     }
 }
 

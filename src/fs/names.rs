@@ -325,7 +325,8 @@ impl Fs {
     /// The empty object that had claimed the old name of a file goes, a little later: what was written is the new name's.
     async fn give_up_claim(self: &Arc<Self>, from: At, etag: ETag) -> Result<()> {
         let key = from.dir.object_key(&from.name)?;
-        let intent = self.intend_delete(&from.volume, &key, Some(&etag))?;
+        // The rename is done. Where this cannot be written down, a kill within this moment leaves an empty file there.
+        let intent = self.intend_delete(&from.volume, &key, Some(&etag)).unwrap_or_default();
         let At { parent, name, id, volume, dir } = from;
         self.remove_again(id, &volume, Doomed { parent, name, dir, key, etag: Some(etag), intent }).await;
         Ok(())

@@ -7,7 +7,10 @@
 //! shows the directory. The end is a sequence: commit every changed file, unmount, commit what was written
 //! meanwhile, answer whoever asked for it. What could not be saved is named.
 
+mod rates;
 mod slots;
+mod tell;
+mod view;
 
 pub use slots::recover;
 
@@ -15,10 +18,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
@@ -26,15 +29,17 @@ use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, StagingPlace, SystemClock, format_bytes};
 use crate::config::{BucketDir, MountConfig, Site, Source};
-use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
+use crate::control::{self, Cause, MetricsServer, Refusal, RenameStatus, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Buckets, CacheDir, Fs, Options, Order, Root, Volume};
-use crate::fuse::{self, Mounted};
+use crate::fuse::{self, Mounted, Trace};
 use crate::s3::unreachable_because;
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::journal::Journal;
 use crate::write::{Conditions, PartRule};
+use tell::Reached;
+use view::{Looker, Place, Places};
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -91,6 +96,23 @@ pub enum Heard<'a> {
     End { all: bool },
 }
 
+/// The program's log, as far as a live mount touches it.
+pub struct Log {
+    pub level: control::LogLevel,
+    /// Opens its file anew.
+    pub reopen: Box<dyn Fn() + Send + Sync>,
+    /// Tells what was held back until now.
+    pub settle: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Default for Log {
+    /// None.
+    fn default() -> Self {
+        let none = || Error::new(Kind::Unsupported, "this mount logs nowhere");
+        Self { level: Box::new(move |_| Err(none())), reopen: Box::new(|| {}), settle: Box::new(|| {}) }
+    }
+}
+
 /// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
 /// the control socket. If `ready` fails, nobody wants the mount any more. While it ends by a signal, `heard` is told what
 /// is left to save, and in the end whether all is.
@@ -98,13 +120,23 @@ pub async fn run(
     config: MountConfig,
     ready: impl FnOnce() -> io::Result<()>,
     heard: Box<dyn FnMut(Heard<'_>) + Send>,
+    log: Log,
 ) -> Result<(), Failure> {
-    let clock = Arc::new(SystemClock);
+    let trace = config.trace_ops.as_deref().map(Trace::open).transpose();
+    let trace = trace.map_err(Failure::at(Stage::Machine))?.map(Arc::new);
+    let Log { level, reopen, settle } = log;
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
     let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
+    let traced = trace.clone();
+    if !has_terminal() {
+        signals.hangup_means(move || {
+            reopen();
+            traced.iter().for_each(|trace| trace.reopen());
+        });
+    }
     let root = tokio::select! {
         root = connect(&config.site, config.read_only, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
@@ -118,22 +150,35 @@ pub async fn run(
         (Some(Arc::new(journal)), owed)
     };
     let options = options(&config, journal).map_err(Failure::at(Stage::Machine))?;
-    let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
+    let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
     slots::take_up(&fs, owed).await;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
-    let handle = Arc::new(control_handle(&config, &fs, findings, clock, asks));
+    let looker = Looker::new(&config, &fs, Arc::clone(&findings));
+    let handle = Arc::new(control_handle(&config, &fs, &looker, asks, level));
     let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
+    let metrics = match config.metrics_listen {
+        Some(address) => {
+            Some(MetricsServer::start(address, handle).await.map_err(Failure::at(Stage::Machine))?)
+        }
+        None => None,
+    };
+    if let Some(metrics) = &metrics {
+        looker.listens(metrics.address());
+    }
     let kernel = fuse::Options {
         source: config.site.source.name(),
         allow_other: config.allow_other,
+        noexec: config.noexec,
         read_only: config.read_only,
+        trace: trace.clone(),
     };
     let mounted =
         fuse::mount(Arc::clone(&fs), tokio::runtime::Handle::current(), &config.mountpoint, &kernel)
             .await
             .map_err(Failure::at(Stage::Fuse))?;
-    tracing::info!(source = config.site.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+    let begun = SystemClock.now();
+    tell::mounted(&config, &findings.reached());
     fs.find_orders();
 
     let mut live =
@@ -151,8 +196,15 @@ pub async fn run(
         let _ = answer.send(saved.clone());
     }
     (live.heard)(Heard::End { all: saved.is_ok() });
+    drop(metrics);
     control.stop().await;
-    tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
+    if let Some(trace) = trace {
+        // It waits for the disk.
+        let _ = tokio::task::spawn_blocking(move || trace.finish()).await;
+    }
+    settle();
+    let uptime = SystemClock.now().saturating_duration_since(begun);
+    tell::unmounted(&config.mountpoint, uptime, live.fs.stats(), &unsaved(&live.fs));
     wanted?;
     saved.map_err(|refusal| Failure {
         error: Error::new(Kind::Local, refusal.message),
@@ -213,13 +265,34 @@ struct Findings {
     capabilities: CapabilityCache,
     /// By bucket.
     notes: Mutex<BTreeMap<String, String>>,
+    places: Places,
+    /// The session whose buckets all are shown.
+    shows_all: OnceLock<Arc<Session>>,
 }
 
 impl Findings {
     /// What is found out is kept in this directory, if there is one.
     fn new(state_dir: Option<&Path>) -> Self {
         let capabilities = CapabilityCache::new(state_dir, Arc::new(SystemClock));
-        Self { capabilities, notes: Mutex::default() }
+        Self { capabilities, notes: Mutex::default(), places: Places::default(), shows_all: OnceLock::new() }
+    }
+
+    /// What has answered, for the log.
+    fn reached(&self) -> Vec<Reached> {
+        let of = |session: &Session, bucket: &str| {
+            let endpoint = session.endpoint_url();
+            let found = endpoint.as_deref().and_then(|endpoint| self.capabilities.kept(endpoint, bucket));
+            Reached {
+                bucket: bucket.to_owned(),
+                region: session.known_region(bucket).unwrap_or_else(|| session.region()),
+                capabilities: tell::capabilities_of(session.is_aws(), found.as_ref()),
+                endpoint,
+            }
+        };
+        match self.shows_all.get() {
+            Some(session) => vec![of(session, "all")],
+            None => self.places.all().iter().map(|place| of(&place.session, &place.bucket)).collect(),
+        }
     }
 
     /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
@@ -266,6 +339,7 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
             let session = endpoints.session(name)?;
             let store: Arc<dyn Store> = Arc::new(session.client());
             store.list_buckets().await?;
+            let _ = endpoints.findings.shows_all.set(Arc::clone(&session));
             let open_with = Arc::clone(&session);
             let findings = Arc::clone(&endpoints.findings);
             let new_objects = new_objects.clone();
@@ -274,6 +348,9 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
                 session: Some(session),
                 read_only,
                 open: Box::new(move |bucket, store| {
+                    let session = Arc::clone(&open_with);
+                    let (bucket_name, prefix) = (bucket.to_owned(), String::new());
+                    findings.places.add(Place { bucket: bucket_name, prefix, session, read_only });
                     volume(bucket, "", store, &open_with, read_only, &findings)
                         .new_objects(new_objects.clone())
                 }),
@@ -296,6 +373,8 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
     let volume = volume.new_objects(dir.new_objects.clone());
     volume.prove().await?;
+    let (bucket, prefix) = (dir.bucket.clone(), dir.prefix.clone());
+    endpoints.findings.places.add(Place { bucket, prefix, session, read_only });
     Ok(volume)
 }
 
@@ -449,32 +528,24 @@ type Answer = oneshot::Sender<Result<(), Refusal>>;
 fn control_handle(
     config: &MountConfig,
     fs: &Arc<Fs>,
-    findings: Arc<Findings>,
-    clock: Arc<SystemClock>,
+    looker: &Arc<Looker>,
     asks: mpsc::Sender<Answer>,
+    log_level: control::LogLevel,
 ) -> control::Handle {
-    let still = Status {
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        mountpoint: config.mountpoint.to_string_lossy().into_owned(),
-        source: config.site.source.name(),
-        read_only: config.read_only,
-        memory_limit_bytes: config.site.memory_limit,
-        ..Status::default()
-    };
-    let begun = clock.now();
-    let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
+    let (of_status, of_metrics) = (Arc::clone(looker), Arc::clone(looker));
+    let (of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs));
     let stall = stall(&config.site);
     control::Handle {
-        status: Box::new(move || Status {
-            uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
-            unsaved: unsaved(&of_status),
-            notes: findings.notes(),
-            counters: counters(of_status.stats()),
-            requests: requests(of_status.stats()),
-            ..still.clone()
+        status: Box::new(move || {
+            let looker = Arc::clone(&of_status);
+            async move { looker.status().await }.boxed()
+        }),
+        metrics: Box::new(move || {
+            let looker = Arc::clone(&of_metrics);
+            async move { looker.metrics().await }.boxed()
         }),
         unsaved: Box::new(move || unsaved(&of_unsaved)),
+        log_level,
         flush: Box::new(move || {
             let fs = Arc::clone(&of_flush);
             Box::pin(async move { save(&fs, stall).await })
@@ -510,27 +581,17 @@ fn unsaved(fs: &Fs) -> Unsaved {
     let files = pending.into_iter().map(|file| UnsavedFile {
         path: file.path,
         bytes: file.bytes,
+        sent: file.sent_bytes,
         last_error: file.last_error,
     });
-    Unsaved { sent, ..Unsaved::of(files) }
-}
-
-fn counters(stats: &Stats) -> Vec<CounterValue> {
-    let value = |(name, meaning, value): (&str, &str, u64)| CounterValue {
-        name: name.to_owned(),
-        meaning: meaning.to_owned(),
-        value,
-    };
-    stats.snapshot().into_iter().map(value).collect()
-}
-
-fn requests(stats: &Stats) -> Vec<RequestCount> {
-    let count = |((operation, outcome), count): ((&str, &str), u64)| RequestCount {
-        operation: operation.to_owned(),
-        outcome: outcome.to_owned(),
-        count,
-    };
-    stats.requests().into_iter().map(count).collect()
+    let renames = fs.renaming().into_iter().map(|rename| RenameStatus {
+        from: rename.from,
+        to: rename.to,
+        objects: rename.objects,
+        copied: rename.copied,
+        seconds: rename.time.as_secs(),
+    });
+    Unsaved { sent, renames: renames.collect(), ..Unsaved::of(files) }
 }
 
 /// Commits every changed file. Gives up when nothing has moved for so long that every operation on its way must have
@@ -553,6 +614,7 @@ async fn save_and_tell(
     let mut deadline = ticks.tick().await + stall;
     let flushing = Arc::clone(fs);
     let mut flush = tokio::spawn(async move { flushing.flush_all().await });
+    heard(Heard::Left(&unsaved(fs)));
     let failed = loop {
         tokio::select! {
             flushed = &mut flush => {
@@ -682,7 +744,7 @@ impl Live {
         let why = match self.given_up.take() {
             Some(why) => why,
             None => tokio::select! {
-                saved = save(&self.fs, self.stall) => return saved,
+                saved = save_and_tell(&self.fs, self.stall, &mut *self.heard) => return saved,
                 () = self.signals.next() => "told to stop before everything was saved".to_owned(),
             },
         };
@@ -706,27 +768,47 @@ fn is_busy(error: &Error) -> bool {
     error.kind() == Kind::Conflict
 }
 
+/// Whether a terminal belongs to this process, whose end ends it.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
 /// The signals that ask a program to end.
-pub struct Signals([Signal; 3]);
+pub struct Signals {
+    signals: [Signal; 3],
+    /// What a hangup means to a process that no terminal can hang up: it asks for files to be opened anew.
+    hangup: Option<Box<dyn Fn() + Send>>,
+}
 
 impl Signals {
     /// From now on they do not end the process by themselves.
     pub fn new() -> Result<Self> {
         let listen = |kind| signal(kind).map_err(Error::from);
-        Ok(Self([
+        let signals = [
             listen(SignalKind::terminate())?,
             listen(SignalKind::interrupt())?,
             listen(SignalKind::hangup())?,
-        ]))
+        ];
+        Ok(Self { signals, hangup: None })
+    }
+
+    /// From now on a hangup does not ask to end.
+    pub fn hangup_means(&mut self, what: impl Fn() + Send + 'static) {
+        self.hangup = Some(Box::new(what));
     }
 
     /// Waits for the next of them.
     pub async fn next(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
+        let [terminate, interrupt, hangup] = &mut self.signals;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => match &self.hangup {
+                    Some(what) => what(),
+                    None => return,
+                },
+            }
         }
     }
 }

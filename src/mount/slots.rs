@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use md5::{Digest, Md5};
 
-use super::{Failure, Findings, Stage, connect, save, site_options, stall};
+use super::{
+    Failure, Findings, Heard, PROGRESS_EVERY, Stage, connect, save_and_tell, site_options, stall, unsaved,
+};
 use crate::base::SystemClock;
 use crate::config::Site;
 use crate::error::{Error, Kind, Result};
@@ -22,8 +24,9 @@ use crate::write::journal::{Journal, Owed};
 /// Mounts of one source on one host, each with a directory of its own for what it owes.
 const SLOTS_MAX: u32 = 32;
 
-/// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it.
-pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
+/// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it. `heard` is
+/// told how far it is.
+pub async fn recover(site: &Site, heard: &mut (dyn FnMut(Heard<'_>) + Send)) -> Result<TakenUp, Failure> {
     let mut recovered = TakenUp::default();
     let findings = Arc::new(Findings::new(Some(&site.state_dir)));
     for slot in 0..SLOTS_MAX {
@@ -42,14 +45,30 @@ pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
         let root = connect(site, false, &stats, &findings).await?;
         let options = site_options(site, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
         let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
-        recovered += fs.take_up(owed).await;
-        let saved = save(&fs, stall(site)).await;
+        recovered += take_up_and_tell(&fs, owed, heard).await;
+        let saved = save_and_tell(&fs, stall(site), heard).await;
+        heard(Heard::End { all: saved.is_ok() });
         saved.map_err(|refusal| Failure {
             error: Error::new(Kind::Local, refusal.message),
             stage: Stage::Unsaved(refusal.unsaved),
         })?;
     }
     Ok(recovered)
+}
+
+/// Takes up what is owed, with word of renames that are finished.
+async fn take_up_and_tell(
+    fs: &Arc<Fs>,
+    owed: Vec<Owed>,
+    heard: &mut (dyn FnMut(Heard<'_>) + Send),
+) -> TakenUp {
+    let mut taking = std::pin::pin!(fs.take_up(owed));
+    loop {
+        tokio::select! {
+            taken = &mut taking => return taken,
+            () = tokio::time::sleep(PROGRESS_EVERY) => heard(Heard::Left(&unsaved(fs))),
+        }
+    }
 }
 
 /// What this mount writes down, in the first directory of the source that no other mount has, and what the ones before it

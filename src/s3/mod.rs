@@ -41,6 +41,6 @@ pub use payload::Payload;
 pub use resource::{Bucket, Object};
 pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
 pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};
-pub use store::Store;
+pub use store::{Store, read_all};
 pub use trial::try_new_objects;
 pub use types::*;

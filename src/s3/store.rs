@@ -7,10 +7,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::payload::Payload;
 use super::types::*;
 use crate::error::Result;
+
+/// How often a body that broke off is asked for again.
+const AGAIN_MAX: u32 = 3;
 
 /// The S3 API as the rest of the house needs it.
 ///
@@ -79,4 +83,18 @@ pub trait Store: Send + Sync + 'static {
     async fn list_parts(&self, upload: &Upload) -> Result<Vec<Part>>;
     /// Unfinished uploads under a prefix.
     async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>>;
+}
+
+/// All bytes of an answer, and what they are of. What broke off under way is asked for again: a client's own attempts
+/// end where the answer begins.
+pub async fn read_all(store: &dyn Store, request: GetRequest) -> Result<(ObjectInfo, Bytes)> {
+    let mut again = 0;
+    loop {
+        let answer = store.get(request.clone()).await?;
+        let info = answer.info.clone();
+        match answer.bytes().await {
+            Err(error) if error.kind().is_transient() && again < AGAIN_MAX => again += 1,
+            bytes => return Ok((info, bytes?)),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::upload::{Base, Origin};
 use crate::base::crc::{crc64, joined, of_zeros};
 use crate::base::{Budget, ByteRange};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Body, GetRequest, Payload, Store};
+use crate::s3::{Body, GetRequest, Payload, Store, read_all};
 
 /// A part of up to so many bytes is read before it is sent. Larger ones are read while they are sent, so that the size of
 /// a part says nothing of the memory that it takes.
@@ -154,11 +154,10 @@ impl Source {
             if_match: Some(object.etag.clone()),
             ..GetRequest::default()
         };
-        let answer = store.get(request).await?;
-        if answer.info.etag != object.etag {
+        let (info, bytes) = read_all(&**store, request).await?;
+        if info.etag != object.etag {
             return Err(Error::new(Kind::Stale, "another client changed the object"));
         }
-        let bytes = answer.bytes().await?;
         if bytes.len() != target.len() {
             return Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())));
         }

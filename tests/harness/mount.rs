@@ -37,17 +37,24 @@ impl Mounted {
 
     /// Mounts `source` of the place's server.
     pub fn mount(place: Place, source: &str, flags: &[&str]) -> Self {
+        let endpoint = endpoint(place.server);
+        Self::at_endpoint(&endpoint, place, source, flags)
+    }
+
+    /// The same through another address of it.
+    pub fn at_endpoint(endpoint: &Endpoint, place: Place, source: &str, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory can be made");
         let log = dir.path().join("log");
         fs::create_dir(dir.path().join("mnt")).expect("a directory can be made");
-        let endpoint = endpoint(place.server);
-        let mut command = pailfs(&endpoint);
+        let mut command = pailfs(endpoint);
         command
             .args(["mount", source])
             .arg(dir.path().join("mnt"))
             .args(["--foreground", "--endpoint-url", &endpoint.url, "--region", &endpoint.region])
-            .args(["--log-level", "debug"])
             .args(flags);
+        if !flags.contains(&"--log-level") {
+            command.args(["--log-level", "debug"]);
+        }
         if !flags.contains(&"--state-dir") {
             command.arg("--state-dir").arg(dir.path().join("state"));
         }

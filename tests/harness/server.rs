@@ -28,7 +28,11 @@ pub enum Server {
     Mem,
     /// The binary under test, as `pailfs demo`.
     Demo,
+    /// The same with a bucket of objects that are made up: `synthetic`, 10 directories of 5,000 files of 4 MiB.
+    Synthetic,
     Garage,
+    /// Three nodes of it, of which one at a time may be killed.
+    Cluster,
     SeaweedFs,
     Moto,
 }
@@ -40,6 +44,8 @@ pub struct Endpoint {
     pub access: String,
     pub secret: String,
     pub region: String,
+    /// What a server says of itself besides: its process, and its directory.
+    pub more: Vec<String>,
 }
 
 impl Server {
@@ -47,7 +53,9 @@ impl Server {
         match self {
             Self::Mem => "mem",
             Self::Demo => "demo",
+            Self::Synthetic => "synthetic",
             Self::Garage => "garage",
+            Self::Cluster => "cluster",
             Self::SeaweedFs => "seaweedfs",
             Self::Moto => "moto",
         }
@@ -55,13 +63,15 @@ impl Server {
 
     /// Where it listens, once it does; `Ok(None)` for the one in this process.
     pub fn endpoint(self) -> Result<Option<&'static Endpoint>, &'static str> {
-        static STARTED: [OnceLock<Result<Running, String>>; 4] = [const { OnceLock::new() }; 4];
+        static STARTED: [OnceLock<Result<Running, String>>; 6] = [const { OnceLock::new() }; 6];
         let slot = match self {
             Self::Mem => return Ok(None),
             Self::Demo => &STARTED[0],
             Self::Garage => &STARTED[1],
             Self::SeaweedFs => &STARTED[2],
             Self::Moto => &STARTED[3],
+            Self::Synthetic => &STARTED[4],
+            Self::Cluster => &STARTED[5],
         };
         match slot.get_or_init(|| self.find_or_start()) {
             Ok(running) => Ok(Some(&running.endpoint)),
@@ -73,13 +83,15 @@ impl Server {
     pub fn store(self) -> Result<Arc<dyn Store>, &'static str> {
         static MEM: LazyLock<Arc<dyn Store>> =
             LazyLock::new(|| Arc::new(MemStore::new(Arc::new(SystemClock), Arc::new(Stats::default()))));
-        static CLIENTS: [OnceLock<Arc<dyn Store>>; 4] = [const { OnceLock::new() }; 4];
+        static CLIENTS: [OnceLock<Arc<dyn Store>>; 6] = [const { OnceLock::new() }; 6];
         let Some(endpoint) = self.endpoint()? else { return Ok(Arc::clone(&MEM)) };
         let slot = match self {
             Self::Mem | Self::Demo => &CLIENTS[0],
             Self::Garage => &CLIENTS[1],
             Self::SeaweedFs => &CLIENTS[2],
             Self::Moto => &CLIENTS[3],
+            Self::Synthetic => &CLIENTS[4],
+            Self::Cluster => &CLIENTS[5],
         };
         Ok(Arc::clone(slot.get_or_init(|| super::block_on(endpoint.client()))))
     }
@@ -110,9 +122,12 @@ impl Server {
             return Ok(Running { endpoint, _child: None });
         }
         match self {
-            Self::Demo => {
+            Self::Demo | Self::Synthetic => {
                 let mut demo = Command::new(env!("CARGO_BIN_EXE_pailfs"));
                 demo.args(["demo", "--listen", "127.0.0.1:0", "--until-stdin-closes"]);
+                if self == Self::Synthetic {
+                    demo.args(["--synthetic", "10x5000x4MiB"]);
+                }
                 Running::start(demo, "ready")
             }
             _ => {
@@ -145,6 +160,7 @@ impl Endpoint {
             access: words.next()?,
             secret: words.next()?,
             region: words.next()?,
+            more: words.collect(),
         };
         Some(endpoint)
     }

@@ -6,7 +6,10 @@
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` is
 //! what happens when nobody answers; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
-//! on a local directory, done here; `interop` is what s3fs and rclone write and read.
+//! on a local directory, done here; `interop` is what s3fs and rclone write and read; `home` is what a system asks of a file system:
+//! /etc/fstab, a service manager, users without rights; `logs` is what people find in the log and in the file of --trace-ops;
+//! `status` is what a mount shows of itself; `limits` is the memory of its process; `cluster` is two mounts over three nodes, of
+//! which one is killed.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -17,11 +20,15 @@ mod harness;
 mod beside;
 mod cache;
 mod cli;
+mod cluster;
 mod copying;
 mod drain;
 mod full;
+mod home;
 mod interop;
 mod kills;
+mod limits;
+mod logs;
 mod programs;
 mod reading;
 mod removals;
@@ -29,6 +36,7 @@ mod reports;
 mod semantics;
 mod servers;
 mod sessions;
+mod status;
 mod stuck;
 mod tools;
 mod tools_meta;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{File, State};
 use crate::base::{ByteRange, ETag, Turn};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Details, Error, Kind, Result};
 use crate::fs::copy::{Copied, lost_source};
 use crate::fs::namespace::Shared;
 use crate::fs::volume::Volume;
@@ -216,7 +216,7 @@ impl Fs {
                 let sent = job.attributes.clone();
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
                 self.committed(file, id, volume, key, len, stamp, &written.etag, &sent);
-                tracing::warn!(key, copy, "another client was first; its version is in the copy");
+                tracing::debug!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }
         }
@@ -419,7 +419,7 @@ impl Fs {
             return Error::new(Kind::Stale, told).with_source(cause);
         }
         self.let_go(file);
-        tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
+        tracing::debug!(key, copy, "another client was first; the bytes written here are in the copy");
         let told = format!(
             "another client changed s3://{}/{key} first; the bytes written here are in {copy}",
             volume.bucket
@@ -546,8 +546,7 @@ impl Fs {
                     state.behind = (state.awaited == 0).then(Turn::default);
                 }
                 if let Err(error) = fs.commit_in_time(&file).await {
-                    let path = fs.tree().path_of(file.ino);
-                    tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
+                    fs.tell_unsaved(file.ino, &error, file.is_dirty().then_some(pause));
                 }
             }
             {
@@ -560,6 +559,21 @@ impl Fs {
                 fs.tree().unpin(file.ino);
             }
         });
+    }
+
+    /// Logs one attempt that failed with nobody waiting for it, and when the next one is.
+    fn tell_unsaved(&self, ino: Ino, error: &Error, next: Option<Duration>) {
+        let place = self.whereabouts(ino, None);
+        let Details { request, bucket, key, code, status, request_id } = error.details();
+        let (path, bucket, key) =
+            (place.path, bucket.or(place.bucket.as_deref()), key.or(place.key.as_deref()));
+        let next_try_s = next.map(|next| next.as_secs_f64());
+        let told =
+            if next.is_some() { "still not in S3; trying again" } else { "not saved under its own name" };
+        tracing::warn!(
+            op = "save", path, request, bucket, key, code, status, request_id, next_try_s,
+            error = %error.report(), "{told}"
+        );
     }
 
     /// Commits every file that S3 lacks something of; the first failure is returned after all were tried. Names that were
