@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 
-use super::file::{File, MATERIALISE_STEP, Taken};
+use super::file::{File, MATERIALISE_STEP, Taken, require_all_of};
 use super::{Fs, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -273,7 +273,9 @@ impl Fs {
             if answer.info.etag != object.id.etag {
                 return Ok(());
             }
-            file.stage_copied(self, number, step, &answer.bytes().await?)?;
+            let bytes = answer.bytes().await?;
+            require_all_of(step, &bytes)?;
+            file.stage_copied(self, number, step, &bytes)?;
             at = step.end();
         }
         Ok(())

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use futures::future::{Either, select};
 use tokio::sync::watch;
 
+use super::dirs::keys_below;
 use super::{Attr, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::ListRequest;
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, Marker, ROOT, VolumeId};
 
@@ -435,14 +435,8 @@ async fn find(
 
 /// Whether anything lives in a directory, its marker included.
 async fn first_below(volume: &Volume, dir: &DirKey) -> Result<Option<Found>> {
-    let request = ListRequest {
-        bucket: volume.bucket.clone(),
-        prefix: dir.prefix().to_owned(),
-        max_keys: Some(1),
-        ..ListRequest::default()
-    };
-    let page = volume.store.list(request).await?;
-    Ok(page.objects.iter().find(|o| o.key.starts_with(dir.prefix())).map(|first| Found::Dir {
+    let first = keys_below(volume, dir, 1).await?.into_iter().find(|o| o.key.starts_with(dir.prefix()));
+    Ok(first.map(|first| Found::Dir {
         marker: (Some(first.key.as_str()) == dir.marker_key()).then(|| Marker::listed(first.last_modified)),
     }))
 }

@@ -115,8 +115,7 @@ impl Fs {
         let (id, key) = self.tree().object_place(ino)?;
         let volume = self.volume(id)?;
         if facts.size >= TARGET_MAX {
-            let told = "the object says that it is a symbolic link, and is longer than any path";
-            return Err(Error::new(Kind::Corrupt, told).on("readlink", &volume.bucket, &key));
+            return Err(too_long().on("readlink", &volume.bucket, &key));
         }
         let request = GetRequest {
             bucket: volume.bucket.clone(),
@@ -124,8 +123,19 @@ impl Fs {
             if_match: facts.etag.clone(),
             ..GetRequest::default()
         };
-        self.within(async { volume.store.get(request).await?.bytes().await }).await
+        self.within(async {
+            let answer = volume.store.get(request).await?;
+            match answer.length < TARGET_MAX {
+                true => answer.bytes().await,
+                false => Err(too_long().on("readlink", &volume.bucket, &key)),
+            }
+        })
+        .await
     }
+}
+
+fn too_long() -> Error {
+    Error::new(Kind::Corrupt, "the object says that it is a symbolic link, and is longer than any path")
 }
 
 fn no_link() -> Error {

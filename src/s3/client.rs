@@ -1,6 +1,7 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -351,6 +352,24 @@ impl Client {
     }
 }
 
+/// More pages than any list has that is read to its end and is not a listing of objects.
+const PAGES_MAX: usize = 10_000;
+
+/// Pages that are read one after the other, whatever the server says: each begins where none began before.
+#[derive(Default)]
+struct Turns(HashSet<u64>);
+
+impl Turns {
+    fn turn_to(&mut self, next: impl std::hash::Hash) -> Result<()> {
+        let mut hash = DefaultHasher::new();
+        next.hash(&mut hash);
+        if self.0.len() >= PAGES_MAX || !self.0.insert(hash.finish()) {
+            return Err(Error::new(Kind::Corrupt, "the pages of a list go in circles"));
+        }
+        Ok(())
+    }
+}
+
 /// What to say of an endpoint that takes no connections.
 pub fn unreachable_because(why: &str) -> Error {
     Error::new(Kind::Unreachable, format!("the endpoint cannot be reached: {why}"))
@@ -536,7 +555,7 @@ macro_rules! info_from {
 impl Store for Client {
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>> {
         let mut buckets = Vec::new();
-        let mut token: Option<String> = None;
+        let (mut token, mut pages): (Option<String>, _) = (None, Turns::default());
         loop {
             let answer = self
                 .call("ListBuckets", "", "", &Condition::Any, |s3| {
@@ -551,8 +570,11 @@ impl Store for Client {
                 })
             }));
             match answer.continuation_token().map(str::to_owned) {
-                next @ Some(_) if next != token => token = next,
-                _ => return Ok(buckets),
+                Some(next) => {
+                    pages.turn_to(&next).map_err(|error| error.on("ListBuckets", "", ""))?;
+                    token = Some(next);
+                }
+                None => return Ok(buckets),
             }
         }
     }
@@ -679,7 +701,18 @@ impl Store for Client {
             }
             (None, _) => (0, length),
         };
+        // What begins elsewhere, or is longer, is not what was asked for; what is shorter ends with the object.
+        if let Some(range) = request.range
+            && (offset != range.start() || offset.checked_add(length) != Some(range.end().min(size)))
+        {
+            let got = format!("asked for {range}, got {length} bytes at {offset} of {size}");
+            return Err(on(Error::new(Kind::Corrupt, got)));
+        }
         let info = info_from!(answer, key, size);
+        if request.if_match.as_ref().is_some_and(|etag| *etag != info.etag) {
+            // A server that ignores If-Match.
+            return Err(on(Error::new(Kind::Stale, "the object was replaced by another client")));
+        }
         let stats = Arc::clone(&self.inner.stats);
         let name = (bucket.clone(), key.clone());
         let body = futures::stream::unfold(Some(answer.body), move |body| {
@@ -1174,7 +1207,7 @@ impl Store for Client {
 
     async fn list_parts(&self, upload: &Upload) -> Result<Vec<Part>> {
         let mut parts: Vec<Part> = Vec::new();
-        let mut marker: Option<String> = None;
+        let (mut marker, mut pages): (Option<String>, _) = (None, Turns::default());
         loop {
             let answer = self
                 .call("ListParts", &upload.bucket, &upload.key, &Condition::Any, |s3| {
@@ -1196,17 +1229,21 @@ impl Store for Client {
                     checksum: checksums_in!(part).into_iter().next(),
                 });
             }
-            let next = answer.next_part_number_marker().map(str::to_owned);
-            if answer.is_truncated() != Some(true) || next == marker || next.is_none() {
-                return Ok(parts);
+            match answer.next_part_number_marker().filter(|_| answer.is_truncated() == Some(true)) {
+                Some(next) => {
+                    let on = |error: Error| error.on("ListParts", &upload.bucket, &upload.key);
+                    pages.turn_to(next).map_err(on)?;
+                    marker = Some(next.to_owned());
+                }
+                None => return Ok(parts),
             }
-            marker = next;
         }
     }
 
     async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
         let mut uploads = Vec::new();
         let mut marker: (Option<String>, Option<String>) = (None, None);
+        let mut pages = Turns::default();
         loop {
             let answer = self
                 .call("ListMultipartUploads", bucket, prefix, &Condition::Any, |s3| {
@@ -1230,9 +1267,10 @@ impl Store for Client {
             }
             let key_marker = answer.next_key_marker().map(|key| decoded(key, encoded)).transpose()?;
             let next = (key_marker, answer.next_upload_id_marker().map(str::to_owned));
-            if answer.is_truncated() != Some(true) || next == marker || next.0.is_none() {
+            if answer.is_truncated() != Some(true) || next.0.is_none() {
                 return Ok(uploads);
             }
+            pages.turn_to(&next).map_err(|error| error.on("ListMultipartUploads", bucket, prefix))?;
             marker = next;
         }
     }

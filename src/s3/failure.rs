@@ -112,6 +112,8 @@ fn kind_of(code: &str, status: u16, condition: &Condition) -> Kind {
         | "RequestTimeTooSkewed"
         | "AuthorizationHeaderMalformed" => Kind::Credentials,
         _ => match status {
+            // Some requests fail after S3 began to answer them.
+            200..300 => Kind::Server,
             403 | 401 => Kind::AccessDenied,
             404 => Kind::NotFound,
             405 | 501 => Kind::Unsupported,

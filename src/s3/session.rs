@@ -20,9 +20,11 @@ use aws_sdk_sts::error::SdkError;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::interceptors::context::{
-    BeforeDeserializationInterceptorContextRef, FinalizerInterceptorContextRef,
+    BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
+    FinalizerInterceptorContextRef,
 };
 use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
+use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::RetryConfig;
@@ -30,6 +32,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures::FutureExt;
 use serde::Serialize;
 
+use super::answers;
 use super::client::{Client, ClientSettings};
 use super::credentials::{Provider, Refreshing, env, load};
 use super::customer_key::{CustomerKey, KeyPlace};
@@ -534,7 +537,7 @@ impl Trouble {
 }
 
 /// Sees each attempt of a request, where the SDK's own retries show the last one alone, or none once time is up:
-/// counts answers that say to slow down, and remembers why there was no connection.
+/// counts answers that say to slow down, remembers why there was no connection, and holds answers to be whole.
 #[derive(Debug)]
 struct Attempts {
     stats: Arc<Stats>,
@@ -564,6 +567,20 @@ impl Intercept for Attempts {
             }
             Some(_) => self.trouble.set(None),
             None => {}
+        }
+        Ok(())
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        let is_get = config.load::<Metadata>().is_some_and(|what| what.name() == "GetObject");
+        let answer = context.response_mut();
+        if !(is_get && answer.status().is_success()) {
+            answers::hold(answer);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use super::keys::{DirKey, Name, Place, Shown};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListedObject, SCRATCH};
 
-/// Pages in a row without an entry before a listing counts as endless. S3 may send a few where many keys were
+/// Pages in a row without a new entry before a listing counts as endless. S3 may send a few where many keys were
 /// deleted.
 const EMPTY_PAGES_MAX: u32 = 1_000;
 /// Names shown that are kept, as eight bytes each, of a server whose order is not known: enough to find out.
@@ -68,6 +68,8 @@ pub struct Listing {
     reached: Option<String>,
     /// What came since the order broke.
     unsorted: Option<Vec<Item>>,
+    /// Its keys, as eight bytes each: pages in circles bring nothing else.
+    collected: Option<HashSet<u64>>,
     /// The last directory shown that stands for the piece of a component: the keys of each are contiguous.
     chunk: Option<Name>,
     /// Whether it was the last name shown, so more of its keys may come.
@@ -106,6 +108,7 @@ impl Listing {
             held: Vec::new(),
             reached: None,
             unsorted: (order == Order::Other).then(Vec::new),
+            collected: (order == Order::Other).then(HashSet::new),
             chunk: None,
             in_chunk: false,
             shown: (order != Order::Known).then(HashSet::new),
@@ -131,9 +134,18 @@ impl Listing {
         let received = items.len();
         items.retain(|item| self.belongs(item));
         self.foreign_keys += (received - items.len()) as u64;
-        self.empty_pages = if items.is_empty() { self.empty_pages + 1 } else { 0 };
+        // Where the order does not tell, what came before does.
+        let has_new = match &mut self.collected {
+            Some(collected) => {
+                let known = collected.len();
+                collected.extend(items.iter().map(|item| hash_of(item.key())));
+                collected.len() > known
+            }
+            None => !items.is_empty(),
+        };
+        self.empty_pages = if has_new { 0 } else { self.empty_pages + 1 };
         if self.empty_pages > EMPTY_PAGES_MAX {
-            return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything"));
+            return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything new"));
         }
         items.sort_by(|a, b| a.key().cmp(b.key()));
         items.dedup_by(|a, b| a.key() == b.key());
@@ -149,6 +161,7 @@ impl Listing {
                 return Err(Error::new(Kind::Corrupt, "the server lists out of order"));
             }
             self.unsorted = Some(self.held.drain(..).map(Item::Object).collect());
+            self.collected = Some(HashSet::new());
         }
         if let Some(last) = items.last() {
             self.reached = Some(last.key().to_owned());
@@ -159,7 +172,9 @@ impl Listing {
         let ready = match &mut self.unsorted {
             None => items,
             Some(unsorted) => {
-                unsorted.extend(items);
+                if has_new {
+                    unsorted.extend(items);
+                }
                 if !self.done {
                     return Ok(Ready::default());
                 }
@@ -203,6 +218,7 @@ impl Listing {
             return false;
         }
         self.unsorted = Some(Vec::new());
+        self.collected = Some(HashSet::new());
         self.held.clear();
         (self.reached, self.token) = (None, None);
         true
@@ -296,8 +312,8 @@ impl Listing {
     }
 }
 
-/// Eight bytes that stand for a name.
-pub fn hash_of(name: &Name) -> u64 {
+/// Eight bytes that stand for a name, or a key.
+pub fn hash_of(name: &(impl Hash + ?Sized)) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     hasher.finish()

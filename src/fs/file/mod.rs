@@ -1172,6 +1172,7 @@ impl Fs {
                     ..GetRequest::default()
                 };
                 let bytes = object.store().get(request).await?.bytes().await?;
+                require_all_of(step, &bytes)?;
                 self.stage_fetched(file, step, &bytes)?;
                 at = step.end();
             }
@@ -1259,4 +1260,12 @@ fn zeros(len: u64) -> Bytes {
         Ok(len) => Bytes::from(vec![0; len]),
         Err(_) => Bytes::new(),
     }
+}
+
+/// The server said that the object ends before its size, which its version fixes.
+pub(super) fn require_all_of(range: ByteRange, bytes: &[u8]) -> Result<()> {
+    if bytes.len() as u64 == range.len() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())))
 }
