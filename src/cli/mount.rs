@@ -36,6 +36,7 @@ pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
 
 fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(), Failure> {
     let log = logging::start(&args.log)?;
+    machine::keep_no_core();
     let config = configure(args)?;
     let child = background_child.then(|| Child::detach(log)).transpose()?;
     let ready = || {

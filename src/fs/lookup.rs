@@ -30,8 +30,26 @@ impl Fs {
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
         match self.lookup_now(parent, name) {
             Some(answer) => answer,
-            None => self.within(self.lookup_remote(parent, name)).await,
+            None => match self.within(self.lookup_remote(parent, name)).await {
+                // What is here and not in S3 can be read, whether S3 answers or not.
+                Err(error) if !error.is_not_found() => self.take_unsaved(parent, name).ok_or(error),
+                answer => answer,
+            },
         }
+    }
+
+    /// A file of that name that S3 lacks something of, with one more lookup of its inode.
+    fn take_unsaved(&self, parent: Ino, name: &OsStr) -> Option<Attr> {
+        let name = Name::parse(name).ok()?;
+        let ino = self.tree().child(parent, &name)?;
+        if !self.has_unsaved(ino) {
+            return None;
+        }
+        let mut tree = self.tree();
+        let entry = tree.entry(ino).ok().filter(|_| tree.child(parent, &name) == Some(ino))?;
+        tree.looked_up(ino);
+        drop(tree);
+        Some(self.attr_of(&entry))
     }
 
     /// The same, if memory holds the answer.

@@ -102,6 +102,9 @@ pub async fn run(
     let clock = Arc::new(SystemClock);
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
+    if on_disk {
+        slots::require_trusted(&config.site.state_dir).map_err(Failure::at(Stage::Machine))?;
+    }
     let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;

@@ -29,7 +29,9 @@ use super::beside::{Again, Encryption, asked_for};
 use super::checksum::{is_of_body, whole_checksum};
 use super::credentials::Refreshing;
 use super::customer_key::CustomerKey;
-use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
+use super::failure::{
+    error_of, may_be_about_the_time, refuses_checksum, region_hint, time_of, wants_new_credentials,
+};
 use super::payload::Payload;
 use super::session::Trouble;
 use super::store::Store;
@@ -226,7 +228,8 @@ impl Client {
         aws_sdk_s3::Config::builder().timeout_config(timeouts)
     }
 
-    /// Sends a request, counts it, and tries once more with fresh credentials where they expired.
+    /// Sends a request, counts it, and tries once more with fresh credentials where they expired, and with the server's time
+    /// where that may be what it was refused for.
     async fn call<T, E, F>(
         &self,
         operation: &'static str,
@@ -239,7 +242,7 @@ impl Client {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
-        let (mut refreshed, mut resigned) = (false, false);
+        let (mut refreshed, mut resigned, mut retimed) = (false, false, false);
         loop {
             let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
             let answer = send(self.sdk()).await.map_err(|error| {
@@ -257,6 +260,7 @@ impl Client {
                 super::patience::moved();
             }
             match (answer, &self.inner.credentials, sent) {
+                (Err(error), ..) if !retimed && may_be_about_the_time(&error) => retimed = true,
                 (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
                 (Err(error), Some(credentials), Some(sent))
                     if wants_new_credentials(&error) && !refreshed =>

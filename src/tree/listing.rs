@@ -542,6 +542,68 @@ mod tests {
         }
     }
 
+    /// Keys of any sort: inside of the prefix `d/` and outside, that climb, that are empty, too long, or hardly keys.
+    fn any_key() -> impl Strategy<Value = String> {
+        prop_oneof![
+            4 => "(d/){0,2}[ab./%~-]{0,6}/?",
+            2 => "d/(\\.\\./|/|\\./){1,4}[a\0\n]?",
+            1 => any::<String>(),
+            1 => (250usize..3_000).prop_map(|n| format!("d/{}", "x".repeat(n))),
+        ]
+    }
+
+    fn any_page() -> impl Strategy<Value = ListPage> {
+        let objects = proptest::collection::vec((any_key(), any::<u64>()), 0..12);
+        let prefixes = proptest::collection::vec(any_key(), 0..6);
+        let next = proptest::option::weighted(0.9, "[a-c]");
+        (objects, prefixes, next).prop_map(|(objects, common_prefixes, next)| ListPage {
+            objects: objects.into_iter().map(|(key, size)| object(&key, size)).collect(),
+            common_prefixes,
+            next,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_lists_names_are_names_and_none_is_shown_twice(
+            pages in proptest::collection::vec(any_page(), 1..12),
+            order in proptest::sample::select(vec![Order::Known, Order::Unknown, Order::Other]),
+            prefix in proptest::sample::select(vec!["", "d/", "d/d/"]),
+            after in proptest::option::of(any_key()),
+        ) {
+            let mut listing = Listing::new(DirKey::root(prefix), order, after);
+            let mut shown = HashSet::new();
+            for page in pages {
+                if listing.is_done() {
+                    break;
+                }
+                let Ok(ready) = listing.page(page) else { break };
+                let count = ready.entries.len();
+                prop_assert!(ready.mark.is_none_or(|(at, _)| at <= count));
+                for entry in ready.entries {
+                    let again = Name::parse(std::ffi::OsStr::new(entry.name.as_str())).ok();
+                    prop_assert_eq!(again.as_ref(), Some(&entry.name));
+                    prop_assert!(shown.insert(entry.name.clone()), "{:?} came twice", entry.name);
+                }
+            }
+        }
+    }
+
+    /// Pages that repeat what came before are no progress, in whatever order a server lists.
+    #[test]
+    fn pages_in_circles_come_to_an_end() {
+        for order in [Order::Known, Order::Unknown, Order::Other] {
+            let mut listing = Listing::new(DirKey::root(""), order, None);
+            let page = |n: usize| ListPage {
+                objects: vec![object(["a", "b"][n % 2], 1)],
+                next: Some(["t", "u"][n % 2].to_owned()),
+                ..ListPage::default()
+            };
+            let failed = (0..2_000).find_map(|n| listing.page(page(n)).err());
+            assert_eq!(failed.map(|error| error.kind()), Some(Kind::Corrupt), "{order:?}");
+        }
+    }
+
     #[test]
     fn an_object_beside_a_directory_keeps_a_path_of_its_own() {
         let keys: BTreeSet<String> = ["a", "a-x", "a.txt", "a/1"].map(String::from).into();
