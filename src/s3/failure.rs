@@ -252,7 +252,7 @@ pub(super) fn refuses_checksum(error: &Error) -> bool {
     status && (names_it || vague) && !matches!(error.kind(), Kind::Corrupt)
 }
 
-pub(super) fn time_of(time: Option<&aws_sdk_s3::primitives::DateTime>) -> SystemTime {
+pub(super) fn time_of(time: Option<&DateTime>) -> SystemTime {
     time.and_then(|t| SystemTime::try_from(*t).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
