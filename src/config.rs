@@ -71,6 +71,8 @@ pub struct MountConfig {
     pub on_conflict: OnConflict,
     /// Of the state directory's file system, what is left to others, in bytes; otherwise a twentieth.
     pub state_reserve: Option<u64>,
+    /// Where a line about every operation goes, if anywhere; absolute.
+    pub trace_ops: Option<PathBuf>,
     /// Path of the control socket.
     pub control_socket: PathBuf,
 }
@@ -124,7 +126,9 @@ impl MountConfig {
             )));
         }
         let cache_dir = self.cache.as_ref().map(|cache| ("cache directory", &cache.dir));
-        for (what, dir) in cache_dir.into_iter().chain([("state directory", &self.site.state_dir)]) {
+        let traced = self.trace_ops.as_ref().map(|path| ("file of --trace-ops", path));
+        let places = cache_dir.into_iter().chain(traced).chain([("state directory", &self.site.state_dir)]);
+        for (what, dir) in places {
             if dir.starts_with(&self.mountpoint) {
                 return Err(invalid(format!(
                     "the {what} {} lies inside of the mount, which would wait for itself",
@@ -676,6 +680,7 @@ mod tests {
             posix: PosixMode::Auto,
             exclusive: Exclusive::Everywhere,
             on_conflict: OnConflict::KeepBoth,
+            trace_ops: None,
             control_socket: "/run/pailfs/x".into(),
         };
         good.check().unwrap();
@@ -703,6 +708,7 @@ mod tests {
             ),
             (with(Site { state_dir: "/mnt/state".into(), ..site.clone() }), "state directory"),
             (MountConfig { cache: cache("/mnt/cache", 1 << 30), ..good.clone() }, "cache directory"),
+            (MountConfig { trace_ops: Some("/mnt/ops".into()), ..good.clone() }, "--trace-ops"),
             (MountConfig { cache: cache("/c", 1 << 20), ..good.clone() }, "cache size"),
             (with(Site { sessions: BTreeMap::new(), ..site }), "session"),
         ] {

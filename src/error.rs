@@ -170,6 +170,18 @@ impl Kind {
     }
 }
 
+/// What is known of a failed request, for the fields of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Details<'a> {
+    /// The request's name in S3's API.
+    pub request: Option<&'a str>,
+    pub bucket: Option<&'a str>,
+    pub key: Option<&'a str>,
+    pub code: Option<&'a str>,
+    pub status: Option<u16>,
+    pub request_id: Option<&'a str>,
+}
+
 /// A failed operation: what it was, on what, and what S3 said.
 #[derive(Debug)]
 pub struct Error {
@@ -287,6 +299,24 @@ impl Error {
         self.kind() == Kind::NotFound
     }
 
+    /// What this error and its causes tell of the request, the outermost first.
+    pub fn details(&self) -> Details<'_> {
+        let mut details = Details::default();
+        let mut at: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = at {
+            if let Some(Self { inner }) = error.downcast_ref::<Self>() {
+                details.request = details.request.or(inner.operation);
+                details.bucket = details.bucket.or(inner.bucket.as_deref());
+                details.key = details.key.or(inner.key.as_deref());
+                details.code = details.code.or(inner.code.as_deref());
+                details.status = details.status.or(inner.status);
+                details.request_id = details.request_id.or(inner.request_id.as_deref());
+            }
+            at = error.source();
+        }
+        details
+    }
+
     /// Whether what was asked for may have been done all the same, and only the answer was lost.
     pub fn may_have_happened(&self) -> bool {
         matches!(self.kind(), Kind::TimedOut | Kind::Unreachable | Kind::Corrupt | Kind::Server)
@@ -386,6 +416,24 @@ impl From<io::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_facts_of_a_request_are_found_below_what_was_made_of_its_failure() {
+        let denied = Error::s3(Kind::AccessDenied, "AccessDenied", "no")
+            .with_answer(Some(403), Some("REQ1"), None)
+            .on("PutObject", "b", "k");
+        let outer = Error::new(Kind::Stale, "another client was first").with_source(denied);
+        let details = Details {
+            request: Some("PutObject"),
+            bucket: Some("b"),
+            key: Some("k"),
+            code: Some("AccessDenied"),
+            status: Some(403),
+            request_id: Some("REQ1"),
+        };
+        assert_eq!(outer.details(), details);
+        assert_eq!(Error::new(Kind::Internal, "x").details(), Details::default());
+    }
 
     #[test]
     fn a_report_names_request_code_id_and_advice_once() {

@@ -86,8 +86,16 @@ fn one_place_speaks_s3_and_one_speaks_fuse() {
 #[test]
 fn the_table_of_flags_is_the_program_s() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FLAGS.md")).unwrap();
-    let commands: &[&[&str]] =
-        &[&["mount"], &["umount"], &["status"], &["flush"], &["sessions"], &["sessions", "check"], &["demo"]];
+    let commands: &[&[&str]] = &[
+        &["mount"],
+        &["umount"],
+        &["status"],
+        &["flush"],
+        &["log-level"],
+        &["sessions"],
+        &["sessions", "check"],
+        &["demo"],
+    ];
     let mut known = std::collections::BTreeSet::new();
     for command in commands {
         let output =

@@ -36,6 +36,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Wait until everything written to a mount is in S3.
     Flush(FlushArgs),
+    /// Show how much a mount logs, or change it while the mount is live.
+    LogLevel(LogLevelArgs),
     /// Show what mounts that have ended still owe S3; with a source, save it.
     Recover(Box<RecoverArgs>),
     /// List the sessions there are and where each of their values comes from.
@@ -102,6 +104,9 @@ pub struct MountArgs {
     pub session: SessionArgs,
     #[command(flatten)]
     pub log: LogArgs,
+    /// Write a line about every operation to this file: time, operation, result, latency, bytes, path
+    #[arg(long, value_name = "FILE", help_heading = "Log")]
+    pub trace_ops: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +200,9 @@ pub struct LookArgs {
     /// Permissions of directories that say nothing else
     #[arg(long, value_name = "OCTAL", default_value = "755", value_parser = parse_mode)]
     pub dir_mode: u16,
+    /// Permissions that nobody has of what says nothing else: they are taken from --file-mode and --dir-mode
+    #[arg(long, value_name = "OCTAL", default_value = "0", value_parser = parse_mode)]
+    pub umask: u16,
     /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,
@@ -295,11 +303,15 @@ pub struct ConfigArg {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// Append the log to this file [default: standard error in the foreground, none in the background]
-    #[arg(long, value_name = "FILE")]
+    /// Append the log to this file: the same as --log-to=file:FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "log_to")]
     pub log_file: Option<PathBuf>,
-    /// error, warn, info, debug, trace, or a filter such as pailfs=debug
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    /// Where the log goes: stderr, file:FILE, syslog, journald, or none; syslog:SOCKET and journald:SOCKET name another
+    /// socket than the usual one [default: stderr in the foreground; in the background journald or syslog, if there is one]
+    #[arg(long, value_name = "WHERE", value_parser = parse_log_to)]
+    pub log_to: Option<LogTo>,
+    /// off, error, warn, info, debug, trace, or a filter such as pailfs=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
     /// How a line of the log looks
     #[arg(long, value_enum, default_value = "text")]
@@ -310,6 +322,16 @@ pub struct LogArgs {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Where the log goes. A socket without a path is the usual one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    Stderr,
+    File(PathBuf),
+    Syslog(PathBuf),
+    Journald(PathBuf),
+    Nowhere,
 }
 
 #[derive(Debug, Args)]
@@ -331,6 +353,16 @@ pub struct StatusArgs {
 pub struct FlushArgs {
     /// The mounted directory
     pub dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// The mounted directory
+    pub dir: PathBuf,
+    /// From now on: off, error, warn, info, debug, trace, or a filter such as pailfs=debug; without it, the present one is
+    /// shown
+    #[arg(value_name = "LEVEL")]
+    pub level: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -407,6 +439,22 @@ fn parse_tag(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn parse_log_to(text: &str) -> Result<LogTo, String> {
+    let (word, path) = match text.split_once(':') {
+        Some((_, "")) => return Err(format!("{text:?} names no path after the colon")),
+        Some((word, path)) => (word, PathBuf::from(path)),
+        None => (text, PathBuf::new()),
+    };
+    match (word, text.contains(':')) {
+        ("stderr", false) => Ok(LogTo::Stderr),
+        ("none", false) => Ok(LogTo::Nowhere),
+        ("file", true) => Ok(LogTo::File(path)),
+        ("syslog", _) => Ok(LogTo::Syslog(path)),
+        ("journald", _) => Ok(LogTo::Journald(path)),
+        _ => Err("it is stderr, file:FILE, syslog, journald or none".to_owned()),
+    }
+}
+
 fn parse_endpoint(text: &str) -> Result<String, String> {
     check_endpoint(text).map(|()| text.to_owned())
 }
@@ -475,12 +523,34 @@ mod tests {
             &["sessions", "check", "a", "s3://b", "c"],
             &["mount", "s3://b", "/mnt", "--cache-size=1G"],
             &["mount", "s3://b", "/mnt", "--passthrough=maybe"],
+            &["mount", "s3://b", "/mnt", "--log-to=file"],
+            &["mount", "s3://b", "/mnt", "--log-to=syslog:"],
+            &["mount", "s3://b", "/mnt", "--log-to=stderr:x"],
+            &["mount", "s3://b", "/mnt", "--log-to=elsewhere"],
+            &["mount", "s3://b", "/mnt", "--log-to=none", "--log-file=f"],
             &["mount", "s3://b", "/mnt", "--durability=never"],
             &["umount"],
             &[],
         ] {
             assert!(Cli::try_parse_from([&["pailfs"], args].concat()).is_err(), "{args:?}");
         }
+    }
+
+    #[test]
+    fn the_log_goes_to_a_place_by_its_name() {
+        for (typed, meant) in [
+            ("stderr", LogTo::Stderr),
+            ("none", LogTo::Nowhere),
+            ("file:/var/log/a:b", LogTo::File("/var/log/a:b".into())),
+            ("syslog", LogTo::Syslog(PathBuf::new())),
+            ("syslog:/dev/log", LogTo::Syslog("/dev/log".into())),
+            ("journald:/s", LogTo::Journald("/s".into())),
+        ] {
+            assert_eq!(parse_log_to(typed), Ok(meant), "{typed}");
+        }
+        let cli = Cli::try_parse_from(["pailfs", "log-level", "/mnt", "debug"]).unwrap();
+        let Command::LogLevel(args) = cli.command else { panic!("not log-level") };
+        assert_eq!(args.level.as_deref(), Some("debug"));
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //! is live, or why it is not. Only then does it end, with the code of the second. Secrets travel in the
 //! environment that the second inherits, never in its arguments.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use super::exit::{Code, Failure};
+use super::logging::Log;
 
 /// The longest line the second process may say.
 const WORD_MAX_BYTES: u64 = 64 << 10;
@@ -64,32 +64,24 @@ fn understand(line: &str) -> Option<Word> {
 }
 
 /// The second process's way to tell the first how it went.
-pub struct Child {
-    log: Option<File>,
-}
+pub struct Child;
 
 impl Child {
     /// Leaves the terminal, so that its signals and its end do not reach the mount, and the directory it was
     /// started in, which may be unmounted some day.
-    pub fn detach(log: Option<File>) -> Result<Self, Failure> {
+    pub fn detach() -> Result<Self, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Local, format!("cannot leave the terminal: {error}"));
         rustix::process::setsid().map_err(|errno| failed(errno.into()))?;
         std::env::set_current_dir("/").map_err(failed)?;
-        Ok(Self { log })
+        Ok(Self)
     }
 
     /// Says that the mount is live, and lets go of the first process's streams. An error means that nobody
     /// waits any more.
-    pub fn ready(self) -> io::Result<()> {
+    pub fn ready(self, log: &Log) -> io::Result<()> {
         say(&Word::Ready { ready: true, pid: std::process::id() })?;
-        let sink = match self.log {
-            Some(log) => log,
-            None => OpenOptions::new().write(true).open("/dev/null")?,
-        };
-        rustix::stdio::dup2_stdout(&sink)?;
-        rustix::stdio::dup2_stderr(&sink)?;
-        Ok(())
+        log.take_stdio()
     }
 }
 

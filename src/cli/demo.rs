@@ -15,7 +15,7 @@ use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, Sta
 use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
-use crate::mount::Signals;
+use crate::mount::{Log, Signals};
 use crate::s3::{Client, ListRequest, MemStore, NewObjects, Secret, Session, SessionConfig, Store};
 
 /// How long a request to the demo server may take: it is on this machine, and faults are part of the demo.
@@ -127,7 +127,8 @@ async fn try_out(
     let mountpoint = config.mountpoint.clone();
     let guide = guide(&mountpoint, bucket, &server.endpoint());
     let ready = || say(&guide).map_err(|failure| std::io::Error::other(failure.message));
-    let outcome = crate::mount::run(config, ready, mount::shown()).await.map_err(mount::failure_of);
+    let run = crate::mount::run(config, ready, mount::shown(), Log::default());
+    let outcome = run.await.map_err(mount::failure_of);
     if mountpoint::is_mounted(&mountpoint).unwrap_or(true) {
         // Removing the directory would remove what is in the bucket.
         let kept = home.keep();
@@ -178,6 +179,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         staging: StagingPlace::default(),
         exclusive: Exclusive::default(),
         on_conflict: OnConflict::default(),
+        trace_ops: None,
         control_socket,
     };
     config.check()?;

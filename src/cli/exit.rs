@@ -99,7 +99,7 @@ impl From<Code> for ExitCode {
 }
 
 /// Why a command failed, and how the program ends because of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     pub code: Code,
     /// What is printed, on one line.

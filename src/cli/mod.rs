@@ -59,6 +59,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Umount(args) => runtime()?.block_on(running::umount(args)),
         Command::Status(args) => runtime()?.block_on(running::status(args)),
         Command::Flush(args) => runtime()?.block_on(running::flush(args)),
+        Command::LogLevel(args) => runtime()?.block_on(running::log_level(args)),
         Command::Sessions(args) => match &args.command {
             None => runtime()?.block_on(sessions::list(args)),
             Some(SessionsCommand::Check(args)) => runtime()?.block_on(sessions::check(args)),

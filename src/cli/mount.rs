@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::args::{CacheArgs, MountArgs, SessionArgs};
 use super::background::{self, Child};
 use super::exit::{Code, Failure};
+use super::logging::Log;
 use super::progress::Progress;
 use super::{logging, machine, mountpoint, running};
 use crate::config::{
@@ -23,24 +24,28 @@ pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
         return background::start();
     }
     let live = Cell::new(false);
-    let outcome = stay(args, background_child, &live);
+    let log = logging::start(&args.log, background_child);
+    let outcome = match &log {
+        Ok(log) => stay(args, background_child, log, &live),
+        Err(failure) => Err(failure.clone()),
+    };
     if let Err(failure) = &outcome {
         if background_child && !live.get() {
             background::report(failure);
-        } else if background_child || args.log.log_file.is_some() {
+        } else if log.as_ref().is_ok_and(Log::is_kept) {
             tracing::error!(code = failure.code.name(), "{}", failure.message);
         }
     }
     outcome
 }
 
-fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(), Failure> {
-    let log = logging::start(&args.log)?;
+fn stay(args: &MountArgs, background_child: bool, log: &Log, live: &Cell<bool>) -> Result<(), Failure> {
     machine::keep_no_core();
     let config = configure(args)?;
-    let child = background_child.then(|| Child::detach(log)).transpose()?;
+    log.require_outside(&config.mountpoint)?;
+    let child = background_child.then(Child::detach).transpose()?;
     let ready = || {
-        child.map_or(Ok(()), Child::ready)?;
+        child.map_or(Ok(()), |child| child.ready(log))?;
         live.set(true);
         Ok(())
     };
@@ -49,7 +54,7 @@ fn stay(args: &MountArgs, background_child: bool, live: &Cell<bool>) -> Result<(
         true => Box::new(|_| {}),
         false => shown(),
     };
-    super::runtime()?.block_on(mount::run(config, ready, heard)).map_err(failure_of)
+    super::runtime()?.block_on(mount::run(config, ready, heard, log.of_mount())).map_err(failure_of)
 }
 
 /// Shows how the end of a mount goes that somebody sits in front of.
@@ -108,8 +113,8 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         read_only: args.read_only,
         uid: args.look.uid.unwrap_or(me),
         gid: args.look.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
-        file_mode: args.look.file_mode,
-        dir_mode: args.look.dir_mode,
+        file_mode: args.look.file_mode & !args.look.umask,
+        dir_mode: args.look.dir_mode & !args.look.umask,
         posix: args.posix,
         allow_other: args.look.allow_other,
         metadata_ttl: args.look.metadata_ttl,
@@ -122,6 +127,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         staging: args.staging,
         exclusive: args.exclusive,
         on_conflict: args.on_conflict,
+        trace_ops: args.trace_ops.as_deref().map(absolute).transpose()?,
         control_socket,
     };
     config.check()?;

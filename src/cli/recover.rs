@@ -17,7 +17,7 @@ use crate::mount;
 use crate::write::journal::{Journal, Owed};
 
 pub fn run(args: &RecoverArgs) -> Result<(), Failure> {
-    logging::start(&args.log)?;
+    let _log = logging::start(&args.log, false)?;
     let state_dir = match &args.state_dir {
         Some(dir) => absolute(dir)?,
         None => machine::default_state_dir()?,

@@ -7,8 +7,9 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::args::{FlushArgs, StatusArgs, UmountArgs};
+use super::args::{FlushArgs, LogLevelArgs, StatusArgs, UmountArgs};
 use super::exit::{Code, Failure};
+use super::logging;
 use super::mountpoint::{self, Place};
 use super::progress::{Progress, count};
 use crate::base::format_bytes;
@@ -34,6 +35,20 @@ pub async fn flush(args: &FlushArgs) -> Result<(), Failure> {
     let client = live(&args.dir).await?;
     match watched(client, Request::Flush).await? {
         Reply::Done => Ok(()),
+        other => Err(refused(other)),
+    }
+}
+
+pub async fn log_level(args: &LogLevelArgs) -> Result<(), Failure> {
+    // What nobody understands is the command line's fault, not the mount's.
+    args.level.as_deref().map(logging::check_filter).transpose()?;
+    let client = live(&args.dir).await?;
+    let request = Request::LogLevel { level: args.level.clone() };
+    match client.ask(request, |_| {}).await.map_err(no_answer)? {
+        // Who changes it knows what it is now.
+        Reply::LogLevel { .. } if args.level.is_some() => Ok(()),
+        Reply::LogLevel { level } => writeln!(std::io::stdout(), "{}", printable(&level))
+            .map_err(|error| Failure::new(Code::Local, error.to_string())),
         other => Err(refused(other)),
     }
 }

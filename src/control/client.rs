@@ -111,6 +111,7 @@ mod tests {
         Arc::new(Handle {
             status: Box::new(|| Status { pid: 42, ..Status::default() }),
             unsaved: Box::new(unsaved),
+            log_level: Box::new(|level| Ok(level.unwrap_or("info").to_owned())),
             flush: Box::new(move || {
                 let mut flushed = flushed.subscribe();
                 Box::pin(async move {

@@ -6,14 +6,14 @@
 //! Guarantees: only the mount's owner and root are answered, checked by the kernel's word on who connected. Clients,
 //! the length of a line and every wait are bounded, so that a stuck client costs the mount nothing.
 //!
-//! One connection carries one request: a line of JSON, `{"op":"status"}`, `{"op":"flush"}` or `{"op":"unmount"}`.
+//! One connection carries one request: a line of JSON, `{"op":"status"}`, `{"op":"flush"}`, `{"op":"unmount"}` or `{"op":"log_level"}`.
 //! The answer is any number of progress lines and one final line.
 
 mod client;
 mod server;
 
 pub use client::Client;
-pub use server::{Handle, Server};
+pub use server::{Handle, LogLevel, Server};
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -38,7 +38,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Status,
@@ -46,6 +46,11 @@ pub enum Request {
     Flush,
     /// Commit every changed file, unmount, and end.
     Unmount,
+    /// Tell how much is logged, after a change if one is wanted.
+    LogLevel {
+        #[serde(default)]
+        level: Option<String>,
+    },
 }
 
 /// One line of an answer. All but `Progress` are final.
@@ -54,6 +59,7 @@ pub enum Request {
 pub enum Reply {
     Progress(Unsaved),
     Status(Box<Status>),
+    LogLevel { level: String },
     Done,
     Refused(Refusal),
 }
@@ -213,6 +219,8 @@ mod tests {
         let line = |value: &Reply| serde_json::to_string(value).unwrap();
         assert_eq!(serde_json::from_str::<Request>(r#"{"op":"flush"}"#).unwrap(), Request::Flush);
         assert!(serde_json::from_str::<Request>(r#"{"op":"format"}"#).is_err());
+        let level = serde_json::from_str::<Request>(r#"{"op":"log_level","level":"debug"}"#).unwrap();
+        assert_eq!(level, Request::LogLevel { level: Some("debug".into()) });
         assert_eq!(line(&Reply::Done), r#"{"reply":"done"}"#);
         let file = UnsavedFile { path: "a\nb".into(), bytes: 3, last_error: None };
         assert_eq!(

@@ -25,6 +25,8 @@ const GOODBYE_MAX: Duration = Duration::from_secs(2);
 /// How long to leave a listener alone that failed to accept, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// Sets how much is logged, where that is said; returns it.
+pub type LogLevel = Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>;
 type Operation = Box<dyn Fn() -> BoxFuture<'static, Result<(), Refusal>> + Send + Sync>;
 
 /// What a mount lets its clients do.
@@ -35,6 +37,7 @@ pub struct Handle {
     pub flush: Operation,
     /// Ends once the directory is no longer mounted, or will stay mounted.
     pub unmount: Operation,
+    pub log_level: LogLevel,
 }
 
 /// A socket that answers. It goes away with [`stop`](Self::stop) or when dropped.
@@ -144,6 +147,10 @@ async fn converse(stream: UnixStream, handle: Arc<Handle>, place: OwnedSemaphore
     let last = match serde_json::from_slice(&text) {
         Ok(Request::Status) => Reply::Status(Box::new((handle.status)())),
         Ok(Request::Flush) => client.watch((handle.flush)(), &handle, place).await?,
+        Ok(Request::LogLevel { level }) => match (handle.log_level)(level.as_deref()) {
+            Ok(level) => Reply::LogLevel { level },
+            Err(error) => Reply::Refused(Refusal::new(Cause::Failed, error.report())),
+        },
         Ok(Request::Unmount) => client.watch((handle.unmount)(), &handle, place).await?,
         Err(error) => Reply::Refused(Refusal::new(Cause::BadRequest, error.to_string())),
     };

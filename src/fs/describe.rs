@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::file::File;
+use super::names::At;
+use super::namespace::Claim;
+use super::turns::Turn;
 use super::volume::Volume;
 use super::{Attr, Durability, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
@@ -128,14 +131,16 @@ impl Fs {
             self.tree().change_attrs(ino, changes)?;
             return Ok(());
         }
-        let (entry, link) = {
-            let tree = self.tree();
-            (tree.entry(ino)?, tree.link_of(ino))
+        // Nobody removes or moves it meanwhile: its marker would be left behind.
+        let kept = match dir.prefix() == volume.prefix {
+            true => None,
+            false => Some(self.keep_in_place(ino).await?),
         };
-        let keeps = self.options.posix != PosixMode::Off;
-        if let Some((parent, _)) = link.filter(|_| keeps && dir.prefix() != volume.prefix) {
-            self.carry(parent).await?;
+        let (_, volume, dir) = self.dir_in_volume(ino)?;
+        if let Some((at, ..)) = kept.as_ref().filter(|_| self.options.posix != PosixMode::Off) {
+            self.carry(at.parent).await?;
         }
+        let entry = self.tree().entry(ino)?;
         let now = self.attr_of(&entry);
         let marker = self
             .change_marker(&volume, &dir, |attributes| {
@@ -151,6 +156,22 @@ impl Fs {
         }
         drop(tree);
         Ok(())
+    }
+
+    /// Where a directory is, and stays as long as the rest of the answer is there.
+    async fn keep_in_place(&self, ino: Ino) -> Result<(At, Turn<'_>, Claim)> {
+        loop {
+            let link = self.tree().link_of(ino);
+            let Some((parent, name)) = link else {
+                return Err(Error::new(Kind::NotFound, "the directory was removed"));
+            };
+            let turn = self.turns.take(parent, &name).await;
+            if self.tree().link_of(ino).is_some_and(|now| now == (parent, name.clone())) {
+                let (id, volume, dir) = self.dir_in_volume(parent)?;
+                let (at, claim) = self.share(At { parent, name, id, volume, dir }, At::below).await?;
+                return Ok((at, turn, claim));
+            }
+        }
     }
 
     /// Reads a marker, changes its metadata, and writes it, as it was or anew.
@@ -189,7 +210,12 @@ impl Fs {
             match self.within(put_marker_with(volume, dir, condition, attributes)).await {
                 Err(error) if matches!(error.kind(), Kind::AlreadyExists | Kind::Stale | Kind::NotFound) => {}
                 Err(error) => return Err(error),
-                Ok(()) => return Ok(Marker::with(&metadata, self.clock.wall())),
+                Ok(()) => {
+                    if volume.tries_marker() {
+                        warn_if_forgotten(volume, key, &metadata).await;
+                    }
+                    return Ok(Marker::with(&metadata, self.clock.wall()));
+                }
             }
         }
         Err(Error::new(Kind::Conflict, "the directory's marker is being replaced all the time"))
@@ -256,6 +282,19 @@ impl Fs {
             self.tree().set_carries(ino, true);
         }
         Ok(())
+    }
+}
+
+/// Some servers keep directories as such, and nothing that is said beside their markers (SeaweedFS 4.48).
+async fn warn_if_forgotten(volume: &Volume, marker: &str, said: &Metadata) {
+    let told = volume.store.head(&volume.bucket, marker, None).await;
+    if told.is_ok_and(|info| info.attributes.metadata != *said) {
+        tracing::warn!(
+            bucket = volume.bucket,
+            marker,
+            "the server keeps no metadata with markers of directories: owners, permissions and times that are set here show \
+             on other mounts with --posix=full only, and those of directories on this one alone"
+        );
     }
 }
 

@@ -586,25 +586,17 @@ impl Fs {
         };
         require_new_name(&at.dir, &name)?;
         let posix = self.posix_of_new(parent, FileType::Directory, made);
-        if posix.as_ref().is_some_and(|posix| !posix.is_empty()) {
-            self.carry(parent).await?;
-        }
         let marker;
         {
-            let (At { volume, dir, .. }, _shared) = self.share(at, At::below).await?;
-            let condition = if volume.honoured().await.put { Condition::Absent } else { Condition::Any };
-            let mut attributes = marker_attributes(&volume);
+            let (at, _shared) = self.share(at, At::below).await?;
+            let child = at.dir.child(&name)?;
+            let key = child.marker_key().ok_or_else(no_marker)?;
+            let mut attributes = marker_attributes(&at.volume);
             if let Some(posix) = &posix {
                 posix::write(&mut attributes.metadata, posix);
             }
             marker = Marker::with(&attributes.metadata, self.clock.wall());
-            match put_marker_with(&volume, &dir.child(&name)?, condition, attributes).await {
-                Err(error) if error.kind() == Kind::AlreadyExists => {
-                    self.tree().forget_name(parent, &name);
-                    return Err(exists());
-                }
-                answer => answer?,
-            }
+            self.put_new(&at, key, Bytes::new(), attributes).await?;
         }
         let entry = {
             let mut tree = self.tree();
@@ -772,18 +764,19 @@ pub(super) async fn put_marker_with(
     condition: Condition,
     attributes: Attributes,
 ) -> Result<()> {
-    let Some(key) = dir.marker_key() else {
-        return Err(Error::new(Kind::InvalidArgument, "this directory cannot have a marker"));
-    };
     let request = PutRequest {
         bucket: volume.bucket.clone(),
-        key: key.to_owned(),
+        key: dir.marker_key().ok_or_else(no_marker)?.to_owned(),
         body: Bytes::new(),
         attributes,
         condition,
         checksum: None,
     };
     volume.store.put(request).await.map(drop)
+}
+
+fn no_marker() -> Error {
+    Error::new(Kind::InvalidArgument, "this directory cannot have a marker")
 }
 
 fn not_empty() -> Error {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
-use super::deletes::{Doomed as Buried, Removed};
+use super::deletes::Doomed as Buried;
 use super::file::Held;
 use super::owed::TakenUp;
 use super::volume::Volume;
@@ -36,15 +36,20 @@ impl Drop for Intent {
 
 impl Fs {
     /// Writes down a delete that is answered before S3 has heard of it. `None` where nothing is written down.
-    pub(super) fn intend_delete(&self, volume: &Volume, removed: &Removed<'_>) -> Result<Option<IntentId>> {
+    pub(super) fn intend_delete(
+        &self,
+        volume: &Volume,
+        key: &str,
+        etag: Option<&ETag>,
+    ) -> Result<Option<IntentId>> {
         let Some(journal) = &self.options.journal else { return Ok(None) };
-        if removed.etag.is_none() {
+        if etag.is_none() {
             return Err(Error::new(
                 Kind::Unsupported,
                 "the next mount could not tell which version was meant",
             ));
         }
-        let doomed = Doomed { key: removed.key.to_owned(), etag: removed.etag.clone(), file: None };
+        let doomed = Doomed { key: key.to_owned(), etag: etag.cloned(), file: None };
         intend(journal, volume, doomed).map(Some)
     }
 

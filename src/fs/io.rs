@@ -15,7 +15,7 @@ use super::volume::Volume;
 use super::{Attr, Durability, Exclusive, Fs, Maker, lock};
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object, SMALL_FILE_MAX};
-use crate::s3::{Condition, ListRequest, PutRequest};
+use crate::s3::{Attributes, Condition, ListRequest};
 use crate::tree::keys::Name;
 use crate::tree::posix::{self, FileType};
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, VolumeId};
@@ -281,7 +281,7 @@ impl Fs {
         }
         let now = self.clock.wall();
         let claimed = match flags.exclusive && self.options.exclusive == Exclusive::Everywhere {
-            true => self.within(self.claim(parent, &name)).await?,
+            true => self.claim(parent, &name, &attributes).await?,
             false => None,
         };
         let etag = claimed.as_ref().map(|object| object.id.etag.clone());
@@ -312,34 +312,19 @@ impl Fs {
 
     /// Makes an empty object under a name that nobody has, on any host, or fails `AlreadyExists`. `None` where the server
     /// cannot tell; then the first save does, as far as that can.
-    async fn claim(&self, parent: Ino, name: &Name) -> Result<Option<Object>> {
+    async fn claim(&self, parent: Ino, name: &Name, attributes: &Attributes) -> Result<Option<Object>> {
         let (id, volume, dir) = self.dir_in_volume(parent)?;
         if !volume.honoured().await.put {
             return Ok(None);
         }
         let at = At { parent, name: name.clone(), id, volume, dir };
-        let (At { id, volume, dir, .. }, _shared) = self.share(at, At::key).await?;
-        let key = dir.object_key(name)?;
-        let request = PutRequest {
-            bucket: volume.bucket.clone(),
-            key: key.clone(),
-            body: Bytes::new(),
-            attributes: volume.new_objects.placeholder(),
-            condition: Condition::Absent,
-            checksum: None,
-        };
-        match volume.store.put(request).await {
-            Ok(written) => {
-                lock(&self.siblings).changed(id, &key);
-                Ok(Some(volume.object(id.0, &key, written.etag, 0)))
-            }
-            Err(error) if error.kind() == Kind::AlreadyExists => {
-                // It is another client's, and shows from now on.
-                self.tree().forget_name(parent, name);
-                Err(error)
-            }
-            Err(error) => Err(error),
-        }
+        let (at, _shared) = self.share(at, At::key).await?;
+        let key = at.dir.object_key(name)?;
+        let metadata = attributes.metadata.clone();
+        let attributes = Attributes { metadata, ..at.volume.new_objects.placeholder() };
+        let written = self.put_new(&at, &key, Bytes::new(), attributes).await?;
+        lock(&self.siblings).changed(at.id, &key);
+        Ok(Some(at.volume.object(at.id.0, &key, written.etag, 0)))
     }
 
     /// A handle on a file that counts as opened.

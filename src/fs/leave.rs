@@ -172,6 +172,7 @@ impl Fs {
                     bucket,
                     key: copy,
                     condition: Condition::Any,
+                    attributes: None,
                     again,
                     sizes: volume.copy_sizes,
                     noted: self.noted(),

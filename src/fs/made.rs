@@ -1,4 +1,4 @@
-//! Making what is neither a file nor a directory: symbolic links, FIFOs and sockets.
+//! Making what is neither a file nor a directory: symbolic links, FIFOs and sockets; and the object of any new name.
 //!
 //! A symbolic link is an object whose bytes are where it leads, as s3fs has it; a FIFO or socket is an empty one. What they
 //! are, only their metadata says.
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::names::{At, require_new_name};
 use super::{Attr, Fs, Maker, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, GetRequest, PutRequest};
+use crate::s3::{Attributes, Condition, GetRequest, PutRequest, Written};
 use crate::tree::keys::Name;
 use crate::tree::posix::{self, FileType, Posix};
 use crate::tree::{Facts, Found, Ino};
@@ -56,9 +56,8 @@ impl Fs {
         self.require_writable(parent)?;
         let (id, volume, dir) = self.dir_in_volume(parent)?;
         require_new_name(&dir, &name)?;
-        let key = dir.object_key(&name)?;
         let _turn = self.turns.take(parent, &name).await;
-        self.settle(&volume, parent, &key).await?;
+        self.settle(&volume, parent, &dir.object_key(&name)?).await?;
         if self.within(self.resolve(parent, &name)).await?.is_some() {
             return Err(Error::new(Kind::AlreadyExists, "file exists"));
         }
@@ -69,25 +68,10 @@ impl Fs {
         // A guess by the name would be of a file's bytes.
         attributes.content_type = Some("application/octet-stream".to_owned());
         posix::write(&mut attributes.metadata, &posix);
-        self.within(self.carry(parent)).await?;
         let at = At { parent, name: name.clone(), id, volume, dir };
-        let (At { id, volume, .. }, _shared) = self.share(at, At::key).await?;
-        let size = body.len() as u64;
-        let request = PutRequest {
-            bucket: volume.bucket.clone(),
-            key: key.clone(),
-            body,
-            attributes,
-            condition: if volume.honoured().await.put { Condition::Absent } else { Condition::Any },
-            checksum: None,
-        };
-        let written = match self.within(volume.store.put(request)).await {
-            Err(error) if error.kind() == Kind::AlreadyExists => {
-                self.tree().forget_name(parent, &name);
-                return Err(error);
-            }
-            answer => answer?,
-        };
+        let (at, _shared) = self.share(at, At::key).await?;
+        let (key, size) = (at.dir.object_key(&name)?, body.len() as u64);
+        let written = self.put_new(&at, &key, body, attributes).await?;
         let saved_at = Some(self.clock.wall());
         let facts = Facts { saved_at, ..Facts::made_here(size, Some(written.etag), now, Arc::new(posix)) };
         let entry = {
@@ -99,6 +83,32 @@ impl Fs {
         };
         lock(&self.siblings).changed(id, &key);
         Ok(self.attr_of(&entry))
+    }
+
+    /// Puts the object of a name that nobody has, on any host, or fails `AlreadyExists`, as far as the server can tell. Its
+    /// directory says first that there are attributes in it, if it has any. The caller shares the name's keys.
+    pub(super) async fn put_new(
+        &self,
+        at: &At,
+        key: &str,
+        body: Bytes,
+        attributes: Attributes,
+    ) -> Result<Written> {
+        self.within(self.carry_for(at.parent, &attributes.metadata)).await?;
+        let request = PutRequest {
+            bucket: at.volume.bucket.clone(),
+            key: key.to_owned(),
+            body,
+            attributes,
+            condition: if at.volume.honoured().await.put { Condition::Absent } else { Condition::Any },
+            checksum: None,
+        };
+        let answer = self.within(at.volume.store.put(request)).await;
+        if matches!(&answer, Err(error) if error.kind() == Kind::AlreadyExists) {
+            // It is another client's, and shows from now on.
+            self.tree().forget_name(at.parent, &at.name);
+        }
+        answer
     }
 
     /// Where a symbolic link leads.

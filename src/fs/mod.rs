@@ -40,6 +40,7 @@ mod turns;
 mod volume;
 mod walks;
 mod weight;
+mod whereabouts;
 mod xattr;
 
 pub use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace};
@@ -55,6 +56,7 @@ pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use owed::TakenUp;
 pub use volume::{Buckets, Probe, Root, Volume};
+pub use whereabouts::Whereabouts;
 pub use xattr::Replaces;
 
 use std::path::PathBuf;

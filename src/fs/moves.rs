@@ -17,7 +17,7 @@ use futures::StreamExt;
 use super::dirs::put_marker;
 use super::names::At;
 use super::volume::Volume;
-use super::{Fs, lock};
+use super::{Fs, PosixMode, lock};
 use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
@@ -141,6 +141,9 @@ impl Fs {
     async fn move_dir(&self, from: &At, to: &At, ino: Ino, target: Option<&Entry>) -> Result<()> {
         if self.tree().is_within(to.parent, ino) {
             return Err(Error::new(Kind::InvalidArgument, "a directory cannot move into itself"));
+        }
+        if self.options.posix != PosixMode::Off && self.tree().carries(ino) == Some(true) {
+            self.carry(to.parent).await?;
         }
         let old = from.dir.child(&from.name)?;
         let new = to.dir.child(&to.name)?;
@@ -356,8 +359,15 @@ async fn move_again(
                 Base { bucket: source.bucket.clone(), key: object.key.clone(), etag: object.etag.clone() };
             let condition = if honoured.copy { Condition::Absent } else { Condition::Any };
             let again = said_again(source, target, object, asks).await?;
-            let copy =
-                Target { bucket: &target.bucket, key, condition, again, sizes: target.copy_sizes, noted };
+            let copy = Target {
+                bucket: &target.bucket,
+                key,
+                condition,
+                attributes: None,
+                again,
+                sizes: target.copy_sizes,
+                noted,
+            };
             match copy_object(&source.store, &target.store, &base, object.size, copy).await {
                 Ok(written) => Ok(Fate::There(written.etag)),
                 // Somebody was here just now.
@@ -547,6 +557,7 @@ async fn copy_one(
         bucket: &to.volume.bucket,
         key: &key,
         condition: Condition::Any,
+        attributes: None,
         again,
         sizes: to.volume.copy_sizes,
         noted,

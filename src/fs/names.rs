@@ -3,19 +3,19 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use super::deletes::Removed;
+use super::deletes::{Doomed, Removed};
 use super::dirs::put_marker;
-use super::file::Held;
+use super::file::{Held, PendingAttributes, typed};
 use super::lookup::no_such_name;
 use super::namespace::Spot;
 use super::volume::Volume;
-use super::{Fs, PosixMode, lock};
+use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Condition, Metadata, ObjectInfo, is_archived};
+use crate::s3::{Attributes, Condition, Metadata, ObjectInfo, is_archived};
 use crate::tree::keys::{DirKey, Name};
-use crate::tree::posix::Posix;
-use crate::tree::{Entry, Facts, Found, Ino, Marker, VolumeId};
+use crate::tree::posix::{self, Posix};
+use crate::tree::{Entry, Facts, Found, Ino, Marker, VolumeId, xattrs};
 use crate::write::journal::{BaseObject, Place};
 use crate::write::{Base, Conditions, Target, copy_object, delete_object};
 
@@ -30,9 +30,11 @@ pub(super) struct At {
 
 /// An object that has another key now.
 struct Moved {
-    /// As it was.
+    /// As it was, but for what is beside its bytes: that is as it is now.
     info: ObjectInfo,
     etag: ETag,
+    /// A change of that which had waited, and went along.
+    saves: Option<PendingAttributes>,
     archived: bool,
     from_key: String,
     to_key: String,
@@ -182,7 +184,7 @@ impl Fs {
     /// S3 has no rename: the object is copied on the server, under the version it was found at, and then
     /// deleted. For directories see `moves`.
     pub async fn rename(
-        &self,
+        self: &Arc<Self>,
         parent: Ino,
         name: &OsStr,
         new_parent: Ino,
@@ -216,9 +218,6 @@ impl Fs {
             _ => {}
         }
         if source.is_dir() {
-            if self.options.posix != PosixMode::Off && self.tree().carries(source.ino) == Some(true) {
-                self.carry(new_parent).await?;
-            }
             Box::pin(self.rename_dir(from, to, source.ino, target.as_ref())).await?;
         } else {
             Box::pin(self.rename_file(from, to, source.ino, target.as_ref(), no_replace)).await?;
@@ -228,7 +227,7 @@ impl Fs {
     }
 
     async fn rename_file(
-        &self,
+        self: &Arc<Self>,
         from: At,
         to: At,
         ino: Ino,
@@ -239,13 +238,17 @@ impl Fs {
         // yet, in which case its first commit goes straight to the new key.
         if self.is_in_s3(ino)
             && let Some(file) = self.open_file(ino)
+            && !file.is_only_claimed()
+            && file.only_described().is_none()
         {
             self.commit(&file).await?;
         }
         let (from, to, _shared) = self.claim_two((from, to), At::key, false, &Arc::default()).await?;
         // A first commit that was under way has ended, or not begun, when both files are held.
         let (held, mut replaced) = self.hold_two(ino, target.map(|target| target.ino)).await;
-        if !self.is_in_s3(ino) {
+        let claim =
+            held.as_ref().filter(|held| held.file().is_only_claimed()).and_then(|held| held.file().etag());
+        if !self.is_in_s3(ino) || claim.is_some() {
             let expects = match target.and_then(|target| self.tree().entry(target.ino).ok()) {
                 Some(Entry { found: Found::File(Facts { etag: Some(etag), .. }), .. }) => {
                     Condition::Matches(etag)
@@ -258,20 +261,45 @@ impl Fs {
             }
             self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
             if let Some(held) = &held {
-                held.file().replaces(expects);
+                held.file().replaces(expects, claim.is_some());
+            }
+            if claim.is_some() {
+                self.tree().unsaved(ino);
             }
             let over = target.map_or_else(Vec::new, |target| self.owed_of(target.ino));
             self.note_moves(ino, &over);
             if let Some(target) = target {
                 self.orphan(target.ino, replaced);
             }
+            if let Some(etag) = claim {
+                self.give_up_claim(from, etag).await?;
+            }
             return Ok(());
         }
-        let moved = self.move_object(&from, &to, no_replace, replaced.as_mut()).await?;
+        let described = held.as_ref().and_then(|held| held.file().only_described());
+        let moved = self.move_object((&from, &to), ino, no_replace, described, replaced.as_mut()).await?;
         if let Some(target) = target {
             self.orphan(target.ino, replaced);
         }
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
+        {
+            let mut siblings = lock(&self.siblings);
+            siblings.changed(from.id, &moved.from_key);
+            siblings.changed(to.id, &moved.to_key);
+        }
+        match (&held, &moved.saves) {
+            (Some(held), Some(PendingAttributes { stamp, attributes, .. })) => {
+                let (file, len) = (held.file(), moved.info.size);
+                self.committed(file, to.id, &to.volume, &moved.to_key, len, *stamp, &moved.etag, attributes);
+            }
+            _ => self.object_moved(ino, held.as_ref(), &to, &moved),
+        }
+        self.note_moves(ino, &[]);
+        Ok(())
+    }
+
+    /// What is known of a file follows its object.
+    fn object_moved(&self, ino: Ino, held: Option<&Held>, to: &At, moved: &Moved) {
         let facts = Facts {
             size: moved.info.size,
             etag: Some(moved.etag.clone()),
@@ -282,23 +310,55 @@ impl Fs {
             posix: Some(Arc::new(Posix::of(&moved.info.attributes.metadata))),
         };
         self.tree().moved(ino, facts, &moved.info.etag);
-        {
-            let mut siblings = lock(&self.siblings);
-            siblings.changed(from.id, &moved.from_key);
-            siblings.changed(to.id, &moved.to_key);
-        }
-        if let Some(held) = &held
+        if let Some(held) = held
             // Where it was open at another version, another client has replaced that one.
             && held.file().etag().as_ref() == Some(&moved.info.etag)
         {
             held.file().moved(self, to.id.0, &to.volume, &moved.to_key, &moved.etag);
         }
-        self.note_moves(ino, &[]);
         let mut pages = lock(&self.pages);
         if pages.get(&ino) == Some(&moved.info.etag) {
-            pages.put(ino, moved.etag);
+            pages.put(ino, moved.etag.clone());
         }
+    }
+
+    /// The empty object that had claimed the old name of a file goes, a little later: what was written is the new name's.
+    async fn give_up_claim(self: &Arc<Self>, from: At, etag: ETag) -> Result<()> {
+        let key = from.dir.object_key(&from.name)?;
+        // The rename is done. Where this cannot be written down, a kill within this moment leaves an empty file there.
+        let intent = self.intend_delete(&from.volume, &key, Some(&etag)).unwrap_or_default();
+        let At { parent, name, id, volume, dir } = from;
+        self.remove_again(id, &volume, Doomed { parent, name, dir, key, etag: Some(etag), intent }).await;
         Ok(())
+    }
+
+    /// What is said beside an object at its new key, where that is not what it has: what waits to be changed of it, or else
+    /// the time of its bytes, where times are asked for; S3 dates the copy.
+    async fn said_of_moved(
+        &self,
+        (from, to): (&At, &At),
+        ino: Ino,
+        info: &ObjectInfo,
+        described: Option<&PendingAttributes>,
+    ) -> Result<Option<Attributes>> {
+        if let Some(described) = described {
+            return Ok(Some(described.attributes.clone()));
+        }
+        if !self.asks_for_times(to.parent) || posix::says_mtime(&info.attributes.metadata) {
+            return Ok(None);
+        }
+        let entry = self.tree().entry(ino)?;
+        let is_this = matches!(&entry.found, Found::File(facts) if facts.etag.as_ref() == Some(&info.etag));
+        let mtime = if is_this { self.attr_of(&entry).mtime } else { info.last_modified };
+        let mut attributes = info.attributes.clone();
+        posix::write(&mut attributes.metadata, &Posix { mtime: Some(mtime), ..Posix::default() });
+        if !xattrs::fits(&attributes.metadata) {
+            return Ok(None);
+        }
+        if info.tag_count > 0 {
+            attributes.tags = from.volume.store.tags(&from.volume.bucket, &info.key).await?;
+        }
+        Ok(Some(attributes))
     }
 
     /// Holds the files of a rename, in the order of their inodes.
@@ -316,19 +376,29 @@ impl Fs {
         }
     }
 
-    /// Copies an object to its new key and deletes it at the old one. What it replaces is as it was, unless the
-    /// copy is made.
+    /// Copies an object to its new key and deletes it at the old one, with what waits to be changed beside its bytes. What
+    /// it replaces is as it was, unless the copy is made.
     async fn move_object(
         &self,
-        from: &At,
-        to: &At,
+        (from, to): (&At, &At),
+        ino: Ino,
         no_replace: bool,
+        described: Option<PendingAttributes>,
         mut replaced: Option<&mut Held>,
     ) -> Result<Moved> {
         let from_key = from.dir.object_key(&from.name)?;
         let to_key = to.dir.object_key(&to.name)?;
         let store = &from.volume.store;
-        let info = store.head(&from.volume.bucket, &from_key, None).await?;
+        let mut info = store.head(&from.volume.bucket, &from_key, None).await?;
+        // Of another client's object it says nothing.
+        let mut described = described.filter(|described| described.of == info.etag);
+        if let Some(described) = &mut described {
+            described.attributes = typed(&described.attributes, &to_key);
+        }
+        let said = self.said_of_moved((from, to), ino, &info, described.as_ref()).await?;
+        if let Some(said) = &said {
+            info.attributes.metadata.clone_from(&said.metadata);
+        }
         self.carry_for(to.parent, &info.attributes.metadata).await?;
         if let Some(replaced) = &mut replaced {
             replaced.fetch(self).await?;
@@ -346,12 +416,14 @@ impl Fs {
             (true, true) => Condition::Absent,
             _ => Condition::Any,
         };
-        let again = to.volume.new_objects.moved(&info.attributes, from.volume.bucket == to.volume.bucket);
+        let had = said.as_ref().unwrap_or(&info.attributes);
+        let again = to.volume.new_objects.moved(had, from.volume.bucket == to.volume.bucket);
         let archived = is_archived(again.storage_class.as_deref(), false);
         let target = Target {
             bucket: &to.volume.bucket,
             key: &to_key,
             condition,
+            attributes: said,
             again,
             sizes: to.volume.copy_sizes,
             noted: self.noted(),
@@ -398,6 +470,6 @@ impl Fs {
             self.tree().forget_facts(to.parent, &to.name);
             return Err(error);
         }
-        Ok(Moved { info, etag: written.etag, archived, from_key, to_key })
+        Ok(Moved { info, etag: written.etag, saves: described, archived, from_key, to_key })
     }
 }

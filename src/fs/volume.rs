@@ -42,6 +42,8 @@ pub struct Volume {
     order_probe: Option<OrderProbe>,
     /// Whether the probe was asked.
     order_asked: AtomicBool,
+    /// Whether a marker was looked at for what was said beside it.
+    marker_tried: AtomicBool,
 }
 
 /// Finds out which conditions the server honours; asked before each write that needs to know, and keeps what it found
@@ -67,6 +69,7 @@ impl Volume {
             probe: None,
             order_probe: None,
             order_asked: AtomicBool::new(false),
+            marker_tried: AtomicBool::new(false),
         }
     }
 
@@ -151,6 +154,11 @@ impl Volume {
     pub(super) fn take_order_probe(&self) -> Option<&OrderProbe> {
         let probe = self.order_probe.as_ref().filter(|_| self.order == Order::Unknown)?;
         (!self.order_asked.swap(true, Ordering::Relaxed)).then_some(probe)
+    }
+
+    /// Whether the server has yet to show that it keeps what is said beside markers; so to the first who asks.
+    pub(super) fn tries_marker(&self) -> bool {
+        self.probe.is_some() && !self.marker_tried.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn dir_key(&self) -> DirKey {

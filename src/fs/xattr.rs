@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Fs;
 use super::describe::no_room;
@@ -18,6 +19,8 @@ const NAMESPACE: &str = "user.";
 const S3: &str = "user.s3.";
 /// `user.s3.meta.NAME` is the metadata `x-amz-meta-NAME` as it is.
 const PLAIN: &str = "meta.";
+/// How long an address is good that is shown to whoever may read the file.
+const URL_VALID: Duration = Duration::from_secs(3600);
 
 /// Whether a value may or has to be there before it is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +55,9 @@ impl Fs {
         if name_of_s3 == "last_error" {
             let told = self.open_file(ino).and_then(|file| file.last_error());
             return told.map(String::into_bytes).ok_or_else(absent);
+        }
+        if name_of_s3 == "url" {
+            return self.presigned(ino).await.map(String::into_bytes);
         }
         if is_writable(name_of_s3)
             && let Some(attributes) = self.unsaved_attributes(ino)
@@ -136,6 +142,15 @@ impl Fs {
     fn unsaved_attributes(&self, ino: Ino) -> Option<Attributes> {
         let file = self.open_file(ino).filter(|file| file.unsaved().is_some())?;
         Some(file.attributes())
+    }
+
+    /// Where anybody can fetch the object from, for a while.
+    async fn presigned(&self, ino: Ino) -> Result<String> {
+        let is_in_s3 =
+            self.open_file(ino).map_or_else(|| !self.tree().is_local(ino), |file| file.has_object());
+        let (id, key) = self.object_of_any(ino)?.filter(|_| is_in_s3).ok_or_else(absent)?;
+        let volume = self.volume(id)?;
+        self.within(volume.store.presigned(&volume.bucket, &key, URL_VALID)).await
     }
 
     /// What S3 says of the object of a file, or of a directory's marker.

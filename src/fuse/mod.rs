@@ -7,6 +7,9 @@ mod convert;
 mod mounted;
 mod ops;
 mod passthrough;
+mod reply;
 mod running;
+mod trace;
 
 pub use mounted::{Mounted, Options, mount, unmount};
+pub use trace::Trace;

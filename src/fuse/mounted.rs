@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ops::Adapter;
+use super::trace::Trace;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Fs, Invalidation, News};
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub source: String,
     pub allow_other: bool,
     pub read_only: bool,
+    /// Where every operation is written down, if anywhere.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A mount in the kernel, answered by threads of this process.
@@ -48,6 +51,7 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
         started: Some(started_tx),
         passthrough: Arc::default(),
         running: Arc::default(),
+        trace: options.trace.clone(),
     };
     let config = config(options);
     let target = mountpoint.to_owned();

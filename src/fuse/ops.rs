@@ -17,9 +17,11 @@ use fuser::{
 use futures::FutureExt;
 use tokio::runtime::Handle;
 
-use super::convert::{errno, file_attr, kind, time};
+use super::convert::{file_attr, kind, time};
 use super::passthrough::{Answer, Counted, Passthrough};
+use super::reply::{Asked, Of, Reply};
 use super::running::{FMODE_EXEC, Running};
+use super::trace::Trace;
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Attr, DirEntry, Fs, Hole, Maker, OpenFlags, Opened, SetAttr, Space};
@@ -44,32 +46,16 @@ pub(super) struct Adapter {
     pub(super) started: Option<tokio::sync::oneshot::Sender<()>>,
     pub(super) passthrough: Arc<Passthrough>,
     pub(super) running: Arc<Running>,
+    /// Where every operation is written down, if anywhere.
+    pub(super) trace: Option<Arc<Trace>>,
 }
-
-/// A reply that can say "failed".
-trait Reply: Send + 'static {
-    fn fail(self, errno: Errno);
-}
-
-macro_rules! replies {
-    ($($reply:ty),+) => { $(impl Reply for $reply { fn fail(self, errno: Errno) { self.error(errno); } })+ };
-}
-replies!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);
 
 impl Adapter {
+    /// Takes a question up; the answer goes through what is returned.
+    fn asked<R: Reply>(&self, req: &Request, op: &'static str, of: Of, reply: R) -> Asked<R> {
+        Asked::new(&self.fs, self.trace.as_ref(), req.pid(), op, of, reply)
+    }
+
     /// Does as much as needs no wait here, on the kernel's own thread, and the rest as a task. Most questions are
     /// answered from memory, and a task of its own costs more than twice what they do.
     fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
@@ -84,40 +70,38 @@ impl Adapter {
     /// Begins `work` here and answers with `done`.
     fn answer<R: Reply, T: Send + 'static>(
         &self,
-        operation: &'static str,
-        reply: R,
+        reply: Asked<R>,
         work: impl Future<Output = Result<T>> + Send + 'static,
-        done: impl FnOnce(R, T) + Send + 'static,
+        done: impl FnOnce(Asked<R>, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.begin(async move { settle_guarded(&fs, operation, reply, work, done).await });
+        self.begin(async move { settle_guarded(&fs, reply, work, done).await });
     }
 
     /// The same as a task from the start: it reads or sends much, or waits in any case.
     fn spawn<R: Reply, T: Send + 'static>(
         &self,
-        operation: &'static str,
-        reply: R,
+        reply: Asked<R>,
         work: impl Future<Output = Result<T>> + Send + 'static,
-        done: impl FnOnce(R, T) + Send + 'static,
+        done: impl FnOnce(Asked<R>, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.runtime.spawn(async move { settle_guarded(&fs, operation, reply, work, done).await });
+        self.runtime.spawn(async move { settle_guarded(&fs, reply, work, done).await });
     }
 
     /// An open that may write, or change the file's length on its way.
-    fn open_cached(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+    fn open_cached(&self, ino: Ino, flags: OpenFlags, reply: Asked<ReplyOpen>) {
         let Some(counted) = self.passthrough.cached(ino) else { return send_elsewhere(&self.fs, ino, reply) };
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.open(ino, flags).await.map(|opened| (opened, counted)) };
-        self.answer("open", reply, work, |reply, (opened, counted): (Opened, Counted)| {
+        self.answer(reply, work, |reply, (opened, counted): (Opened, Counted)| {
             counted.keep();
             reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
         });
     }
 
     /// An open of somebody who, by cutting the file, takes its set-user-ID and set-group-ID away.
-    fn open_cutting(&self, ino: Ino, flags: OpenFlags, reply: ReplyOpen) {
+    fn open_cutting(&self, ino: Ino, flags: OpenFlags, reply: Asked<ReplyOpen>) {
         let Some(counted) = self.passthrough.cached(ino) else { return send_elsewhere(&self.fs, ino, reply) };
         let fs = Arc::clone(&self.fs);
         let work = async move {
@@ -130,14 +114,14 @@ impl Adapter {
                 }
             }
         };
-        self.answer("open", reply, work, |reply, (opened, counted): (Opened, Counted)| {
+        self.answer(reply, work, |reply, (opened, counted): (Opened, Counted)| {
             counted.keep();
             reply.opened(FileHandle(opened.fh), fopen(opened.keep_cache));
         });
     }
 
     /// A reader's open: by the kernel alone where the file is whole on disk, and otherwise through us.
-    fn open_reader(&self, ino: Ino, flags: OpenFlags, executes: bool, reply: ReplyOpen) {
+    fn open_reader(&self, ino: Ino, flags: OpenFlags, executes: bool, reply: Asked<ReplyOpen>) {
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
         let running = Arc::clone(&self.running);
         let answer = move |passthrough: &Passthrough, reply, opened: Opened, backing| {
@@ -164,7 +148,7 @@ impl Adapter {
             let backing = if wanted { asking.backing(opened.fh).await } else { None };
             Ok((opened, backing))
         };
-        self.answer("open", reply, work, move |reply, (opened, backing)| {
+        self.answer(reply, work, move |reply, (opened, backing)| {
             answer(&passthrough, reply, opened, backing);
         });
     }
@@ -176,14 +160,14 @@ fn answer_reader(
     passthrough: &Passthrough,
     ino: Ino,
     flags: OpenFlags,
-    reply: ReplyOpen,
+    reply: Asked<ReplyOpen>,
     opened: Opened,
     backing: Option<(fs::Version, std::fs::File)>,
 ) -> bool {
     let version = fs.version(opened.fh);
     let file = backing.filter(|(of, _)| version.as_ref() == Some(of)).map(|(_, file)| file);
     let fh = FileHandle(opened.fh);
-    match passthrough.reader(&reply, ino, version.as_ref(), file) {
+    match passthrough.reader(reply.raw(), ino, version.as_ref(), file) {
         Answer::Cached => reply.opened(fh, fopen(opened.keep_cache)),
         Answer::Backed(backing) => {
             fs.stats().passthrough_opens.add(1);
@@ -201,47 +185,21 @@ fn answer_reader(
 }
 
 /// Gives the name another inode and tells the kernel to look it up again, which it does once for ESTALE.
-fn send_elsewhere<R: Reply>(fs: &Fs, ino: Ino, reply: R) {
+fn send_elsewhere<R: Reply>(fs: &Fs, ino: Ino, reply: Asked<R>) {
     match fs.detach(ino) {
         Ok(()) => {
             tracing::debug!(ino = ino.0, "the kernel reads this inode by itself; its name gets another one");
-            reply.fail(Errno::ESTALE);
+            reply.error(Errno::ESTALE);
         }
-        Err(error) => {
-            log("open", &error);
-            reply.fail(errno(&error));
-        }
+        Err(error) => reply.failed(fs, &error),
     }
 }
 
 /// Answers with a result that is here.
-fn settle<R: Reply, T>(operation: &'static str, reply: R, answer: Result<T>, done: impl FnOnce(R, T)) {
+fn settle<R: Reply, T>(fs: &Fs, reply: Asked<R>, answer: Result<T>, done: impl FnOnce(Asked<R>, T)) {
     match answer {
         Ok(value) => done(reply, value),
-        Err(error) => {
-            log(operation, &error);
-            reply.fail(errno(&error));
-        }
-    }
-}
-
-/// A failure is logged here, once. What programs ask for all day is no news.
-fn log(operation: &'static str, error: &Error) {
-    match error.kind() {
-        Kind::NotFound
-        | Kind::AlreadyExists
-        | Kind::NotEmpty
-        | Kind::NotADirectory
-        | Kind::IsADirectory
-        | Kind::CrossDevice
-        | Kind::ReadOnly
-        | Kind::NameTooLong
-        | Kind::InvalidArgument
-        | Kind::BadHandle
-        | Kind::Unsupported
-        | Kind::NoAttribute
-        | Kind::NotPermitted => tracing::debug!(operation, error = %error.report()),
-        _ => tracing::warn!(operation, error = %error.report()),
+        Err(error) => reply.failed(fs, &error),
     }
 }
 
@@ -274,7 +232,7 @@ fn flags_of(flags: i32) -> OpenFlags {
 }
 
 /// A value, or its length for who asks with no room.
-fn send_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+fn send_xattr(reply: Asked<ReplyXattr>, value: &[u8], size: u32) {
     match u32::try_from(value.len()) {
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(value),
@@ -293,7 +251,7 @@ fn fopen(keep_cache: bool) -> FopenFlags {
     if keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
 
-fn send_slices(reply: ReplyData, slices: &[Bytes]) {
+fn send_slices(reply: Asked<ReplyData>, slices: &[Bytes]) {
     match slices {
         [] => reply.data(&[]),
         [one] => reply.data(one),
@@ -342,11 +300,12 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let reply = self.asked(req, "lookup", Of::name(parent, name), reply);
         let parent = Ino(parent.0);
         match self.fs.lookup_now(parent, name) {
             Some(Err(error)) if error.is_not_found() => absent(reply, self.fs.absent_for(parent, name)),
-            Some(answer) => settle("lookup", reply, answer, entry),
+            Some(answer) => settle(&self.fs, reply, answer, entry),
             None => {
                 let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
                 let work = async move {
@@ -355,7 +314,7 @@ impl Filesystem for Adapter {
                         answer => answer.map(Ok),
                     }
                 };
-                self.answer("lookup", reply, work, |reply, found| match found {
+                self.answer(reply, work, |reply, found| match found {
                     Ok(attr) => entry(reply, attr),
                     Err(ttl) => absent(reply, ttl),
                 });
@@ -367,12 +326,13 @@ impl Filesystem for Adapter {
         self.fs.forget(Ino(ino.0), count);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let reply = self.asked(req, "getattr", Of::inode(ino), reply);
         match self.fs.getattr_now(Ino(ino.0)) {
-            Some(answer) => settle("getattr", reply, answer, attributes),
+            Some(answer) => settle(&self.fs, reply, answer, attributes),
             None => {
                 let fs = Arc::clone(&self.fs);
-                self.answer("getattr", reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
+                self.answer(reply, async move { fs.getattr(Ino(ino.0)).await }, attributes);
             }
         }
     }
@@ -396,6 +356,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let reply = self.asked(req, "setattr", Of::inode(ino), reply);
         let set = SetAttr {
             mode,
             uid,
@@ -415,13 +376,14 @@ impl Filesystem for Adapter {
             let _counted = counted;
             fs.setattr(Ino(ino.0), fh.map(|fh| fh.0), set).await
         };
-        self.spawn("setattr", reply, work, attributes);
+        self.spawn(reply, work, attributes);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let reply = self.asked(req, "mkdir", Of::name(parent, name), reply);
         let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, mode & !umask));
         let work = async move { fs.mkdir(Ino(parent.0), &name, made).await };
-        self.spawn("mkdir", reply, work, entry);
+        self.spawn(reply, work, entry);
     }
 
     fn mknod(
@@ -434,6 +396,7 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        let reply = self.asked(req, "mknod", Of::name(parent, name), reply);
         let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, mode & !umask));
         let file_type = match rustix::fs::FileType::from_raw_mode(mode) {
             rustix::fs::FileType::RegularFile => fs::FileType::Regular,
@@ -451,43 +414,44 @@ impl Filesystem for Adapter {
             fs.release(opened.fh);
             saved.map(|()| attr)
         };
-        self.spawn("mknod", reply, work, entry);
+        self.spawn(reply, work, entry);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.asked(req, "unlink", Of::name(parent, name), reply);
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.answer("unlink", reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| {
-            reply.ok()
-        });
+        self.answer(reply, async move { fs.unlink(Ino(parent.0), &name).await }, |reply, ()| reply.ok());
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.asked(req, "rmdir", Of::name(parent, name), reply);
         let (fs, name) = (Arc::clone(&self.fs), name.to_owned());
-        self.spawn("rmdir", reply, async move { fs.rmdir(Ino(parent.0), &name).await }, |reply, ()| {
-            reply.ok()
-        });
+        self.spawn(reply, async move { fs.rmdir(Ino(parent.0), &name).await }, |reply, ()| reply.ok());
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let reply = self.asked(req, "symlink", Of::name(parent, name), reply);
         let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, 0o777));
         let target = target.as_os_str().to_owned();
         let work = async move { fs.symlink(Ino(parent.0), &name, &target, made).await };
-        self.spawn("symlink", reply, work, entry);
+        self.spawn(reply, work, entry);
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let reply = self.asked(req, "readlink", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.readlink(Ino(ino.0)).await };
-        self.spawn("readlink", reply, work, |reply: ReplyData, target| reply.data(&target));
+        self.spawn(reply, work, |reply: Asked<ReplyData>, target| reply.data(&target));
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, _ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let reply = self.asked(req, "link", Of::name(parent, name), reply);
         reply.error(Errno::EPERM);
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -495,6 +459,12 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let reply = self.asked(
+            req,
+            "rename",
+            Of::Names((Ino(parent.0), name.to_owned()), (Ino(new_parent.0), new_name.to_owned())),
+            reply,
+        );
         if flags.intersects(!RenameFlags::RENAME_NOREPLACE) {
             return reply.error(Errno::EINVAL);
         }
@@ -503,10 +473,11 @@ impl Filesystem for Adapter {
         let (name, new_name): (OsString, OsString) = (name.to_owned(), new_name.to_owned());
         let work =
             async move { fs.rename(Ino(parent.0), &name, Ino(new_parent.0), &new_name, no_replace).await };
-        self.spawn("rename", reply, work, |reply, ()| reply.ok());
+        self.spawn(reply, work, |reply, ()| reply.ok());
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let reply = self.asked(req, "open", Of::inode(ino), reply);
         let executes = flags.0 & FMODE_EXEC != 0;
         let flags = flags_of(flags.0);
         if flags.truncate && !flags.write && self.running.is(Ino(ino.0)) {
@@ -530,10 +501,11 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let reply = self.asked(req, "create", Of::name(parent, name), reply);
         let (fs, name, made) = (Arc::clone(&self.fs), name.to_owned(), maker(req, mode & !umask));
         let work = async move { fs.create(Ino(parent.0), &name, flags_of(flags), made).await };
         let (fs, passthrough) = (Arc::clone(&self.fs), Arc::clone(&self.passthrough));
-        self.answer("create", reply, work, move |reply, (attr, opened)| {
+        self.answer(reply, work, move |reply, (attr, opened)| {
             let Some(counted) = passthrough.cached(attr.ino) else {
                 // It has come into being meanwhile, and is read already.
                 fs.release(opened.fh);
@@ -547,8 +519,8 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -556,19 +528,20 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let done = |reply: ReplyData, slices: Vec<Bytes>| send_slices(reply, &slices);
+        let reply = self.asked(req, "read", Of::inode(ino), reply).at(offset, size.into());
+        let done = |reply: Asked<ReplyData>, slices: Vec<Bytes>| send_slices(reply, &slices);
         match self.fs.read_now(fh.0, offset, size) {
-            Some(answer) => settle("read", reply, answer, done),
+            Some(answer) => settle(&self.fs, reply, answer, done),
             None => {
                 let fs = Arc::clone(&self.fs);
-                self.answer("read", reply, async move { fs.read(fh.0, offset, size).await }, done);
+                self.answer(reply, async move { fs.read(fh.0, offset, size).await }, done);
             }
         }
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -578,11 +551,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let reply = self.asked(req, "write", Of::inode(ino), reply).at(offset, data.len() as u64);
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let drops_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // Staging is the page cache of a local file: answered here, without a copy in between.
         if !drops_privileges && let Some(answer) = self.fs.write_now(fh.0, offset, data) {
-            settle("write", reply, answer, |reply: ReplyWrite, ()| reply.written(len));
+            settle(&self.fs, reply, answer, |reply: Asked<ReplyWrite>, ()| reply.written(len));
             return;
         }
         let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
@@ -592,29 +566,24 @@ impl Filesystem for Adapter {
             }
             fs.write(fh.0, offset, &data).await
         };
-        self.spawn("write", reply, work, move |reply, ()| reply.written(len));
+        self.spawn(reply, work, move |reply, ()| reply.written(len));
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let reply = self.asked(req, "close", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
-        self.spawn("close", reply, async move { fs.flush(fh.0).await }, |reply, ()| reply.ok());
+        self.spawn(reply, async move { fs.flush(fh.0).await }, |reply, ()| reply.ok());
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let reply = self.asked(req, "fsync", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
-        self.spawn("fsync", reply, async move { fs.fsync(fh.0).await }, |reply, ()| reply.ok());
+        self.spawn(reply, async move { fs.fsync(fh.0).await }, |reply, ()| reply.ok());
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: fuser::OpenFlags,
@@ -622,6 +591,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let reply = self.asked(req, "release", Of::inode(ino), reply);
         // A file that its close could not save starts a task, which needs the runtime.
         let _in_runtime = self.runtime.enter();
         self.running.ended(fh.0);
@@ -630,14 +600,16 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let reply = self.asked(req, "opendir", Of::inode(ino), reply);
         let answer = self.fs.opendir(Ino(ino.0));
-        settle("opendir", reply, answer, |reply: ReplyOpen, fh| {
+        settle(&self.fs, reply, answer, |reply: Asked<ReplyOpen>, fh| {
             reply.opened(FileHandle(fh), FopenFlags::empty());
         });
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let reply = self.asked(req, "readdir", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
         self.begin(async move {
@@ -655,18 +627,19 @@ impl Filesystem for Adapter {
                 fs.readdir(fh.0, from, false, &mut take).await
             };
             let answer = guard(&fs, "readdir", work).await;
-            settle("readdir", reply, answer, |reply: ReplyDirectory, ()| reply.ok());
+            settle(&fs, reply, answer, |reply: Asked<ReplyDirectory>, ()| reply.ok());
         });
     }
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let reply = self.asked(req, "readdirplus", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
         self.begin(async move {
@@ -700,30 +673,32 @@ impl Filesystem for Adapter {
                 fs.readdir(fh.0, from, true, &mut take).await
             };
             let answer = guard(&fs, "readdirplus", work).await;
-            settle("readdirplus", reply, answer, |reply: ReplyDirectoryPlus, ()| reply.ok());
+            settle(&fs, reply, answer, |reply: Asked<ReplyDirectoryPlus>, ()| reply.ok());
         });
     }
 
     fn releasedir(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: fuser::OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let reply = self.asked(req, "releasedir", Of::inode(ino), reply);
         self.fs.releasedir(fh.0);
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let reply = self.asked(req, "fsyncdir", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
-        self.spawn("fsyncdir", reply, async move { fs.fsyncdir(Ino(ino.0)).await }, |reply, ()| reply.ok());
+        self.spawn(reply, async move { fs.fsyncdir(Ino(ino.0)).await }, |reply, ()| reply.ok());
     }
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -731,6 +706,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let reply = self.asked(req, "setxattr", Of::inode(ino), reply);
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::EINVAL) };
         let flags = rustix::fs::XattrFlags::from_bits_retain(flags.cast_unsigned());
         let replaces = match flags {
@@ -740,65 +716,71 @@ impl Filesystem for Adapter {
         };
         let (fs, value) = (Arc::clone(&self.fs), value.to_vec());
         let work = async move { fs.setxattr(Ino(ino.0), &name, &value, replaces).await };
-        self.spawn("setxattr", reply, work, |reply, ()| reply.ok());
+        self.spawn(reply, work, |reply, ()| reply.ok());
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let reply = self.asked(req, "getxattr", Of::inode(ino), reply);
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         if let Some(error) = self.fs.getxattr_now(&name) {
-            return reply.error(errno(&error));
+            return reply.failed(&self.fs, &error);
         }
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.getxattr(Ino(ino.0), &name).await };
-        self.spawn("getxattr", reply, work, move |reply, value| send_xattr(reply, &value, size));
+        self.spawn(reply, work, move |reply, value| send_xattr(reply, &value, size));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let reply = self.asked(req, "listxattr", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.listxattr(Ino(ino.0)).await };
-        self.spawn("listxattr", reply, work, move |reply, names| {
+        self.spawn(reply, work, move |reply, names| {
             let list: Vec<u8> = names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
             send_xattr(reply, &list, size);
         });
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let reply = self.asked(req, "removexattr", Of::inode(ino), reply);
         let Some(name) = name.to_str().map(str::to_owned) else { return reply.error(Errno::ENODATA) };
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.removexattr(Ino(ino.0), &name).await };
-        self.spawn("removexattr", reply, work, |reply, ()| reply.ok());
+        self.spawn(reply, work, |reply, ()| reply.ok());
     }
 
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, req: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        let reply = self.asked(req, "access", Of::inode(ino), reply);
         // The kernel checks modes itself; this tells it not to ask.
         reply.error(Errno::ENOSYS);
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let reply = self.asked(req, "fallocate", Of::inode(ino), reply).at(offset, length);
         let Some(space) = space_of(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.fallocate(fh.0, offset, length, space).await };
-        self.answer("fallocate", reply, work, |reply, ()| reply.ok());
+        self.answer(reply, work, |reply, ()| reply.ok());
     }
 
     fn lseek(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let reply = self.asked(req, "lseek", Of::inode(ino), reply);
         let wanted = match whence {
             SEEK_DATA => Hole::No,
             SEEK_HOLE => Hole::Yes,
@@ -806,7 +788,7 @@ impl Filesystem for Adapter {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let answer = self.fs.seek(fh.0, offset, wanted);
-        settle("lseek", reply, answer, |reply: ReplyLseek, found| {
+        settle(&self.fs, reply, answer, |reply: Asked<ReplyLseek>, found| {
             match found.and_then(|at| i64::try_from(at).ok()) {
                 Some(at) => reply.offset(at),
                 None => reply.error(Errno::ENXIO),
@@ -817,8 +799,8 @@ impl Filesystem for Adapter {
     #[allow(clippy::too_many_arguments)]
     fn ioctl(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
         _cmd: u32,
@@ -826,44 +808,41 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let reply = self.asked(req, "ioctl", Of::inode(ino), reply);
         reply.error(Errno::ENOTTY);
     }
 
     #[allow(clippy::too_many_arguments)]
     fn copy_file_range(
         &self,
-        _req: &Request,
-        _ino_in: INodeNo,
+        req: &Request,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let reply = self
+            .asked(req, "copy_file_range", Of::Inodes(Ino(ino_in.0), Ino(ino_out.0)), reply)
+            .at(offset_in, len);
         let fs = Arc::clone(&self.fs);
         // The answer's count has 32 bits.
         let len = len.min(u64::from(u32::MAX));
         let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len).await };
-        self.spawn("copy_file_range", reply, work, |reply, copied| {
+        self.spawn(reply, work, |reply, copied| {
             reply.written(u32::try_from(copied).unwrap_or(u32::MAX));
         });
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let reply = self.asked(req, "statfs", Of::inode(ino), reply);
         let files = u64::from(u32::MAX);
-        reply.statfs(
-            VOLUME_BLOCKS,
-            VOLUME_BLOCKS,
-            VOLUME_BLOCKS,
-            files,
-            files,
-            BLOCK_BYTES,
-            NAME_MAX,
-            BLOCK_BYTES,
-        );
+        let (blocks, size) = (VOLUME_BLOCKS, BLOCK_BYTES);
+        reply.answer(|reply| reply.statfs(blocks, blocks, blocks, files, files, size, NAME_MAX, size));
     }
 }
 
@@ -889,41 +868,42 @@ fn placeholder(ino: INodeNo, file_type: fs::FileType) -> fuser::FileAttr {
 }
 
 /// A name, which the kernel believes for as long as we do.
-fn entry(reply: ReplyEntry, attr: Attr) {
+fn entry(reply: Asked<ReplyEntry>, attr: Attr) {
     reply.entry(&attr.ttl, &file_attr(&attr), GENERATION);
 }
 
 /// The same of an inode's attributes.
-fn attributes(reply: ReplyAttr, attr: Attr) {
+fn attributes(reply: Asked<ReplyAttr>, attr: Attr) {
     reply.attr(&attr.ttl, &file_attr(&attr));
 }
 
 /// Says that a name is absent, in a way the kernel remembers for as long as we do.
-fn absent(reply: ReplyEntry, ttl: Duration) {
+fn absent(reply: Asked<ReplyEntry>, ttl: Duration) {
     if ttl.is_zero() {
         return reply.error(Errno::ENOENT);
     }
-    reply.entry(&ttl, &placeholder(INodeNo(0), fs::FileType::Regular), GENERATION);
+    reply.absent(&ttl, &placeholder(INodeNo(0), fs::FileType::Regular), GENERATION);
 }
 
 /// Answers `work` with `done`; a failure or a panic answers its errno.
 async fn settle_guarded<R: Reply, T>(
     fs: &Fs,
-    operation: &'static str,
-    reply: R,
+    reply: Asked<R>,
     work: impl Future<Output = Result<T>>,
-    done: impl FnOnce(R, T),
+    done: impl FnOnce(Asked<R>, T),
 ) {
-    let answer = guard(fs, operation, work).await;
-    settle(operation, reply, answer, done);
+    let answer = guard(fs, reply.op(), work).await;
+    settle(fs, reply, answer, done);
 }
 
 /// Turns a panic into a failure, so that the reply is still there to be answered.
 async fn guard<T>(fs: &Fs, operation: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_panic| {
         fs.stats().panics.add(1);
-        tracing::error!(operation, "a request failed by a defect of pailfs; it was answered EIO");
-        Err(Error::new(Kind::Internal, format!("{operation} failed by a defect of pailfs")))
+        Err(Error::new(
+            Kind::Internal,
+            format!("{operation} failed by a defect of pailfs; it was answered EIO"),
+        ))
     })
 }
 
@@ -954,10 +934,12 @@ mod tests {
             started: None,
             passthrough: Arc::default(),
             running: Arc::default(),
+            trace: None,
         };
         let (sender, answer) = tokio::sync::oneshot::channel();
         let work = async { if adapter_never_returns() { Ok(()) } else { panic!("a defect") } };
-        adapter.spawn("test", Answer(sender), work, |_, ()| {});
+        let asked = Asked::new(&adapter.fs, None, 1, "test", Of::Inode(crate::tree::ROOT), Answer(sender));
+        adapter.spawn(asked, work, |_, ()| {});
         assert_eq!(answer.await.unwrap(), Errno::EIO);
         assert_eq!(stats.panics.value(), 1);
         assert!(adapter.fs.getattr(crate::tree::ROOT).await.is_ok());

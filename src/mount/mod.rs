@@ -8,6 +8,7 @@
 //! meanwhile, answer whoever asked for it. What could not be saved is named.
 
 mod slots;
+mod tell;
 
 pub use slots::recover;
 
@@ -29,12 +30,13 @@ use crate::config::{BucketDir, MountConfig, Site, Source};
 use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Buckets, CacheDir, Fs, Options, Order, Root, Volume};
-use crate::fuse::{self, Mounted};
+use crate::fuse::{self, Mounted, Trace};
 use crate::s3::unreachable_because;
 use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::journal::Journal;
 use crate::write::{Conditions, PartRule};
+use tell::Reached;
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -91,6 +93,23 @@ pub enum Heard<'a> {
     End { all: bool },
 }
 
+/// The program's log, as far as a live mount touches it.
+pub struct Log {
+    pub level: control::LogLevel,
+    /// Opens its file anew.
+    pub reopen: Box<dyn Fn() + Send + Sync>,
+    /// Tells what was held back until now.
+    pub settle: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Default for Log {
+    /// None.
+    fn default() -> Self {
+        let none = || Error::new(Kind::Unsupported, "this mount logs nowhere");
+        Self { level: Box::new(move |_| Err(none())), reopen: Box::new(|| {}), settle: Box::new(|| {}) }
+    }
+}
+
 /// Mounts, says `ready`, and stays until the mount is gone: unmounted by anybody, or asked to end by a signal or over
 /// the control socket. If `ready` fails, nobody wants the mount any more. While it ends by a signal, `heard` is told what
 /// is left to save, and in the end whether all is.
@@ -98,8 +117,12 @@ pub async fn run(
     config: MountConfig,
     ready: impl FnOnce() -> io::Result<()>,
     heard: Box<dyn FnMut(Heard<'_>) + Send>,
+    log: Log,
 ) -> Result<(), Failure> {
     let clock = Arc::new(SystemClock);
+    let trace = config.trace_ops.as_deref().map(Trace::open).transpose();
+    let trace = trace.map_err(Failure::at(Stage::Machine))?.map(Arc::new);
+    let Log { level, reopen, settle } = log;
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
     if on_disk {
@@ -108,6 +131,13 @@ pub async fn run(
     let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
+    let traced = trace.clone();
+    if !has_terminal() {
+        signals.hangup_means(move || {
+            reopen();
+            traced.iter().for_each(|trace| trace.reopen());
+        });
+    }
     let root = tokio::select! {
         root = connect(&config.site, config.read_only, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
@@ -125,18 +155,20 @@ pub async fn run(
     slots::take_up(&fs, owed).await;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
-    let handle = Arc::new(control_handle(&config, &fs, findings, clock, asks));
+    let handle = Arc::new(control_handle(&config, &fs, Arc::clone(&findings), clock.clone(), asks, level));
     let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
     let kernel = fuse::Options {
         source: config.site.source.name(),
         allow_other: config.allow_other,
         read_only: config.read_only,
+        trace: trace.clone(),
     };
     let mounted =
         fuse::mount(Arc::clone(&fs), tokio::runtime::Handle::current(), &config.mountpoint, &kernel)
             .await
             .map_err(Failure::at(Stage::Fuse))?;
-    tracing::info!(source = config.site.source.name(), mountpoint = %config.mountpoint.display(), "mounted");
+    let begun = clock.now();
+    tell::mounted(&config, &findings.reached());
     fs.find_orders();
 
     let mut live =
@@ -155,7 +187,13 @@ pub async fn run(
     }
     (live.heard)(Heard::End { all: saved.is_ok() });
     control.stop().await;
-    tracing::info!(mountpoint = %config.mountpoint.display(), "unmounted");
+    if let Some(trace) = trace {
+        // It waits for the disk.
+        let _ = tokio::task::spawn_blocking(move || trace.finish()).await;
+    }
+    settle();
+    let uptime = clock.now().saturating_duration_since(begun);
+    tell::unmounted(&config.mountpoint, uptime, live.fs.stats(), &unsaved(&live.fs));
     wanted?;
     saved.map_err(|refusal| Failure {
         error: Error::new(Kind::Local, refusal.message),
@@ -216,13 +254,32 @@ struct Findings {
     capabilities: CapabilityCache,
     /// By bucket.
     notes: Mutex<BTreeMap<String, String>>,
+    /// What has answered.
+    reached: Mutex<Vec<Reached>>,
 }
 
 impl Findings {
     /// What is found out is kept in this directory, if there is one.
     fn new(state_dir: Option<&Path>) -> Self {
         let capabilities = CapabilityCache::new(state_dir, Arc::new(SystemClock));
-        Self { capabilities, notes: Mutex::default() }
+        Self { capabilities, notes: Mutex::default(), reached: Mutex::default() }
+    }
+
+    /// Keeps what is known of a bucket that has answered, or of a session's buckets.
+    fn reach(&self, session: &Session, bucket: &str, region: Option<String>) {
+        let endpoint = session.endpoint_url();
+        let found = endpoint.as_deref().and_then(|endpoint| self.capabilities.kept(endpoint, bucket));
+        let reached = Reached {
+            bucket: bucket.to_owned(),
+            region: region.unwrap_or_else(|| session.region()),
+            capabilities: tell::capabilities_of(session.is_aws(), found.as_ref()),
+            endpoint,
+        };
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).push(reached);
+    }
+
+    fn reached(&self) -> Vec<Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
@@ -269,6 +326,7 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
             let session = endpoints.session(name)?;
             let store: Arc<dyn Store> = Arc::new(session.client());
             store.list_buckets().await?;
+            endpoints.findings.reach(&session, "all", None);
             let open_with = Arc::clone(&session);
             let findings = Arc::clone(&endpoints.findings);
             let new_objects = new_objects.clone();
@@ -287,7 +345,7 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
 
 async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) -> Result<Volume> {
     let session = endpoints.session(&dir.session)?;
-    let (store, _) = session.store_for(&dir.bucket).await?;
+    let (store, region) = session.store_for(&dir.bucket).await?;
     let first = ListRequest {
         bucket: dir.bucket.clone(),
         prefix: dir.prefix.clone(),
@@ -299,6 +357,7 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
     let volume = volume.new_objects(dir.new_objects.clone());
     volume.prove().await?;
+    endpoints.findings.reach(&session, &dir.bucket, region);
     Ok(volume)
 }
 
@@ -455,6 +514,7 @@ fn control_handle(
     findings: Arc<Findings>,
     clock: Arc<SystemClock>,
     asks: mpsc::Sender<Answer>,
+    log_level: control::LogLevel,
 ) -> control::Handle {
     let still = Status {
         pid: std::process::id(),
@@ -478,6 +538,7 @@ fn control_handle(
             ..still.clone()
         }),
         unsaved: Box::new(move || unsaved(&of_unsaved)),
+        log_level,
         flush: Box::new(move || {
             let fs = Arc::clone(&of_flush);
             Box::pin(async move { save(&fs, stall).await })
@@ -709,27 +770,47 @@ fn is_busy(error: &Error) -> bool {
     error.kind() == Kind::Conflict
 }
 
+/// Whether a terminal belongs to this process, whose end ends it.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
 /// The signals that ask a program to end.
-pub struct Signals([Signal; 3]);
+pub struct Signals {
+    signals: [Signal; 3],
+    /// What a hangup means to a process that no terminal can hang up: it asks for files to be opened anew.
+    hangup: Option<Box<dyn Fn() + Send>>,
+}
 
 impl Signals {
     /// From now on they do not end the process by themselves.
     pub fn new() -> Result<Self> {
         let listen = |kind| signal(kind).map_err(Error::from);
-        Ok(Self([
+        let signals = [
             listen(SignalKind::terminate())?,
             listen(SignalKind::interrupt())?,
             listen(SignalKind::hangup())?,
-        ]))
+        ];
+        Ok(Self { signals, hangup: None })
+    }
+
+    /// From now on a hangup does not ask to end.
+    pub fn hangup_means(&mut self, what: impl Fn() + Send + 'static) {
+        self.hangup = Some(Box::new(what));
     }
 
     /// Waits for the next of them.
     pub async fn next(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
+        let [terminate, interrupt, hangup] = &mut self.signals;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => match &self.hangup {
+                    Some(what) => what(),
+                    None => return,
+                },
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client as Sdk;
 use aws_sdk_s3::config::Region;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, ChecksumMode, CompletedMultipartUpload, CompletedPart,
@@ -1010,6 +1011,29 @@ impl Store for Client {
         })
         .await
         .map(drop)
+    }
+
+    async fn presigned(&self, bucket: &str, key: &str, valid: Duration) -> Result<String> {
+        let unsupported = |why: &str| Error::new(Kind::Unsupported, why).on("presign", bucket, key);
+        if self.inner.credentials.is_none() {
+            return Err(unsupported("the session asks anonymously, so it can sign nothing"));
+        }
+        if self.inner.settings.customer_key.is_some() {
+            return Err(unsupported(
+                "whoever reads what a customer's key encrypts has to send the key, which no address holds",
+            ));
+        }
+        let valid = PresigningConfig::expires_in(valid)
+            .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
+        let get = self.sdk().get_object().bucket(bucket).key(key).set_request_payer(self.payer());
+        let presigned = get
+            .presigned(valid)
+            .await
+            .map_err(|error| error_of(error, &Condition::Any).on("presign", bucket, key))?;
+        if presigned.headers().next().is_some() {
+            return Err(unsupported("the request needs headers, which no address holds"));
+        }
+        Ok(presigned.uri().to_owned())
     }
 
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {

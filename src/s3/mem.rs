@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -528,6 +529,10 @@ impl Store for MemStore {
         let change = Change::SetTags(bucket.to_owned(), key.to_owned(), tags);
         let now = self.clock.wall();
         self.call("PutObjectTagging", bucket, key, |s| s.change(change, Bytes::new(), now).map(drop))
+    }
+
+    async fn presigned(&self, _bucket: &str, _key: &str, _valid: Duration) -> Result<String> {
+        Err(Error::new(Kind::Unsupported, "what is in memory has no address"))
     }
 
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload> {

@@ -4,6 +4,8 @@
 //! [`MemStore`](super::MemStore) answers from the pure model. `tests/store` holds both, and servers
 //! that we did not write, to the same promises.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use super::payload::Payload;
@@ -51,6 +53,10 @@ pub trait Store: Send + Sync + 'static {
         key: &str,
         tags: std::collections::BTreeMap<String, String>,
     ) -> Result<()>;
+
+    /// An address that anybody may GET the object from for so long, or as long as the session's credentials are good. No
+    /// request is sent, and nobody asks whether the object is there.
+    async fn presigned(&self, bucket: &str, key: &str, valid: Duration) -> Result<String>;
 
     async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<Upload>;
     /// Fails with what reading the body failed for, where that did.

@@ -904,6 +904,14 @@ impl Tree {
         self.set_local(ino, false);
     }
 
+    /// The file has no object any more: it is here alone until it is saved.
+    pub fn unsaved(&mut self, ino: Ino) {
+        if let Some(Node { found: Found::File(facts), .. }) = self.nodes.get_mut(&ino).map(Box::as_mut) {
+            facts.etag = None;
+            self.set_local(ino, true);
+        }
+    }
+
     /// The directory has a marker now; what was known of it stays where this does not tell.
     pub fn mark(&mut self, dir: Ino, new: Marker) {
         if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir).map(Box::as_mut) {

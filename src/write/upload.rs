@@ -652,6 +652,9 @@ pub struct Target<'a> {
     pub bucket: &'a str,
     pub key: &'a str,
     pub condition: Condition,
+    /// What is beside the copy's bytes, tags included; without it, what is beside the original's.
+    pub attributes: Option<Attributes>,
+    /// Is said over either.
     pub again: Again,
     pub sizes: CopySizes,
     /// Where a copy in parts is written down, and the time of now.
@@ -682,6 +685,7 @@ pub async fn copy_object(
             bucket: target.bucket.to_owned(),
             key: target.key.to_owned(),
             condition: target.condition.clone(),
+            attributes: target.attributes.clone().map(|attributes| target.again.clone().lay_over(attributes)),
             again: target.again.clone(),
             ..CopyRequest::default()
         };
@@ -693,9 +697,12 @@ pub async fn copy_object(
             answer => answer,
         };
     }
-    let info = head_with_tags(&**from, &source.bucket, &source.key).await?;
-    let Target { bucket, key, condition, again, sizes, noted } = target;
-    let attributes = again.lay_over(info.attributes);
+    let Target { bucket, key, condition, attributes, again, sizes, noted } = target;
+    let attributes = match attributes {
+        Some(attributes) => attributes,
+        None => head_with_tags(&**from, &source.bucket, &source.key).await?.attributes,
+    };
+    let attributes = again.lay_over(attributes);
     // Of no file: whoever finds it unended aborts it.
     let line = noted
         .map(|(journal, at)| (Line { journal: Arc::clone(journal), file: FileId(journal.fresh_id()) }, at));
@@ -755,7 +762,7 @@ async fn make_empty_again(
         bucket: target.bucket.to_owned(),
         key: target.key.to_owned(),
         body: Bytes::new(),
-        attributes: target.again.lay_over(info.attributes),
+        attributes: target.again.lay_over(target.attributes.unwrap_or(info.attributes)),
         condition: target.condition,
         checksum: None,
     };

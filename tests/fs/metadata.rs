@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pailfs::error::Kind;
-use pailfs::fs::{Attr, FileType, Maker, PosixMode, Replaces, SetAttr};
+use pailfs::fs::{Attr, FileType, Maker, OpenFlags, PosixMode, Replaces, SetAttr};
 use pailfs::s3::{Attributes, Metadata, ObjectInfo, PutRequest, Store, When};
 use pailfs::tree::ROOT;
 
@@ -733,5 +733,167 @@ fn what_is_set_of_an_open_file_without_a_name_is_for_its_handles() {
         assert_eq!((attr.perm, attr.mtime, attr.nlink), (0o600, at(5, 6), 0));
         client.close(file).await.unwrap();
         assert_eq!(client.keys().await, [""; 0]);
+    });
+}
+
+/// As rsync leaves a file: written under a name that nobody has, described, and then given its own.
+async fn as_rsync_does(client: &Client, name: &str, bytes: &[u8]) {
+    let temporary = format!(".{name}.Xyz12");
+    let file = client.open(&temporary, OpenFlags { exclusive: true, ..WRITE }).await.unwrap();
+    client.fs.write(file.1, 0, bytes).await.unwrap();
+    client.close(file).await.unwrap();
+    let times = SetAttr { mtime: Some(at(5, 6)), ..mode(0o640) };
+    set(client, &temporary, times).await.unwrap();
+    client.rename(&temporary, name).await.unwrap();
+}
+
+#[test]
+fn what_is_set_of_a_file_that_is_renamed_then_rides_with_its_copy() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"what it replaces").await;
+        client.store.clear_calls();
+        as_rsync_does(&client, "f", b"bytes").await;
+        client.fs.flush_all().await.unwrap();
+        // The name is claimed, the bytes are in S3 when close returns, and the rename is what it is there.
+        for (operation, times) in [("PutObject", 2), ("CopyObject", 1), ("GetObject", 0), ("DeleteObject", 1)]
+        {
+            assert_eq!(count(&client, operation), times, "{operation}: {:?}", client.store.calls());
+        }
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.mtime, attr.size), (0o640, at(5, 6), 5));
+        assert_eq!(client.keys().await, ["f"]);
+        assert!(client.fs.pending().is_empty());
+        // Its handles and what is changed later are of the object under the new name.
+        set(&client, "f", mode(0o600)).await.unwrap();
+        assert_eq!(seen_anew(&client, "f").await.perm, 0o600);
+        client.write_at("f", 5, b" and more").await.unwrap();
+        assert_eq!(client.object("f").await.unwrap(), b"bytes and more");
+    });
+}
+
+#[test]
+fn what_is_set_while_the_rename_is_under_way_is_not_lost() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"bytes").await;
+        set(&client, "f", mode(0o640)).await.unwrap();
+        let held = client.store.hold("CopyObject");
+        let fs = client.fs.clone();
+        let (from, to) = (OsStr::new("f"), OsStr::new("g"));
+        let rename = tokio::spawn(async move { fs.rename(ROOT, from, ROOT, to, false).await });
+        until("it is copied", || count(&client, "CopyObject") > 0).await;
+        set(&client, "f", mode(0o600)).await.unwrap();
+        held.add_permits(1_000);
+        rename.await.unwrap().unwrap();
+        assert_eq!(client.stat("g").await.unwrap().perm, 0o600);
+        assert_eq!(seen_anew(&client, "g").await.perm, 0o600);
+        assert_eq!(client.keys().await, ["g"]);
+    });
+}
+
+#[test]
+fn a_file_that_waits_for_its_upload_goes_straight_to_its_new_name_with_all_that_was_set() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), Duration::from_secs(24 * 3600), false);
+        client.put_object("f", b"what it replaces").await;
+        client.store.clear_calls();
+        as_rsync_does(&client, "f", b"bytes").await;
+        assert_eq!(count(&client, "PutObject"), 1, "the claim: {:?}", client.store.calls());
+        let attr = client.stat("f").await.unwrap();
+        assert_eq!((attr.perm, attr.mtime, attr.size), (0o640, at(5, 6), 5));
+        assert_eq!(kind_of(client.stat(".f.Xyz12").await), Kind::NotFound);
+        // A kill at this moment loses none of it.
+        let left = crate::crash::snapshot(disk.path());
+        client.fs.flush_all().await.unwrap();
+        assert_eq!((count(&client, "PutObject"), count(&client, "CopyObject")), (2, 0));
+        assert_eq!(client.keys().await, ["f"]);
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.mtime, attr.size), (0o640, at(5, 6), 5));
+        let next = crash(&client, left.path()).await;
+        next.client.fs.flush_all().await.unwrap();
+        assert_eq!(client.keys().await, ["f"], "what it would have sent is there");
+    });
+}
+
+#[test]
+fn a_kill_after_a_rename_that_waits_for_its_upload_leaves_the_new_name_alone() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), Duration::from_secs(24 * 3600), false);
+        client.put_object("f", b"what it replaces").await;
+        as_rsync_does(&client, "f", b"bytes").await;
+        let next = crash(&client, disk.path()).await;
+        next.client.fs.flush_all().await.unwrap();
+        assert_eq!(next.client.keys().await, ["f"]);
+        assert_eq!(next.client.object("f").await.unwrap(), b"bytes");
+        assert_eq!(metadata(&next.client, "f").await["mtime"], "5.000000006");
+    });
+}
+
+#[test]
+fn the_time_of_a_renamed_file_is_everybodys_where_attributes_are_asked_for() {
+    block_on(async {
+        let client = Client::of_one_clock();
+        for name in ["d/f", "plain/f"] {
+            client.put_object(name, b"bytes").await;
+        }
+        client.put_object("d/carries", b"x").await;
+        set(&client, "d/carries", mode(0o600)).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        let before = client.stat("d/f").await.unwrap().mtime;
+        client.clock.advance(Duration::from_secs(1_000));
+        client.rename("d/f", "d/g").await.unwrap();
+        client.rename("plain/f", "plain/g").await.unwrap();
+        assert_eq!(client.stat("d/g").await.unwrap().mtime, before);
+        assert_eq!(seen_anew(&client, "d/g").await.mtime, before);
+        assert_eq!(client.object("d/g").await.unwrap(), b"bytes");
+        assert_eq!(metadata(&client, "plain/g").await, Metadata::new(), "nobody asks for it there");
+    });
+}
+
+#[test]
+fn a_directory_that_is_described_is_not_removed_meanwhile_and_leaves_nothing() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        client.store.clear_calls();
+        let held = client.store.hold("PutObject");
+        let dir = client.walk("d").await.unwrap();
+        let describing = {
+            let fs = client.fs.clone();
+            tokio::spawn(async move { fs.setattr(dir.ino, None, mode(0o700)).await.map(drop) })
+        };
+        until("the marker is on its way", || count(&client, "PutObject") > 0).await;
+        let removing = {
+            let fs = client.fs.clone();
+            tokio::spawn(async move { fs.rmdir(ROOT, OsStr::new("d")).await })
+        };
+        crate::client::let_others_run().await;
+        assert_eq!(count(&client, "DeleteObject"), 0, "it waits");
+        held.add_permits(1_000);
+        describing.await.unwrap().unwrap();
+        removing.await.unwrap().unwrap();
+        assert_eq!(client.keys().await, [""; 0]);
+    });
+}
+
+#[test]
+fn a_name_that_is_claimed_says_its_mode_and_owner_at_once() {
+    block_on(async {
+        let client = Client::new();
+        let flags = OpenFlags { exclusive: true, ..WRITE };
+        let made = Maker { mode: 0o600, owner: Some((7, 8)) };
+        let (attr, opened) = client.fs.create(ROOT, OsStr::new("f"), flags, made).await.unwrap();
+        assert_eq!(metadata(&client, "f").await["mode"], "33152");
+        client.close((attr.ino, opened.fh)).await.unwrap();
+        assert_eq!(
+            client.store.calls().iter().filter(|call| **call == "PutObject").count(),
+            1,
+            "nothing to add"
+        );
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.uid, attr.gid), (0o600, 7, 8));
     });
 }

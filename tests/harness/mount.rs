@@ -46,8 +46,10 @@ impl Mounted {
             .args(["mount", source])
             .arg(dir.path().join("mnt"))
             .args(["--foreground", "--endpoint-url", &endpoint.url, "--region", &endpoint.region])
-            .args(["--log-level", "debug"])
             .args(flags);
+        if !flags.contains(&"--log-level") {
+            command.args(["--log-level", "debug"]);
+        }
         if !flags.contains(&"--state-dir") {
             command.arg("--state-dir").arg(dir.path().join("state"));
         }

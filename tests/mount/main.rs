@@ -6,7 +6,8 @@
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` and
 //! `holes` are what happens when nobody answers; `identity` is credentials, clocks and permissions that change; `secrets` is what nobody else may see; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
-//! on a local directory, done here; `interop` is what s3fs and rclone write and read.
+//! on a local directory, done here; `interop` is what s3fs and rclone write and read;
+//! `logs` is what people find in the log and in the file of --trace-ops.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -24,6 +25,7 @@ mod holes;
 mod identity;
 mod interop;
 mod kills;
+mod logs;
 mod programs;
 mod reading;
 mod removals;

@@ -713,6 +713,30 @@ fn extended_attributes_are_kept() {
     assert_eq!(&buffer[..len], b"value");
     let len = getxattr(m.at("f"), "user.s3.etag", &mut buffer[..]).unwrap();
     assert_eq!(len, 32, "an MD5 in hexadecimal digits");
+    let mut url = [0u8; 2048];
+    let len = getxattr(m.at("f"), "user.s3.url", &mut url[..]).unwrap();
+    let url = std::str::from_utf8(&url[..len]).unwrap();
+    assert!(
+        url.starts_with("http://127.0.0.1:") && url.contains("/f?") && url.contains("X-Amz-Expires=3600"),
+        "{url}"
+    );
+    let dir = getxattr(m.path(), "user.s3.url", &mut buffer[..]);
+    assert_eq!(dir.unwrap_err(), Errno::NODATA, "no object, no address");
+}
+
+/// "owner, permissions | ... `--umask`"
+#[test]
+fn the_umask_takes_permissions_from_what_says_nothing() {
+    let Some(m) = Mounted::with(Server::Demo, "umask", &["--umask", "027", "--file-mode", "666"]) else {
+        return;
+    };
+    let place = m.place.clone();
+    block_on(place.put("theirs/f", "bytes")).unwrap();
+    let mode = |path: &str| fs::metadata(m.at(path)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("theirs"), mode("theirs/f")), (0o750, 0o640));
+    fs::write(m.at("own"), b"x").unwrap();
+    fs::set_permissions(m.at("own"), fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(mode("own"), 0o666, "what it says itself stays");
 }
 
 /// "hard links, devices | EPERM"

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -83,4 +83,22 @@ fn a_days_work_on_seaweedfs() {
 #[test]
 fn a_days_work_on_moto() {
     a_days_work(Server::Moto, &[]);
+}
+
+/// Whether the log says that markers keep nothing, after the first chmod in a directory.
+fn says_that_markers_forget(server: Server) -> Option<bool> {
+    let mut m = Mounted::with(server, "markers", &[])?;
+    fs::create_dir(m.at("d")).unwrap();
+    fs::write(m.at("d/f"), b"x").unwrap();
+    fs::set_permissions(m.at("d/f"), PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(m.umount().success());
+    Some(m.log_text().contains("keeps no metadata with markers of directories"))
+}
+
+#[test]
+fn a_server_that_keeps_nothing_with_markers_is_found_out_by_the_first_that_is_said() {
+    assert_ne!(says_that_markers_forget(Server::SeaweedFs), Some(false));
+    for server in [Server::Demo, Server::Garage, Server::Moto] {
+        assert_ne!(says_that_markers_forget(server), Some(true), "{}", server.name());
+    }
 }

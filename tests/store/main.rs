@@ -140,6 +140,7 @@ macro_rules! behaviours {
 behaviours! {
     objects:
         put_then_get_returns_the_bytes
+        a_presigned_address_shows_the_object_to_anybody
         put_replaces_what_was_there
         an_empty_object_reads_as_empty
         head_tells_size_etag_and_time

@@ -68,6 +68,38 @@ pub async fn put_then_get_returns_the_bytes(at: Place) -> Outcome {
     Ok(())
 }
 
+pub async fn a_presigned_address_shows_the_object_to_anybody(at: Place) -> Outcome {
+    let keys = ["plain", "dir/a b+c&d=é?#%20~'*"];
+    for key in keys {
+        at.put(key, FOX).await?;
+        let url = at.store.presigned(&at.bucket, key, Duration::from_secs(60)).await?;
+        let answer = plain_get(&url).await.map_err(|error| crate::Deviation(format!("{url}: {error}")))?;
+        ensure!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("quick brown pail"),
+            "{key}: {answer}"
+        );
+        // It is good for that object alone.
+        let other = url.replacen(&url[url.len() - 4..], "0000", 1);
+        let answer =
+            plain_get(&other).await.map_err(|error| crate::Deviation(format!("{other}: {error}")))?;
+        ensure!(!answer.ends_with("quick brown pail"), "{key}: a wrong signature was taken");
+    }
+    Ok(())
+}
+
+/// GET by nobody, without any client of S3.
+async fn plain_get(url: &str) -> std::io::Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let rest = url.strip_prefix("http://").unwrap_or(url);
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let mut stream = tokio::net::TcpStream::connect(host).await?;
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
 pub async fn put_replaces_what_was_there(at: Place) -> Outcome {
     at.put("k", "first and longer").await?;
     at.put("k", "second").await?;

@@ -5,6 +5,7 @@ use crate::harness::Server::{self, *};
 
 pub const PINS: &[(Server, &str, &str)] = &[
     (Mem, "errors_carry_code_status_and_request_id", "no request id"),
+    (Mem, "a_presigned_address_shows_the_object_to_anybody", "has no address"),
     (Mem, "a_wrong_secret_is_told", "it takes no keys"),
     (Mem, "an_unknown_access_key_is_told", "it takes no keys"),
     (Mem, "what_one_key_encrypts_no_other_reads", "it takes no keys"),
@@ -71,6 +72,7 @@ pub const PINS: &[(Server, &str, &str)] = &[
     // expects.
     (Moto, "a_bucket_made_twice_exists_already", "the second was taken"),
     (Moto, "a_completion_over_another_version_is_stale", "the completion was taken"),
+    (Moto, "a_presigned_address_shows_the_object_to_anybody", "a wrong signature was taken"),
     (Moto, "a_copy_of_another_version_is_stale", "the copy was taken"),
     (Moto, "a_copy_over_an_object_is_refused", "the copy was taken"),
     (Moto, "a_copy_over_another_version_is_stale", "the copy was taken"),

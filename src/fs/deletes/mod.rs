@@ -175,7 +175,9 @@ impl Fs {
                     return false;
                 }
                 if !queue.is_full() {
-                    let Ok(intent) = self.intend_delete(volume, removed) else { return false };
+                    let Ok(intent) = self.intend_delete(volume, removed.key, removed.etag.as_ref()) else {
+                        return false;
+                    };
                     self.orphan(removed.ino, None);
                     self.bury(id, volume, queue, removed.doomed(intent));
                     return true;
@@ -186,7 +188,7 @@ impl Fs {
         }
     }
 
-    /// The same of a name that an earlier mount removed: whoever asked for it was answered.
+    /// The same of an object whose name is gone already, whether names are being removed in a row or not.
     pub(super) async fn remove_again(self: &Arc<Self>, id: VolumeId, volume: &Arc<Volume>, doomed: Doomed) {
         let mut changes = volume.deletes.changes.subscribe();
         loop {

@@ -5,10 +5,16 @@
 //! object, the next `open` starts a new `File` and old handles keep the old one, so no handle ever mixes two
 //! versions.
 
+mod ahead;
+mod held;
+mod reading;
 mod saving;
 
+use ahead::Ahead;
+pub(super) use held::{Held, MATERIALISE_STEP};
+pub(super) use reading::Source;
 pub use saving::Pending;
-pub(super) use saving::{over_another_base, typed};
+pub(super) use saving::{PendingAttributes, over_another_base, typed};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,22 +26,17 @@ use super::copy::Copied;
 use super::{Durability, Fs, lock};
 use crate::base::{ByteRange, ETag, Turn, format_bytes};
 use crate::error::{Error, Kind, Result};
-use crate::read::{Cursor, Object, ObjectId};
+use crate::read::{Object, ObjectId};
 use crate::s3::limits::OBJECT_MAX;
-use crate::s3::{Attributes, Condition, GetRequest, Metadata, ObjectInfo, Progress};
+use crate::s3::{Attributes, Condition, Metadata, ObjectInfo, Progress};
+use crate::tree::Ino;
 use crate::tree::posix::{self, Posix};
-use crate::tree::{Ino, VolumeId};
 use crate::write::journal::{BaseObject, Begun, FileId, OwedFile, Place, Record};
 use crate::write::{
     Extents, Layout, Line, PartRule, Parts, SINGLE_PUT_MAX, Segment, Staging, Sum, What, full_parts,
 };
 
 use super::volume::Volume;
-
-/// How often a read follows its file to the next version that this mount makes.
-const READ_ROUNDS_MAX: u32 = 8;
-/// Bytes fetched at once when an open file loses its object.
-pub(super) const MATERIALISE_STEP: u64 = 8 << 20;
 
 #[derive(Debug)]
 pub(super) struct File {
@@ -76,6 +77,8 @@ pub(super) struct State {
     /// Open handles, and those of them that may write.
     handles: u32,
     writers: u32,
+    /// Its object is an empty one that claims its name for it (O_EXCL); it was never saved.
+    claimed: bool,
     /// Staging has the bytes of the object too, because its name is about to go: nothing is read from S3.
     fetched: bool,
     /// The name is gone: nothing of this file goes to S3 any more.
@@ -106,65 +109,6 @@ pub(super) struct Owing {
     /// The latest change whose bytes are in the staging file alone, and up to which one it was synced.
     staged: u64,
     synced: u64,
-}
-
-/// How far a file was written in order, and what of that has been told to leave.
-#[derive(Debug)]
-struct Ahead {
-    in_order: u64,
-    /// Length of the object that the file is changed from, and of the file when it was last asked how what is written
-    /// behind that would leave.
-    saved: u64,
-    asked: u64,
-    /// Number and start of the part that leaves next.
-    next: (u16, u64),
-    /// None leaves: one could not, which the commit will tell, or the file has bytes of an object before them.
-    stopped: bool,
-    /// How large those parts are, once one has been told to leave.
-    layout: Option<Layout>,
-    /// Bytes written since the disk was looked at.
-    unchecked: u64,
-}
-
-impl Default for Ahead {
-    fn default() -> Self {
-        Self { in_order: 0, saved: 0, asked: 0, next: (1, 0), stopped: false, layout: None, unchecked: 0 }
-    }
-}
-
-impl Ahead {
-    /// Of a file as S3 has it.
-    fn of_object(len: u64) -> Self {
-        Self { saved: len, asked: len, ..Self::default() }
-    }
-
-    /// The file was saved as it was at this length. What is written into one that was empty leaves as it does from a new
-    /// one: a shell's `>` saves the file before the program writes.
-    fn saved(&mut self, len: u64) {
-        *self = Self { stopped: len > 0, unchecked: self.unchecked, ..Self::of_object(len) };
-    }
-
-    /// The file was cut: a part that lost bytes leaves once more when it is full.
-    fn cut(&mut self, len: u64) {
-        if len == 0 {
-            *self = Self::default();
-        }
-        self.in_order = self.in_order.min(len);
-        self.saved = self.saved.min(len);
-        if self.next.1 > self.in_order {
-            self.next = self.layout.map_or((1, 0), |layout| layout.part_at(self.in_order));
-        }
-    }
-
-    /// What is written behind the object's bytes leaves too, where the numbers of parts follow from where they are.
-    fn behind_object(&mut self, layout: Layout) {
-        if let Layout::Equal(_) = layout {
-            self.in_order = self.saved;
-            // The first may have some of those bytes; then it stays.
-            self.next = layout.part_at(self.saved);
-            (self.layout, self.stopped) = (Some(layout), false);
-        }
-    }
 }
 
 /// Bytes of a file up to here are in the journal too, where a sync of it is waited for: what is copied costs less than a sync
@@ -390,51 +334,16 @@ impl State {
     }
 }
 
-/// How to answer a read.
-pub(super) enum Source {
-    /// All of it is this version of the object, up to this length.
-    Object(Object),
-    /// Runs of bytes, each from its own source.
-    Mixed {
-        segments: Vec<Segment>,
-        object: Option<Object>,
-        copies: Vec<Copied>,
-        staging: Option<Arc<Staging>>,
-    },
-}
-
-impl Source {
-    fn object(&self) -> Option<&Object> {
-        match self {
-            Self::Object(object) => Some(object),
-            Self::Mixed { object, .. } => object.as_ref(),
-        }
-    }
-
-    /// How many runs are copied from other objects.
-    fn copied(&self) -> usize {
-        match self {
-            Self::Object(_) => 0,
-            Self::Mixed { segments, .. } => {
-                segments.iter().filter(|segment| matches!(segment.what, What::Copied(..))).count()
-            }
-        }
-    }
-}
-
 impl File {
     /// A file made here: nothing of it is in S3.
     pub(super) fn new(ino: Ino, expects: Condition, attributes: Attributes, now: SystemTime) -> Self {
         Self::with(ino, None, expects, attributes, 1, now)
     }
 
-    /// A file made here, whose name an empty object keeps: its attributes are yet to be saved, if it has any.
+    /// A file made here, whose name an empty object keeps, its metadata beside it.
     pub(super) fn claimed(ino: Ino, object: Object, attributes: Attributes, now: SystemTime) -> Self {
-        let says = !attributes.metadata.is_empty();
         let file = Self::of_object(ino, object, attributes, now);
-        if says {
-            lock(&file.state).stamp = 1;
-        }
+        lock(&file.state).claimed = true;
         file
     }
 
@@ -568,6 +477,7 @@ impl File {
                 owing: Owing::default(),
                 handles: 0,
                 writers: 0,
+                claimed: false,
                 fetched: false,
                 orphan: false,
                 lost: false,
@@ -600,6 +510,8 @@ impl File {
         let mut state = lock(&self.state);
         state.handles = state.handles.saturating_sub(1);
         state.writers = state.writers.saturating_sub(u32::from(writable));
+        // Its maker was told that the empty file is in S3.
+        state.claimed &= !state.is_saved();
         state.handles == 0
     }
 
@@ -672,29 +584,6 @@ impl File {
     /// Whether S3 has an object that this file replaces or is.
     pub(super) fn has_object(&self) -> bool {
         lock(&self.state).expects != Condition::Absent
-    }
-
-    /// Where the bytes of a range come from now; `None` past the end.
-    pub(super) fn source(&self, offset: u64, len: u64) -> Result<Option<(ByteRange, Source)>> {
-        let state = lock(&self.state);
-        if state.lost {
-            return Err(Error::new(Kind::Stale, "another client replaced the file; open it again"));
-        }
-        let end = offset.saturating_add(len).min(state.extents.len());
-        let Some(range) = ByteRange::new(offset, end) else { return Ok(None) };
-        let source = match &state.object {
-            Some(object) if state.is_saved() && !state.orphan && !state.fetched => {
-                Source::Object(object.clone())
-            }
-            object => {
-                let segments = state.segments(range);
-                let of_object = segments.iter().any(|segment| segment.what == What::Base);
-                let object = object.clone().filter(|_| of_object);
-                let copies = state.copies.clone();
-                Source::Mixed { segments, object, copies, staging: state.staging.clone() }
-            }
-        };
-        Ok(Some((range, source)))
     }
 
     /// Takes bytes; no offset appends.
@@ -873,41 +762,20 @@ impl File {
         self.hold(fs);
     }
 
-    /// The name stays after all: everything is as it was.
-    fn stays(&self) {
-        let mut state = lock(&self.state);
-        state.fetched = false;
-        if state.is_saved() {
-            state.drop_staging();
-        }
-    }
-
-    /// The name is gone.
-    fn orphaned(&self) {
-        let mut state = lock(&self.state);
-        if std::mem::take(&mut state.fetched)
-            && let Some(whole) = ByteRange::new(0, state.extents.len())
-        {
-            let stamp = state.stamp;
-            state.extents.materialise(whole, stamp);
-        }
-        state.orphan = true;
-        state.ahead.stopped = true;
-        self.let_go_of_line(&mut state);
-        // Its handles have it open still.
-        if let Some(staging) = &state.staging {
-            staging.remove();
-        }
-    }
-
     /// What the next commit replaces.
     pub(super) fn expects(&self) -> Condition {
         lock(&self.state).expects.clone()
     }
 
-    /// The next commit replaces this version: the file took the name of an object that is still there.
-    pub(super) fn replaces(&self, expects: Condition) {
-        lock(&self.state).expects = expects;
+    /// The next commit replaces this version: the file took the name of an object that is still there. The one under its
+    /// old name may be given up.
+    pub(super) fn replaces(&self, expects: Condition, gives_up: bool) {
+        let mut state = lock(&self.state);
+        state.expects = expects;
+        if gives_up {
+            state.object = None;
+            state.claimed = false;
+        }
     }
 }
 
@@ -976,129 +844,6 @@ impl Fs {
         volume.map_or_else(|_| PartRule::default().layout(len), |volume| volume.part_rule.layout(len))
     }
 
-    /// Reads a range of an open file. Slices, in order; fewer bytes only at the end of the file.
-    pub(super) async fn read_file(
-        &self,
-        file: &Arc<File>,
-        cursor: &Cursor,
-        offset: u64,
-        len: u64,
-    ) -> Result<Vec<Bytes>> {
-        let mut asked = (None, 0);
-        let mut failure = None;
-        // A commit or rename on this mount may replace an object between the two steps; then the bytes are
-        // in the new one, or here. Where it is the same still, another client replaced it.
-        for _ in 0..READ_ROUNDS_MAX {
-            let Some((range, source)) = file.source(offset, len)? else { return Ok(Vec::new()) };
-            let from = source.object().map(|object| object.id.clone());
-            let copied = source.copied();
-            if failure.is_some() && asked == (from.clone(), copied) {
-                break;
-            }
-            let whole = matches!(source, Source::Object(_));
-            match (self.read_source(source, cursor, range).await, &from) {
-                (Err(error), from) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => {
-                    if let Some(from) = from {
-                        self.renew(file, from).await?;
-                        self.hear_of_saves(file).await?;
-                    }
-                    failure = Some(error);
-                }
-                (Ok(slices), Some(from)) if whole && !file.confirm(self, from) => drop(slices),
-                (Ok(Some(slices)), _) => return Ok(slices),
-                // S3 has to have the file before what was let go can be read.
-                (Ok(None), _) => Box::pin(self.commit(file)).await?,
-                (Err(error), _) => return Err(error),
-            }
-            asked = (from, copied);
-        }
-        Err(match failure {
-            Some(error) if !error.is_not_found() => error,
-            _ => Error::new(Kind::Stale, "the object was removed by another client"),
-        })
-    }
-
-    /// Where a save of this mount has replaced the object and nobody has heard of it, because its answer is on its way or
-    /// was lost, the file goes on from there.
-    async fn hear_of_saves(&self, file: &Arc<File>) -> Result<()> {
-        if !file.has_attempts() {
-            return Ok(());
-        }
-        loop {
-            let shared = self.share_file(file).await?;
-            let _turn = file.commit.lock().await;
-            if self.is_at(file, &shared)? {
-                return self.landed(file, shared.id, &shared.volume, &shared.key).await.map(drop);
-            }
-        }
-    }
-
-    /// A file that was opened by a listing's word goes on with the newest version, if there was a newer one.
-    pub(super) async fn renew(&self, file: &File, from: &ObjectId) -> Result<()> {
-        let Some(size) = file.renewable(from) else { return Ok(()) };
-        let volume = self.volume(VolumeId(from.volume))?;
-        let info = match volume.store.head(&volume.bucket, &from.key, None).await {
-            Err(error) if error.is_not_found() => return Ok(()),
-            answer => answer?,
-        };
-        let object = volume.object(from.volume, &from.key, info.etag.clone(), info.size);
-        if file.renew(from, object, volume.new_objects.rewritten(info.attributes.clone())) {
-            file.hold(self);
-            self.renewed(file.ino, &info);
-            // The kernel would end every read at the old size. A smaller one it learns from the short answer, but
-            // only if its attributes are left alone until then.
-            if info.size > size {
-                self.news.tell(file.ino).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// What is believed of the name, and what the kernel has of it, is of an older version.
-    fn renewed(&self, ino: Ino, info: &ObjectInfo) {
-        lock(&self.pages).pop(&ino);
-        self.tree().expire(ino);
-        let place = self.tree().object_place(ino);
-        if let Ok((id, key)) = place {
-            lock(&self.siblings).changed(id, &key);
-        }
-        tracing::debug!(
-            key = info.key,
-            "a file was replaced since it was listed; reading the newest version"
-        );
-    }
-
-    /// `None` where some of it was let go here and is in no object yet.
-    async fn read_source(
-        &self,
-        source: Source,
-        cursor: &Cursor,
-        range: ByteRange,
-    ) -> Result<Option<Vec<Bytes>>> {
-        let (segments, object, copies, staging) = match source {
-            Source::Object(object) => return self.reader.read(&object, cursor, range).await.map(Some),
-            Source::Mixed { segments, object, copies, staging } => (segments, object, copies, staging),
-        };
-        let mut slices = Vec::with_capacity(segments.len());
-        for segment in segments {
-            match (segment.what, &object, &staging) {
-                (What::Staged(_), _, Some(staging)) => match staging.bytes(segment.range)? {
-                    Some(bytes) => slices.push(Bytes::from(bytes)),
-                    None => return Ok(None),
-                },
-                (What::Base, Some(object), _) => {
-                    slices.extend(self.reader.read(object, cursor, segment.range).await?);
-                }
-                (What::Copied(_, copy), _, _) => {
-                    slices.extend(self.read_copied(&copies, copy, cursor, segment.range).await?);
-                }
-                (What::Zero(_), _, _) => slices.push(zeros(segment.range.len())),
-                _ => return Err(Error::new(Kind::Internal, "a run of bytes without its source")),
-            }
-        }
-        Ok(Some(slices))
-    }
-
     /// Nobody gets at this content any more but through handles it is open on.
     pub(super) fn let_go(&self, file: &Arc<File>) {
         lock(&self.pages).pop(&file.ino);
@@ -1126,139 +871,6 @@ impl Fs {
     /// Forgets a file that is closed and saved.
     pub(super) fn drop_if_unused(&self, file: &Arc<File>) {
         lock(&self.files).drop_unused(file);
-    }
-
-    /// Waits until no commit of an open file is under way, and keeps others from beginning: whether S3 has an object
-    /// of it is certain from then on.
-    pub(super) async fn hold(&self, ino: Ino) -> Option<Held> {
-        loop {
-            let file = self.open_file(ino)?;
-            let turn = Arc::clone(&file.commit).lock_owned().await;
-            // Another version may have been opened while this waited.
-            if lock(&self.files).is_current(&file) {
-                return Some(Held { file, _turn: turn, undone: false });
-            }
-        }
-    }
-
-    /// The name of an inode is gone: what is written to it is for its handles alone.
-    pub(super) fn orphan(&self, ino: Ino, held: Option<Held>) {
-        let files = lock(&self.files).orphan(ino);
-        for file in files {
-            file.orphaned();
-            self.abandon_parts(&file);
-        }
-        if let Some(mut held) = held {
-            held.undone = false;
-        }
-    }
-
-    async fn fetch_base(&self, file: &File) -> Result<()> {
-        let (object, runs) = {
-            let state = lock(&file.state);
-            let runs: Vec<ByteRange> =
-                state.all_segments().iter().filter(|s| s.what == What::Base).map(|s| s.range).collect();
-            (state.object.clone(), runs)
-        };
-        let Some(object) = object.filter(|_| !runs.is_empty()) else { return Ok(()) };
-        for run in runs {
-            let mut at = run.start();
-            while let Some(step) = ByteRange::new(at, (at + MATERIALISE_STEP).min(run.end())) {
-                let request = GetRequest {
-                    bucket: object.bucket.to_string(),
-                    key: object.id.key.to_string(),
-                    range: Some(step),
-                    if_match: Some(object.id.etag.clone()),
-                    ..GetRequest::default()
-                };
-                let bytes = object.store().get(request).await?.bytes().await?;
-                require_all_of(step, &bytes)?;
-                self.stage_fetched(file, step, &bytes)?;
-                at = step.end();
-            }
-        }
-        lock(&file.state).fetched = true;
-        Ok(())
-    }
-
-    /// Puts fetched bytes beside whatever was written meanwhile.
-    fn stage_fetched(&self, file: &File, range: ByteRange, bytes: &[u8]) -> Result<()> {
-        let mut state = lock(&file.state);
-        for segment in state.extents.segments(range) {
-            if segment.what == What::Base {
-                let from = usize::try_from(segment.range.start() - range.start()).unwrap_or(0);
-                let len = usize::try_from(segment.range.len()).unwrap_or(0);
-                let sums = state.stage(self, &bytes[from..from + len], segment.range.start())?;
-                // The next process does not need them, but what they were written beside.
-                if let Some(line) = &state.owing.line {
-                    line.append(|file| Record::Sums { file, sums })?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A file that no commit is under way of, as long as this lives. Its name may be about to go: unless it does
-/// ([`Fs::orphan`]), the file is as it was before.
-pub(super) struct Held {
-    file: Arc<File>,
-    _turn: tokio::sync::OwnedMutexGuard<()>,
-    /// Whether something was fetched that is to be forgotten in the end.
-    undone: bool,
-}
-
-impl Held {
-    pub(super) fn file(&self) -> &Arc<File> {
-        &self.file
-    }
-
-    /// Fetches what only S3 has, so that handles read on when the name and its object are gone.
-    pub(super) async fn fetch(&mut self, fs: &Fs) -> Result<()> {
-        if !self.file.is_open() || lock(&self.file.state).fetched {
-            return Ok(());
-        }
-        if lock(&self.file.state).has_gone(0) {
-            let told = "the open file is larger than the local disk and is being written; close it first";
-            return Err(Error::new(Kind::NoSpace, told));
-        }
-        self.undone = true;
-        match fs.fetch_base(&self.file).await {
-            // Another client was first: there is nothing left to read on.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => Ok(()),
-            fetched => fetched,
-        }
-    }
-
-    /// What was to take the name failed, and may have done so after the object was gone: what was fetched is kept
-    /// until the file's next commit.
-    pub(super) fn failed(&mut self, error: &Error) {
-        if error.may_have_happened() {
-            self.keep_fetched();
-        }
-    }
-
-    /// The object is gone, though the rest of what was to be done failed.
-    pub(super) fn keep_fetched(&mut self) {
-        self.undone = false;
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.undone {
-            self.file.stays();
-        }
-    }
-}
-
-fn zeros(len: u64) -> Bytes {
-    // A kernel read is at most 1 MiB, so one static run of zeros serves them all.
-    static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
-    match usize::try_from(len) {
-        Ok(len) if len <= ZEROS.len() => Bytes::from_static(&ZEROS[..len]),
-        Ok(len) => Bytes::from(vec![0; len]),
-        Err(_) => Bytes::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{File, State};
 use crate::base::{ByteRange, ETag, Turn};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Details, Error, Kind, Result};
 use crate::fs::copy::{Copied, lost_source};
 use crate::fs::namespace::Shared;
 use crate::fs::volume::Volume;
@@ -41,6 +41,16 @@ pub struct Pending {
     /// Of these, what S3 has in parts of an upload that is not completed.
     pub sent_bytes: u64,
     pub last_error: Option<String>,
+}
+
+/// A file whose bytes S3 has, and that what is said beside them is about to change.
+#[derive(Clone, Debug)]
+pub(in crate::fs) struct PendingAttributes {
+    /// The version of its object.
+    pub(in crate::fs) of: ETag,
+    /// The latest change.
+    pub(in crate::fs) stamp: u64,
+    pub(in crate::fs) attributes: Attributes,
 }
 
 /// Somebody waits for a save of the file, as long as this lives.
@@ -206,7 +216,7 @@ impl Fs {
                 let sent = job.attributes.clone();
                 let (written, told) = self.swap_with_conflict(job, volume, &copy, error).await?;
                 self.committed(file, id, volume, key, len, stamp, &written.etag, &sent);
-                tracing::warn!(key, copy, "another client was first; its version is in the copy");
+                tracing::debug!(key, copy, "another client was first; its version is in the copy");
                 Err(told)
             }
         }
@@ -219,21 +229,23 @@ impl Fs {
         if !is_put || posix::says_mtime(&state.attributes.metadata) {
             return;
         }
-        let asked_for = match self.options.posix {
-            PosixMode::Off => false,
-            PosixMode::Full => true,
-            PosixMode::Auto => {
-                let tree = self.tree();
-                tree.link_of(file.ino).is_some_and(|(parent, _)| tree.carries(parent) == Some(true))
-            }
-        };
-        if asked_for {
+        let parent = self.tree().link_of(file.ino).map(|(parent, _)| parent);
+        if parent.is_some_and(|parent| self.asks_for_times(parent)) {
             let dated = Posix { mtime: Some(state.written_at), ..Posix::default() };
             let mut metadata = state.attributes.metadata.clone();
             posix::write(&mut metadata, &dated);
             if xattrs::fits(&metadata) {
                 state.attributes.metadata = metadata;
             }
+        }
+    }
+
+    /// Whether whoever lists a directory asks for what is beside the bytes of its files.
+    pub(in crate::fs) fn asks_for_times(&self, dir: Ino) -> bool {
+        match self.options.posix {
+            PosixMode::Off => false,
+            PosixMode::Full => true,
+            PosixMode::Auto => self.tree().carries(dir) == Some(true),
         }
     }
 
@@ -270,7 +282,7 @@ impl Fs {
     /// S3 has everything up to `stamp`, and `sent` beside the bytes. Whether that is less than what it is to have there: then
     /// it is one more change.
     #[allow(clippy::too_many_arguments)]
-    fn committed(
+    pub(in crate::fs) fn committed(
         &self,
         file: &Arc<File>,
         id: VolumeId,
@@ -307,6 +319,7 @@ impl Fs {
             state.object = Some(object);
             state.saved_stamp = stamp;
             state.described_as.clear();
+            state.claimed = false;
             state.fetched = false;
             let left = len.min(state.extents.len());
             state.ahead.saved(left);
@@ -406,7 +419,7 @@ impl Fs {
             return Error::new(Kind::Stale, told).with_source(cause);
         }
         self.let_go(file);
-        tracing::warn!(key, copy, "another client was first; the bytes written here are in the copy");
+        tracing::debug!(key, copy, "another client was first; the bytes written here are in the copy");
         let told = format!(
             "another client changed s3://{}/{key} first; the bytes written here are in {copy}",
             volume.bucket
@@ -533,8 +546,7 @@ impl Fs {
                     state.behind = (state.awaited == 0).then(Turn::default);
                 }
                 if let Err(error) = fs.commit_in_time(&file).await {
-                    let path = fs.tree().path_of(file.ino);
-                    tracing::warn!(path, error = %error.report(), "still not in S3; trying again");
+                    fs.tell_unsaved(file.ino, &error, file.is_dirty().then_some(pause));
                 }
             }
             {
@@ -547,6 +559,21 @@ impl Fs {
                 fs.tree().unpin(file.ino);
             }
         });
+    }
+
+    /// Logs one attempt that failed with nobody waiting for it, and when the next one is.
+    fn tell_unsaved(&self, ino: Ino, error: &Error, next: Option<Duration>) {
+        let place = self.whereabouts(ino, None);
+        let Details { request, bucket, key, code, status, request_id } = error.details();
+        let (path, bucket, key) =
+            (place.path, bucket.or(place.bucket.as_deref()), key.or(place.key.as_deref()));
+        let next_try_s = next.map(|next| next.as_secs_f64());
+        let told =
+            if next.is_some() { "still not in S3; trying again" } else { "not saved under its own name" };
+        tracing::warn!(
+            op = "save", path, request, bucket, key, code, status, request_id, next_try_s,
+            error = %error.report(), "{told}"
+        );
     }
 
     /// Commits every file that S3 lacks something of; the first failure is returned after all were tried. Names that were
@@ -607,6 +634,31 @@ impl Fs {
 }
 
 impl File {
+    /// What waits to be changed beside its bytes, where S3 lacks nothing else of it.
+    pub(in crate::fs) fn only_described(&self) -> Option<PendingAttributes> {
+        if self.has_attempts() {
+            return None;
+        }
+        let state = lock(&self.state);
+        let object = state.object.as_ref().filter(|_| !state.is_saved() && !state.orphan && !state.lost)?;
+        let whole = ByteRange::new(0, object.size)?;
+        let same = state.all_segments() == [Segment { range: whole, what: What::Base }];
+        (same && state.extents.len() == object.size).then(|| PendingAttributes {
+            of: object.id.etag.clone(),
+            stamp: state.stamp,
+            attributes: state.attributes.clone(),
+        })
+    }
+
+    /// Whether its object is nothing but the place for what was written since, which nobody was told is in S3.
+    pub(in crate::fs) fn is_only_claimed(&self) -> bool {
+        if self.has_attempts() {
+            return false;
+        }
+        let state = lock(&self.state);
+        state.claimed && !state.is_saved() && !state.orphan && !state.lost
+    }
+
     /// Its object is about to get this beside its bytes, which stay as they are.
     fn describes(&self, stamp: u64, metadata: &Metadata) {
         let mut state = lock(&self.state);
