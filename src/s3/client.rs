@@ -34,7 +34,7 @@ use super::failure::{
     error_of, may_be_about_the_time, refuses_checksum, region_hint, time_of, wants_new_credentials,
 };
 use super::payload::Payload;
-use super::session::Trouble;
+use super::session::{ATTEMPT_TIMEOUT, Trouble};
 use super::store::Store;
 use super::types::*;
 use crate::base::{ByteRange, ETag, hex};
@@ -219,13 +219,14 @@ impl Client {
     }
 
     /// Deadlines for a request by which the server copies so many bytes. A second attempt beside a first that is
-    /// still at work would help nobody.
+    /// still at work would help nobody; one that copies little is not at work for long, and is asked again like any other.
     fn copy_deadlines(&self, bytes: u64) -> aws_sdk_s3::config::Builder {
         let extra = Duration::from_secs(bytes / COPY_BYTES_PER_SECOND).min(COPY_EXTRA_MAX);
         super::patience::give(extra);
         let whole = self.inner.settings.timeout + extra;
+        let attempt = if bytes < COPY_BYTES_PER_SECOND { ATTEMPT_TIMEOUT.min(whole) } else { whole };
         let timeouts =
-            TimeoutConfig::builder().operation_attempt_timeout(whole).operation_timeout(whole).build();
+            TimeoutConfig::builder().operation_attempt_timeout(attempt).operation_timeout(whole).build();
         aws_sdk_s3::Config::builder().timeout_config(timeouts)
     }
 

@@ -55,7 +55,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server that may have no STS is listened to.
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STS: &str = "not offered by this endpoint";
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// First try and four more, with backoff and the SDK's token bucket over all of a client's requests.
 const ATTEMPTS_MAX: u32 = 5;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -64,7 +64,7 @@ impl Door {
     fn listen(&mut self, listener: TcpListener) {
         let (server, flows, tasks) = (self.server.clone(), self.flows.subscribe(), Arc::clone(&self.tasks));
         let task = block_on(async {
-            tokio::spawn(async move {
+            let listening = tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let (server, flows) = (server.clone(), flows.clone());
                     let task = tokio::spawn(async move {
@@ -79,9 +79,10 @@ impl Door {
                     });
                     tasks.lock().unwrap().push(task);
                 }
-            })
+            });
+            (listening,)
         });
-        self.tasks.lock().unwrap().push(task);
+        self.tasks.lock().unwrap().push(task.0);
     }
 
     fn close(&mut self, hole: Hole) {
