@@ -45,8 +45,10 @@ pub enum Lie {
     /// The same, and then a chunk again and again.
     Endless(Vec<u8>, Vec<u8>),
     /// The real answer, changed.
-    Changed(fn(String) -> String),
+    Changed(Change),
 }
+
+type Change = fn(String) -> String;
 
 type Rule = dyn Fn(&Asked) -> Option<Lie> + Send + Sync;
 
@@ -632,7 +634,7 @@ fn listings_that_are_none() {
 }
 
 /// Answers to GET of `bad/known`, whose five bytes are `known`.
-fn gets(change: fn(String) -> String) -> impl Fn(&Asked) -> Option<Lie> {
+fn gets(change: Change) -> impl Fn(&Asked) -> Option<Lie> {
     move |asked| asked.is("GET", "bad/known").then_some(Lie::Changed(change))
 }
 
@@ -665,7 +667,7 @@ fn changes_nothing_else(client: &Client) -> BoxFuture<'_, Result<(), String>> {
 
 #[test]
 fn bytes_that_are_not_what_was_asked_for() {
-    let lies: [(&'static str, fn(String) -> String); 12] = [
+    let lies: [(&'static str, Change); 12] = [
         ("fewer than announced", |told| told[..told.len() - 2].to_owned()),
         ("more than announced", |told| told + "and more"),
         ("a shorter length", |told| told.replace("content-length: 5", "content-length: 3")),
