@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ const TAGS_MAX: usize = 10;
 /// Everything a mount is made of.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
-    /// Absolute, without symbolic links.
+    /// Absolute, without symbolic links; or `/dev/fd/N`, an open /dev/fuse that somebody else has mounted.
     pub mountpoint: PathBuf,
     pub site: Site,
     /// Makes every bucket read-only, whatever its own setting.
@@ -56,6 +57,8 @@ pub struct MountConfig {
     pub posix: PosixMode,
     /// Whether other users than the mount's owner may enter it.
     pub allow_other: bool,
+    /// Whether programs that lie in the mount may not be run.
+    pub noexec: bool,
     /// How long `stat` and `readdir` may answer from memory.
     pub metadata_ttl: Duration,
     /// How long an absent name may be answered from memory.
@@ -75,6 +78,43 @@ pub struct MountConfig {
     pub trace_ops: Option<PathBuf>,
     /// Path of the control socket.
     pub control_socket: PathBuf,
+    /// Where metrics are served over HTTP, if anywhere. Port 0 takes a free one.
+    pub metrics_listen: Option<SocketAddr>,
+    /// What requests cost.
+    pub rates: Rates,
+}
+
+/// What S3 charges for requests, in US dollars for 1,000 of them. What is not said is Amazon's list price of S3 Standard
+/// in us-east-1.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rates {
+    /// PUT, COPY, POST and LIST.
+    pub put_per_1000: f64,
+    /// GET, HEAD and all others.
+    pub get_per_1000: f64,
+    pub delete_per_1000: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { put_per_1000: 0.005, get_per_1000: 0.0004, delete_per_1000: 0.0 }
+    }
+}
+
+impl Rates {
+    fn check(&self) -> Result<(), String> {
+        for (name, rate) in [
+            ("put_per_1000", self.put_per_1000),
+            ("get_per_1000", self.get_per_1000),
+            ("delete_per_1000", self.delete_per_1000),
+        ] {
+            if !(rate.is_finite() && rate >= 0.0) {
+                return Err(format!("{name} is {rate}, and a rate is a number of dollars such as 0.005"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Which buckets, how they are reached, and where on this machine is written down what they are owed: all it takes to
@@ -339,12 +379,14 @@ fn normal_prefix(prefix: &str) -> String {
 }
 
 /// What the configuration file says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigFile {
     /// `[session.NAME]`
     pub sessions: BTreeMap<String, SessionConfig>,
     /// `[mount.NAME]`: the directories of `pailfs mount @NAME`.
     pub mounts: BTreeMap<String, BTreeMap<String, BucketDir>>,
+    /// `[cost]`
+    pub rates: Rates,
 }
 
 impl ConfigFile {
@@ -367,6 +409,7 @@ impl ConfigFile {
                 .into_iter()
                 .map(|(name, dirs)| (name, dirs.into_iter().map(|(dir, raw)| (dir, raw.0)).collect()))
                 .collect(),
+            rates: raw.cost,
         };
         file.check()?;
         Ok(file)
@@ -396,6 +439,7 @@ impl ConfigFile {
     }
 
     fn check(&self) -> Result<()> {
+        self.rates.check().map_err(|message| invalid(format!("[cost]: {message}")))?;
         for (name, session) in &self.sessions {
             session.check().map_err(|message| invalid(format!("[session.{name}]: {message}")))?;
         }
@@ -442,6 +486,8 @@ struct RawFile {
     session: BTreeMap<String, SessionConfig>,
     #[serde(default)]
     mount: BTreeMap<String, BTreeMap<String, RawDir>>,
+    #[serde(default)]
+    cost: Rates,
 }
 
 #[derive(Deserialize)]
@@ -556,6 +602,13 @@ mod tests {
     }
 
     #[test]
+    fn rates_that_are_not_said_are_amazon_s() {
+        let file = ConfigFile::parse("[cost]\nget_per_1000 = 1\n").unwrap();
+        assert_eq!(file.rates, Rates { get_per_1000: 1.0, put_per_1000: 0.005, delete_per_1000: 0.0 });
+        assert_eq!(ConfigFile::parse("").unwrap().rates, Rates::default());
+    }
+
+    #[test]
     fn no_secret_shows_in_debug_output() {
         let text = format!("{:?}", ConfigFile::parse(EXAMPLE).unwrap());
         assert!(!text.contains("hush-hush") && !text.contains("psst"), "{text}");
@@ -585,6 +638,9 @@ mod tests {
             ("[mount.m]\na = 5\n", ["line 2", "s3://bucket"]),
             ("[mount.m]\na = { prefix = \"x\" }\n", ["line 2", "bucket"]),
             ("[sessions.a]\n", ["line 1", "sessions"]),
+            ("[cost]\nputs = 1\n", ["line 2", "puts"]),
+            ("[cost]\nput_per_1000 = -1\n", ["[cost]", "put_per_1000"]),
+            ("[cost]\nget_per_1000 = nan\n", ["[cost]", "get_per_1000"]),
             ("[session.a]\npath_style = \"maybe\"\n", ["line 2", "maybe"]),
             ("[mount.m]\na = { bucket = \"b,rw\" }\n", ["line 2", "','"]),
             ("[mount.m]\na = { bucket = \"b\", session = \"nobody\" }\n", ["nobody", "a"]),
@@ -669,6 +725,7 @@ mod tests {
             file_mode: 0o644,
             dir_mode: 0o755,
             allow_other: false,
+            noexec: false,
             metadata_ttl: Duration::from_secs(1),
             negative_ttl: Duration::from_secs(1),
             cache: Some(Cache { dir: "/var/cache/pailfs".into(), limit_bytes: 1 << 30 }),
@@ -682,6 +739,8 @@ mod tests {
             on_conflict: OnConflict::KeepBoth,
             trace_ops: None,
             control_socket: "/run/pailfs/x".into(),
+            metrics_listen: None,
+            rates: Rates::default(),
         };
         good.check().unwrap();
         let with = |site| MountConfig { site, ..good.clone() };

@@ -23,10 +23,34 @@ const IDLE_SHARE: u64 = 8;
 /// A buffer serves whoever wants at least so much of it, as a share.
 const IDLE_USE: usize = 2;
 
+/// What bytes of a budget are held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// Bytes that were read or are on their way to a reader.
+    Reads,
+    /// Bytes on their way to S3.
+    Uploads,
+    /// What names take.
+    Names,
+    /// Pages of listings that wait.
+    Listings,
+    /// Written bytes that wait for their upload in memory.
+    Staging,
+    /// Buffers that nobody has.
+    Idle,
+}
+
+impl Pool {
+    pub const ALL: [Self; 6] =
+        [Self::Reads, Self::Uploads, Self::Names, Self::Listings, Self::Staging, Self::Idle];
+}
+
 /// A number of bytes that may be held at once. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Budget {
     inner: Arc<Inner>,
+    /// What is taken here is for this.
+    pool: Pool,
 }
 
 #[derive(Debug)]
@@ -37,9 +61,20 @@ struct Inner {
     single_max_bytes: u64,
     /// What those who wait ask for.
     wanted_bytes: AtomicU64,
+    held: Arc<Held>,
     pressure: Notify,
     /// Buffers that nobody has, the one used last at the back.
     idle: Mutex<VecDeque<Memory>>,
+}
+
+/// Permits that are held, by [`Pool`].
+#[derive(Debug, Default)]
+struct Held([AtomicU64; Pool::ALL.len()]);
+
+impl Held {
+    fn of(&self, pool: Pool) -> &AtomicU64 {
+        &self.0[pool as usize]
+    }
 }
 
 /// Memory with its share of the budget.
@@ -90,21 +125,47 @@ impl Drop for Buffer {
 #[derive(Debug)]
 pub struct Grant {
     permit: OwnedSemaphorePermit,
+    held: Arc<Held>,
+    pool: Pool,
 }
 
 impl Grant {
+    fn new(permit: OwnedSemaphorePermit, inner: &Arc<Inner>, pool: Pool) -> Self {
+        inner.held.of(pool).fetch_add(permit.num_permits() as u64, Ordering::Relaxed);
+        Self { permit, held: Arc::clone(&inner.held), pool }
+    }
+
+    /// From now on its bytes are held for something else.
+    #[must_use]
+    pub fn held_for(mut self, pool: Pool) -> Self {
+        let permits = self.permit.num_permits() as u64;
+        self.held.of(self.pool).fetch_sub(permits, Ordering::Relaxed);
+        self.held.of(pool).fetch_add(permits, Ordering::Relaxed);
+        self.pool = pool;
+        self
+    }
+
     /// Takes a part off this grant, as a grant of its own; all of it where it is not larger.
     #[must_use]
     pub fn split(&mut self, bytes: u64) -> Self {
         let units = usize::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(usize::MAX);
         let units = units.min(self.permit.num_permits());
         let permit = self.permit.split(units).expect("a grant holds what it was asked to split");
-        Self { permit }
+        // They are counted already.
+        Self { permit, held: Arc::clone(&self.held), pool: self.pool }
     }
 
     /// Takes another grant of the same budget in.
     pub fn merge(&mut self, other: Self) {
-        self.permit.merge(other.permit);
+        let mut other = other.held_for(self.pool);
+        let all = other.permit.split(other.permit.num_permits());
+        self.permit.merge(all.expect("a grant holds what it holds"));
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.held.of(self.pool).fetch_sub(self.permit.num_permits() as u64, Ordering::Relaxed);
     }
 }
 
@@ -131,10 +192,23 @@ impl Budget {
                 limit_bytes,
                 single_max_bytes: limit_bytes.saturating_sub(held_bytes),
                 wanted_bytes: AtomicU64::new(0),
+                held: Arc::default(),
                 pressure: Notify::new(),
                 idle: Mutex::default(),
             }),
+            pool: Pool::Reads,
         }
+    }
+
+    /// The same budget, for whoever holds its bytes for this. A new one is for reads.
+    #[must_use]
+    pub fn held_for(&self, pool: Pool) -> Self {
+        Self { inner: Arc::clone(&self.inner), pool }
+    }
+
+    /// Bytes that are held for this now.
+    pub fn held_bytes(&self, pool: Pool) -> u64 {
+        self.inner.held.of(pool).load(Ordering::Relaxed) * UNIT_BYTES
     }
 
     pub fn limit_bytes(&self) -> u64 {
@@ -169,7 +243,7 @@ impl Budget {
             .acquire_many_owned(self.units(bytes))
             .await
             .expect("a budget's semaphore is never closed");
-        Grant { permit }
+        Grant::new(permit, &self.inner, self.pool)
     }
 
     /// Takes `bytes` if they are free now.
@@ -177,7 +251,7 @@ impl Budget {
         let units = self.units(bytes);
         loop {
             if let Ok(permit) = Arc::clone(&self.inner.permits).try_acquire_many_owned(units) {
-                return Some(Grant { permit });
+                return Some(Grant::new(permit, &self.inner, self.pool));
             }
             self.inner.idle().pop_front()?;
         }
@@ -186,7 +260,7 @@ impl Budget {
     /// Waits for a buffer of `len` bytes. What is in it is whatever was there before: its user writes all of it.
     pub async fn buffer(&self, len: usize) -> Buffer {
         let memory = match self.inner.idle_of(len) {
-            Some(memory) => memory,
+            Some(Memory { bytes, grant }) => Memory { bytes, grant: grant.held_for(self.pool) },
             None => {
                 let grant = self.take(len as u64).await;
                 Memory { bytes: vec![0; len], grant }
@@ -220,6 +294,8 @@ impl Inner {
         if memory.bytes.len() < IDLE_MIN_BYTES {
             return;
         }
+        let Memory { bytes, grant } = memory;
+        let memory = Memory { bytes, grant: grant.held_for(Pool::Idle) };
         let mut idle = self.idle();
         idle.push_back(memory);
         while idle_bytes(&idle) > self.limit_bytes / IDLE_SHARE {
@@ -338,6 +414,31 @@ mod tests {
         assert_eq!(budget.free_bytes(), 56 << 10);
         drop(one);
         assert_eq!(budget.free_bytes(), 64 << 10);
+    }
+
+    #[test]
+    fn what_is_held_is_known_by_what_it_is_held_for() {
+        let budget = Budget::new(64 << 20);
+        let uploads = budget.held_for(Pool::Uploads);
+        let held = || Pool::ALL.map(|pool| budget.held_bytes(pool) >> 10);
+        let mut read = budget.try_take(16 << 10).unwrap();
+        let sent = buffer(&uploads, 2 * MIB);
+        assert_eq!(held(), [16, 2 << 10, 0, 0, 0, 0]);
+        let part = read.split(8 << 10);
+        assert_eq!(held()[0], 16, "who splits takes nothing");
+        let mut names = part.held_for(Pool::Names);
+        assert_eq!(held(), [8, 2 << 10, 8, 0, 0, 0]);
+        names.merge(read);
+        assert_eq!(held(), [0, 2 << 10, 16, 0, 0, 0]);
+        drop(sent);
+        assert_eq!(held(), [0, 0, 16, 0, 0, 2 << 10], "nobody has the buffer");
+        let again = buffer(&uploads, 2 * MIB);
+        assert_eq!(held(), [0, 2 << 10, 16, 0, 0, 0]);
+        drop((again, names));
+        let all = budget.try_take(64 << 20).unwrap();
+        assert_eq!(held(), [64 << 10, 0, 0, 0, 0, 0]);
+        drop(all);
+        assert_eq!(held(), [0; 6]);
     }
 
     #[tokio::test]

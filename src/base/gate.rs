@@ -69,6 +69,14 @@ const AT_ONCE: u8 = 2;
 
 type Waiter = (Turn, oneshot::Sender<Pass>);
 
+/// Requests of a gate at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub under_way: usize,
+    pub limit: usize,
+    pub waiting: usize,
+}
+
 /// Leave to send one request; dropping it lets the next one go.
 #[derive(Debug)]
 pub struct Pass {
@@ -137,6 +145,16 @@ impl Gate {
             (state.begin(), sender)
         };
         let _ = sender.send(self.pass(number));
+    }
+
+    /// How much of it is used.
+    pub fn load(&self) -> Load {
+        let state = self.lock();
+        Load {
+            under_way: state.under_way,
+            limit: state.limit,
+            waiting: state.waiting.iter().map(VecDeque::len).sum(),
+        }
     }
 
     /// The most requests under way now.

@@ -8,9 +8,9 @@ mod policy;
 mod range;
 mod size;
 
-pub use budget::{Budget, Buffer, Grant};
+pub use budget::{Budget, Buffer, Grant, Pool};
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use gate::{Gate, Pass, Priority, Turn};
+pub use gate::{Gate, Load, Pass, Priority, Turn};
 pub use policy::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, Sse, StagingPlace};
 pub use range::ByteRange;
 pub use size::{format_bytes, parse_bytes, parse_duration};

@@ -2,6 +2,7 @@
 //!
 //! No flag takes a secret: a command line can be read by every user of the machine.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use crate::base::{
 };
 use crate::config::{DEFAULT_SESSION, ObjectSettings};
 use crate::s3::{KeyPlace, PathStyle, SessionConfig, check_endpoint};
+
+/// Between two looks at a status.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// Mounts S3 buckets as directories.
 #[derive(Debug, Parser)]
@@ -44,13 +48,18 @@ pub enum Command {
     Sessions(SessionsArgs),
     /// Run an S3 server of our own, to try pailfs without an account.
     Demo(DemoArgs),
+    /// Print what completes commands and flags in a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct MountArgs {
     /// s3://BUCKET[/PREFIX], s3:// for every bucket of the session, or @NAME from the configuration
     pub source: String,
-    /// The directory to mount it on
+    /// The directory to mount it on, or /dev/fd/N: an open /dev/fuse that somebody else has mounted
     pub dir: PathBuf,
     #[command(flatten)]
     pub config: ConfigArg,
@@ -95,6 +104,9 @@ pub struct MountArgs {
     /// Of that directory's file system, this much is left to others [default: a twentieth, 16M to 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub state_reserve: Option<u64>,
+    /// Serve metrics for Prometheus at http://ADDRESS:PORT/metrics, to whoever can reach it; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]
@@ -206,6 +218,9 @@ pub struct LookArgs {
     /// Let other users in (needs root, or user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,
+    /// Let nobody run programs that lie in the mount
+    #[arg(long)]
+    pub noexec: bool,
     /// How long stat and readdir may answer from memory, and a listing is enough to open a file for reading; 0 always
     /// asks S3
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
@@ -295,7 +310,7 @@ impl From<PathStyleArg> for PathStyle {
 
 #[derive(Debug, Args)]
 pub struct ConfigArg {
-    /// The configuration file [default: ~/.config/pailfs/config.toml]
+    /// The configuration file [default: ~/.config/pailfs/config.toml, else /etc/pailfs/config.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -344,9 +359,16 @@ pub struct UmountArgs {
 pub struct StatusArgs {
     /// The mounted directory
     pub dir: PathBuf,
-    /// Print JSON
+    /// Print JSON; with --watch, an object on each line
     #[arg(long)]
     pub json: bool,
+    /// Print metrics in the text format of Prometheus
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
+    /// Look again and again, until Ctrl-C or the end of the mount
+    #[arg(long, value_name = "EVERY", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "1s", value_parser = parse_pause, conflicts_with = "prometheus")]
+    pub watch: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -400,6 +422,19 @@ pub struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Whose words to print
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The directory to write them to; without it, the first page is printed
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub struct DemoArgs {
     /// The loopback address to serve on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
@@ -429,6 +464,14 @@ fn parse_mode(text: &str) -> Result<u16, String> {
     match u16::from_str_radix(digits, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(format!("{text:?} is not a mode; write it like 644")),
+    }
+}
+
+/// Between two looks. Without a pause nobody could read what is shown.
+fn parse_pause(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        pause if pause < PAUSE_MIN => Err(format!("{text} is too short; write it like 1s")),
+        pause => Ok(pause),
     }
 }
 
@@ -489,6 +532,7 @@ mod tests {
             "--upload-delay=250ms",
             "--exclusive=mount",
             "--on-conflict=overwrite",
+            "--metrics-listen=127.0.0.1:0",
         ])
         .unwrap();
         let Command::Mount(mount) = cli.command else { panic!("not a mount: {cli:?}") };
@@ -503,6 +547,7 @@ mod tests {
         assert_eq!(mount.upload_delay, Duration::from_millis(250));
         assert_eq!(mount.exclusive, Exclusive::Mount);
         assert_eq!(mount.on_conflict, OnConflict::Overwrite);
+        assert_eq!(mount.metrics_listen, Some(([127, 0, 0, 1], 0).into()));
         assert_eq!(mount.cache.passthrough, Passthrough::ReadOnly);
         let settings = mount.session.settings().unwrap();
         assert_eq!(settings.path_style, Some(PathStyle::On));
@@ -529,11 +574,28 @@ mod tests {
             &["mount", "s3://b", "/mnt", "--log-to=elsewhere"],
             &["mount", "s3://b", "/mnt", "--log-to=none", "--log-file=f"],
             &["mount", "s3://b", "/mnt", "--durability=never"],
+            &["mount", "s3://b", "/mnt", "--metrics-listen=9100"],
+            &["status", "/mnt", "--json", "--prometheus"],
+            &["status", "/mnt", "--watch=0"],
             &["umount"],
             &[],
         ] {
             assert!(Cli::try_parse_from([&["pailfs"], args].concat()).is_err(), "{args:?}");
         }
+    }
+
+    #[test]
+    fn a_status_is_watched_every_second_or_as_often_as_is_said() {
+        let status = |args: &[&str]| match Cli::try_parse_from([&["pailfs", "status"], args].concat())
+            .unwrap()
+            .command
+        {
+            Command::Status(status) => status.watch,
+            other => panic!("not a status: {other:?}"),
+        };
+        assert_eq!(status(&["/mnt"]), None);
+        assert_eq!(status(&["--watch", "/mnt"]), Some(Duration::from_secs(1)));
+        assert_eq!(status(&["/mnt", "--watch=250ms", "--json"]), Some(Duration::from_millis(250)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! is live, or why it is not. Only then does it end, with the code of the second. Secrets travel in the
 //! environment that the second inherits, never in its arguments.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
@@ -24,15 +25,19 @@ enum Word {
     Failed { error: String, exit: u8 },
 }
 
-/// Starts this program again as the process that stays, and returns once its mount is live. The child bounds
-/// its own start, and its end is an answer too.
-pub fn start() -> Result<(), Failure> {
+/// Starts this program again, with these arguments and variables more, as the process that stays, and returns once its
+/// mount is live. The child bounds its own start, and its end is an answer too.
+pub fn start(
+    args: impl IntoIterator<Item = OsString>,
+    variables: Vec<(OsString, OsString)>,
+) -> Result<(), Failure> {
     let failed =
         |error: io::Error| Failure::new(Code::Local, format!("cannot start the background process: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
     let mut child = Command::new(program)
         .arg("--background-child")
-        .args(std::env::args_os().skip(1))
+        .args(args)
+        .envs(variables)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -12,7 +12,7 @@ use super::args::DemoArgs;
 use super::exit::{Code, Failure};
 use super::{machine, mount, mountpoint};
 use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace, SystemClock};
-use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Site, Source, default_memory_limit};
+use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Rates, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
 use crate::mount::{Log, Signals};
@@ -145,7 +145,7 @@ async fn seed(client: &Client, bucket: &str) -> crate::error::Result<()> {
 
 fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> Result<MountConfig, Failure> {
     let me = rustix::process::geteuid().as_raw();
-    let mountpoint = mountpoint::prepare(dir)?;
+    let mountpoint = mountpoint::prepare(dir, false)?;
     let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
     let config = MountConfig {
         mountpoint,
@@ -169,6 +169,7 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         dir_mode: 0o755,
         posix: PosixMode::default(),
         allow_other: false,
+        noexec: false,
         metadata_ttl: TTL,
         negative_ttl: TTL,
         cache: None,
@@ -181,6 +182,8 @@ fn configure(bucket: &str, settings: SessionConfig, dir: &Path, home: &Path) -> 
         on_conflict: OnConflict::default(),
         trace_ops: None,
         control_socket,
+        metrics_listen: None,
+        rates: Rates::default(),
     };
     config.check()?;
     Ok(config)

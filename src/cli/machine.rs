@@ -4,40 +4,53 @@
 //! chain reads them itself.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::exit::{Code, Failure};
+use super::notify::Notifier;
 use crate::config::ConfigFile;
 
 /// A configuration file is small; more is a mistake.
 const CONFIG_MAX_BYTES: u64 = 1 << 20;
 
-/// Where the configuration is looked for when none is named.
-pub fn default_config_path() -> Option<PathBuf> {
-    let base = absolute_var("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")))?;
-    Some(base.join("pailfs/config.toml"))
+/// The configuration of the machine, for users without one of their own.
+const SYSTEM_CONFIG: &str = "/etc/pailfs/config.toml";
+
+/// Where the configuration is looked for when none is named: the first that is there counts.
+fn default_config_paths() -> Vec<PathBuf> {
+    let base = absolute_var("XDG_CONFIG_HOME").or_else(|| Some(home()?.join(".config")));
+    base.map(|base| base.join("pailfs/config.toml")).into_iter().chain([SYSTEM_CONFIG.into()]).collect()
 }
 
 /// Reads the named configuration file, or the default one if there is one. With it come warnings about it.
 pub fn load_config(named: Option<&Path>) -> Result<(ConfigFile, Vec<String>), Failure> {
-    let path = match named {
-        Some(path) => path.to_owned(),
-        None => match default_config_path() {
-            Some(path) => path,
-            None => return Ok(Default::default()),
-        },
-    };
-    let failed = |what: String| Failure::new(Code::Config, format!("{}: {what}", path.display()));
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Default::default());
+    if let Some(path) = named {
+        let file = File::open(path).map_err(|error| unread(path, error.to_string()))?;
+        return read_config(path, file);
+    }
+    for path in default_config_paths() {
+        match File::open(&path) {
+            Ok(file) => return read_config(&path, file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // What the machine's holds may be root's alone, and then it is not for others.
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied && path == Path::new(SYSTEM_CONFIG) => {}
+            Err(error) => return Err(unread(&path, error.to_string())),
         }
-        Err(error) => return Err(failed(error.to_string())),
-    };
+    }
+    Ok(Default::default())
+}
+
+fn unread(path: &Path, what: String) -> Failure {
+    Failure::new(Code::Config, format!("{}: {what}", path.display()))
+}
+
+fn read_config(path: &Path, mut file: File) -> Result<(ConfigFile, Vec<String>), Failure> {
+    let failed = |what: String| unread(path, what);
     let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
     let me = rustix::process::geteuid().as_raw();
     let access = Access { mode: metadata.mode(), owner: metadata.uid(), me };
@@ -49,7 +62,7 @@ pub fn load_config(named: Option<&Path>) -> Result<(ConfigFile, Vec<String>), Fa
         return Err(failed("larger than any configuration".to_owned()));
     }
     let mut config = ConfigFile::parse(&text).map_err(|error| failed(error.message().to_owned()))?;
-    let base = std::path::absolute(&path).map_err(|error| failed(error.to_string()))?;
+    let base = std::path::absolute(path).map_err(|error| failed(error.to_string()))?;
     for session in config.sessions.values_mut() {
         // Relative to the file, because a mount leaves the directory it was started in.
         let dir = base.with_file_name("");
@@ -61,6 +74,78 @@ pub fn load_config(named: Option<&Path>) -> Result<(ConfigFile, Vec<String>), Fa
         warnings.push(format!("{0} holds secrets that others can read: chmod 600 {0}", path.display()));
     }
     Ok((config, warnings))
+}
+
+/// Reads a file of environment variables, `NAME=VALUE` a line as in systemd's `EnvironmentFile=`: empty lines and those
+/// that begin with `#` or `;` say nothing, and quotes around a value are not a part of it. It may hold secrets.
+pub fn read_env_file(path: &Path) -> Result<Vec<(OsString, OsString)>, Failure> {
+    let failed = |what: String| unread(path, what);
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+    let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
+    let me = rustix::process::geteuid().as_raw();
+    let access = Access { mode: metadata.mode(), owner: metadata.uid(), me };
+    access.check_writers().map_err(failed)?;
+    if access.has_readers() {
+        eprintln!("pailfs: warning: others can read {0}: chmod 600 {0}", path.display());
+    }
+    let mut text = String::new();
+    file.take(CONFIG_MAX_BYTES).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    // The line's number and not the line, which may hold a secret.
+    parse_env(&text).map_err(|line| failed(format!("line {line} is not NAME=VALUE")))
+}
+
+/// The variables of a file, or the number of the first line that is none.
+fn parse_env(text: &str) -> Result<Vec<(OsString, OsString)>, usize> {
+    let mut variables = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with(['#', ';']) {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (name, value) = line.split_once('=').ok_or(index + 1)?;
+        let named = name
+            .chars()
+            .enumerate()
+            .all(|(at, c)| c == '_' || c.is_ascii_alphabetic() || at > 0 && c.is_ascii_digit());
+        if name.is_empty() || !named || value.contains('\0') {
+            return Err(index + 1);
+        }
+        let bare = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+        variables.push((name.into(), bare.unwrap_or(value).into()));
+    }
+    Ok(variables)
+}
+
+/// The home directory that the machine's table of users names.
+pub fn home_of_user(uid: u32) -> Option<PathBuf> {
+    home_in(&std::fs::read_to_string("/etc/passwd").unwrap_or_default(), uid)
+        .or_else(|| (uid == 0).then(|| "/root".into()))
+}
+
+fn home_in(table: &str, uid: u32) -> Option<PathBuf> {
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let home = fields.get(5).map(PathBuf::from).filter(|home| home.is_absolute());
+        home.filter(|_| fields[2].parse() == Ok(uid))
+    })
+}
+
+/// A program by its name, where PATH and the usual directories have it.
+pub fn find_program(name: &OsStr) -> Option<(PathBuf, std::fs::Metadata)> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(usual).find_map(|dir| {
+        let program = dir.join(name);
+        let metadata =
+            std::fs::metadata(&program).ok().filter(|found| found.is_file() && found.mode() & 0o111 != 0)?;
+        Some((program, metadata))
+    })
+}
+
+/// Whoever started us as a service and waits for word.
+pub fn notifier() -> Notifier {
+    Notifier::to(env::var_os("NOTIFY_SOCKET").as_deref())
 }
 
 /// Who may do what with a file.
@@ -216,6 +301,36 @@ mod tests {
         assert!(available_memory() > 0);
         assert_eq!(disk_bytes(Path::new("/tmp/not/there/yet")), disk_bytes(Path::new("/tmp")));
         assert!(disk_bytes(Path::new("/")) > 0);
+    }
+
+    #[test]
+    fn a_file_of_variables_is_read_as_systemd_reads_it() {
+        let text = "# keys\n\n; too\nA=1\n export B_2 = no\n";
+        assert_eq!(parse_env(text), Err(5), "a name has no spaces");
+        let text = "A=1\nexport AWS_SECRET_ACCESS_KEY=\"x=y z\"\n_E=\nQ='a\"b'\n  C=it's  \n";
+        let expected =
+            [("A", "1"), ("AWS_SECRET_ACCESS_KEY", "x=y z"), ("_E", ""), ("Q", "a\"b"), ("C", "it's")];
+        assert_eq!(parse_env(text).unwrap(), expected.map(|(name, value)| (name.into(), value.into())));
+        for bad in ["hush", "1A=x", "=x", "A-B=x"] {
+            assert_eq!(parse_env(&format!("A=1\n{bad}")), Err(2), "{bad}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        std::fs::write(&path, "A=1\nhush\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let message = read_env_file(&path).unwrap_err().message;
+        assert!(message.ends_with("line 2 is not NAME=VALUE") && !message.contains("hush"), "{message}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o622)).unwrap();
+        assert!(read_env_file(&path).unwrap_err().message.contains("others can write"));
+    }
+
+    #[test]
+    fn a_user_s_home_is_in_the_table_of_users() {
+        let table = "root:x:0:0:root:/root:/bin/sh\nodd\nx:x:7:7::relative:/bin/sh\nann:x:1000:1000:,,,:/home/ann:/bin/sh\n";
+        assert_eq!(home_in(table, 1000), Some("/home/ann".into()));
+        assert_eq!(home_in(table, 0), Some("/root".into()));
+        assert_eq!(home_in(table, 7), None);
+        assert_eq!(home_in(table, 8), None);
     }
 
     #[test]

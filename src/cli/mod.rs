@@ -10,16 +10,24 @@ mod args;
 mod background;
 mod demo;
 mod exit;
+mod helper;
 mod logging;
 mod machine;
 mod mount;
 mod mountinfo;
 mod mountpoint;
+mod needs;
+mod notify;
+mod options;
+mod pages;
 mod progress;
 mod recover;
 mod running;
 mod sessions;
+mod status;
+mod watch;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -32,7 +40,11 @@ use exit::{Code, Failure};
 
 /// Runs what was typed, and says how the program is to end.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(caller) = helper::Caller::of(&args) {
+        return caller.run(&args);
+    }
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not errors. A closed terminal does not change how it ends.
@@ -57,7 +69,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Mount(args) => mount::run(args, cli.background_child),
         Command::Umount(args) => runtime()?.block_on(running::umount(args)),
-        Command::Status(args) => runtime()?.block_on(running::status(args)),
+        Command::Status(args) => runtime()?.block_on(watch::run(args)),
         Command::Flush(args) => runtime()?.block_on(running::flush(args)),
         Command::LogLevel(args) => runtime()?.block_on(running::log_level(args)),
         Command::Sessions(args) => match &args.command {
@@ -65,6 +77,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Some(SessionsCommand::Check(args)) => runtime()?.block_on(sessions::check(args)),
         },
         Command::Recover(args) => recover::run(args),
+        Command::Completions(args) => pages::completions(args),
+        Command::Man(args) => pages::man(args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }

@@ -21,7 +21,7 @@ use crate::s3::SessionConfig;
 /// Mounts. In the background this is called twice: by the process that was started, and by the one that stays.
 pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
     if !args.foreground && !background_child {
-        return background::start();
+        return background::start(std::env::args_os().skip(1), Vec::new());
     }
     let live = Cell::new(false);
     let log = logging::start(&args.log, background_child);
@@ -44,26 +44,38 @@ fn stay(args: &MountArgs, background_child: bool, log: &Log, live: &Cell<bool>) 
     let config = configure(args)?;
     log.require_outside(&config.mountpoint)?;
     let child = background_child.then(Child::detach).transpose()?;
+    let what = format!("{} on {}", config.site.source.name(), config.mountpoint.display());
     let ready = || {
         child.map_or(Ok(()), |child| child.ready(log))?;
         live.set(true);
+        machine::notifier().ready(&what);
         Ok(())
     };
     // In the background nobody looks on.
-    let heard: Box<dyn FnMut(Heard<'_>) + Send> = match background_child {
-        true => Box::new(|_| {}),
-        false => shown(),
-    };
+    let mut shown = (!background_child).then(shown);
+    let mut notifier = machine::notifier();
+    let heard = Box::new(move |heard: Heard<'_>| {
+        match &heard {
+            Heard::Left(unsaved) => notifier.left(unsaved),
+            Heard::End { all } => notifier.end(*all),
+        }
+        if let Some(shown) = &mut shown {
+            shown(heard);
+        }
+    });
     super::runtime()?.block_on(mount::run(config, ready, heard, log.of_mount())).map_err(failure_of)
 }
 
-/// Shows how the end of a mount goes that somebody sits in front of.
+/// Shows how far saving is to somebody who sits in front of it.
 pub fn shown() -> Box<dyn FnMut(Heard<'_>) + Send> {
     let mut progress: Option<Progress> = None;
     Box::new(move |heard| match (heard, &mut progress) {
         (Heard::Left(unsaved), progress) => progress.get_or_insert_with(Progress::new).hear(unsaved),
-        (Heard::End { all }, Some(progress)) => progress.end(all),
-        (Heard::End { .. }, None) => {}
+        (Heard::End { all }, progress) => {
+            if let Some(mut progress) = progress.take() {
+                progress.end(all);
+            }
+        }
     })
 }
 
@@ -96,9 +108,10 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         Some(dir) => absolute(dir)?,
         None => machine::default_state_dir()?,
     };
-    let mountpoint = mountpoint::prepare(&args.dir)?;
+    let mountpoint = mountpoint::prepare(&args.dir, args.look.allow_other)?;
     let me = rustix::process::geteuid().as_raw();
-    let control_socket = control::place_socket(&machine::runtime_dirs(me), &mountpoint)?;
+    let control_socket =
+        control::place_socket(&machine::runtime_dirs(me), &mountpoint::socket_of(&mountpoint))?;
     let config = MountConfig {
         mountpoint,
         site: Site {
@@ -117,6 +130,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         dir_mode: args.look.dir_mode & !args.look.umask,
         posix: args.posix,
         allow_other: args.look.allow_other,
+        noexec: args.look.noexec,
         metadata_ttl: args.look.metadata_ttl,
         negative_ttl: args.look.negative_ttl,
         cache: cache_of(&args.cache)?,
@@ -129,6 +143,8 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         on_conflict: args.on_conflict,
         trace_ops: args.trace_ops.as_deref().map(absolute).transpose()?,
         control_socket,
+        metrics_listen: args.metrics_listen,
+        rates: file.rates,
     };
     config.check()?;
     Ok(config)

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::exit::{Code, Failure};
 use super::machine;
 use super::mountinfo::{self, Mount};
+use super::needs;
 use crate::control::{Client, socket_name};
 
 /// Dead mounts that are cleared away from one directory, one on top of another.
@@ -22,8 +23,27 @@ const LIFE_WAIT: Duration = Duration::from_secs(5);
 const LINKS_MAX: usize = 40;
 
 /// Makes sure that a directory can be mounted on, and returns its path without symbolic links. A dead mount of
-/// ours is cleared away first.
-pub fn prepare(dir: &Path) -> Result<PathBuf, Failure> {
+/// ours is cleared away first. An open /dev/fuse that was handed over (`/dev/fd/N`) is taken as it is.
+pub fn prepare(dir: &Path, allow_other: bool) -> Result<PathBuf, Failure> {
+    if let Some(fd) = crate::fuse::inherited(dir) {
+        crate::fuse::check_inherited(fd)
+            .map_err(|error| Failure::new(Code::Fuse, format!("{}: {error}", dir.display())))?;
+        return Ok(dir.to_owned());
+    }
+    let path = find_place(dir)?;
+    needs::check(&path, allow_other)?;
+    Ok(path)
+}
+
+/// The name of a mount's control socket is made of this. Numbers of descriptors are the same in many processes.
+pub fn socket_of(mountpoint: &Path) -> PathBuf {
+    match crate::fuse::inherited(mountpoint) {
+        Some(_) => mountpoint.join(std::process::id().to_string()),
+        None => mountpoint.to_owned(),
+    }
+}
+
+fn find_place(dir: &Path) -> Result<PathBuf, Failure> {
     let path = resolve(dir, &mount_table()?)
         .map_err(|error| Failure::new(Code::Mountpoint, format!("{}: {error}", dir.display())))?;
     let fail = |what: &str| Failure::new(Code::Mountpoint, format!("{}: {what}", path.display()));
@@ -223,9 +243,9 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
         let real = dir.path().canonicalize().unwrap();
-        assert_eq!(prepare(&dir.path().join("link")).unwrap(), real);
+        assert_eq!(find_place(&dir.path().join("link")).unwrap(), real);
         for wrong in [file, dir.path().join("absent")] {
-            assert_eq!(prepare(&wrong).unwrap_err().code, Code::Mountpoint);
+            assert_eq!(find_place(&wrong).unwrap_err().code, Code::Mountpoint);
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Progress<W = Stderr> {
     /// The most there was to save, and what is left of it.
     most: (u64, u64),
     left: (u64, u64),
+    /// Objects of directories that are being renamed: how many are copied, of how many.
+    moving: Option<(u64, u64)>,
     /// Bytes left at these times.
     samples: VecDeque<(Instant, u64)>,
 }
@@ -45,12 +47,17 @@ impl Progress {
 
 impl<W: Write> Progress<W> {
     fn on(out: W, terminal: bool, begun: Instant) -> Self {
-        Self { out, terminal, begun, said: None, most: (0, 0), left: (0, 0), samples: VecDeque::new() }
+        let (most, left) = ((0, 0), (0, 0));
+        Self { out, terminal, begun, said: None, most, left, moving: None, samples: VecDeque::new() }
     }
 
     fn show(&mut self, now: Instant, unsaved: &Unsaved) {
         let bytes = unsaved.bytes.saturating_sub(unsaved.sent);
         self.left = (unsaved.files, bytes);
+        self.moving = (!unsaved.renames.is_empty()).then(|| {
+            let counts = unsaved.renames.iter().map(|rename| (rename.copied, rename.objects.unwrap_or(0)));
+            counts.fold((0, 0), |(copied, all), (more, of)| (copied + more, all + of))
+        });
         self.most = (self.most.0.max(unsaved.files), self.most.1.max(bytes));
         self.samples.push_back((now, bytes));
         while self.samples.len() > SAMPLES_MAX
@@ -70,6 +77,18 @@ impl<W: Write> Progress<W> {
     }
 
     fn line(&self, now: Instant) -> String {
+        match (self.saving(now), self.moving) {
+            (saving, None) => saving,
+            (_, Some((copied, all))) if self.left.0 == 0 => {
+                format!("renaming a directory, {copied} of {all} objects copied")
+            }
+            (saving, Some((copied, all))) => {
+                format!("{saving}; renaming a directory, {copied} of {all} objects copied")
+            }
+        }
+    }
+
+    fn saving(&self, now: Instant) -> String {
         let mut line = match self.left {
             (0, _) => return "waiting".to_owned(),
             (files, 0) => return format!("finishing {}", count(files)),
@@ -125,6 +144,7 @@ pub fn count(files: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::RenameStatus;
 
     fn unsaved(files: u64, bytes: u64, sent: u64) -> Unsaved {
         Unsaved { files, bytes, sent, ..Unsaved::default() }
@@ -167,6 +187,28 @@ mod tests {
                 "pailfs: saving 3.0 MiB in 3 files, 2.0 MiB/s",
                 "pailfs: saved 23.0 MiB of 24.0 MiB in 23 of 24 files",
             ]
+        );
+    }
+
+    #[test]
+    fn the_rename_of_a_directory_is_told_of_by_its_objects() {
+        let renaming = |files, copied| Unsaved {
+            renames: vec![RenameStatus {
+                from: "s3://b/old/".into(),
+                to: "s3://b/new/".into(),
+                objects: Some(50),
+                copied,
+                seconds: 1,
+            }],
+            ..unsaved(files, files << 20, 0)
+        };
+        let told: Vec<Unsaved> = (0..2).map(|n| renaming(0, n)).collect();
+        assert_eq!(shown(false, &told, true), "pailfs: renaming a directory, 1 of 50 objects copied\n");
+        let told: Vec<Unsaved> = (0..2).map(|n| renaming(2, n)).collect();
+        assert_eq!(
+            shown(false, &told, true),
+            "pailfs: saving 2.0 MiB in 2 files; renaming a directory, 1 of 50 objects copied\n\
+             pailfs: saved 2.0 MiB in 2 files\n"
         );
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::args::RecoverArgs;
 use super::exit::{Code, Failure};
-use super::mount::{absolute, choose, failure_of};
+use super::mount::{absolute, choose, failure_of, shown};
 use super::{logging, machine};
 use crate::base::format_bytes;
 use crate::config::{Site, default_memory_limit};
@@ -172,7 +172,8 @@ fn save(args: &RecoverArgs, source: &str, state_dir: PathBuf) -> Result<(), Fail
         state_dir,
     };
     site.check()?;
-    let recovered = super::runtime()?.block_on(mount::recover(&site)).map_err(failure_of)?;
+    let mut heard = shown();
+    let recovered = super::runtime()?.block_on(mount::recover(&site, &mut *heard)).map_err(failure_of)?;
     println!("{} files saved", recovered.files);
     for (count, what) in [
         (recovered.renames, "renames of directories finished"),

@@ -1,4 +1,4 @@
-//! What is asked of a running mount: status, flush, umount.
+//! What a running mount is asked to do: flush, umount.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,29 +7,16 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::args::{FlushArgs, LogLevelArgs, StatusArgs, UmountArgs};
+use super::args::{FlushArgs, LogLevelArgs, UmountArgs};
 use super::exit::{Code, Failure};
 use super::logging;
 use super::mountpoint::{self, Place};
-use super::progress::{Progress, count};
+use super::progress::Progress;
 use crate::base::format_bytes;
-use crate::control::{Cause, Client, Reply, Request, Status, Unsaved};
+use crate::control::{Cause, Client, Reply, Request, Unsaved};
 
 /// How long a process may take to end after it has said that all is saved and unmounted.
 const END_WAIT_SECONDS: i64 = 60;
-
-pub async fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let client = live(&args.dir).await?;
-    match client.ask(Request::Status, |_| {}).await.map_err(no_answer)? {
-        Reply::Status(status) => {
-            let text = if args.json { json(&status)? } else { describe(&status) };
-            std::io::stdout()
-                .write_all(text.as_bytes())
-                .map_err(|error| Failure::new(Code::Local, error.to_string()))
-        }
-        other => Err(refused(other)),
-    }
-}
 
 pub async fn flush(args: &FlushArgs) -> Result<(), Failure> {
     let client = live(&args.dir).await?;
@@ -85,6 +72,12 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
     }
 }
 
+/// Takes the directory away now, as `umount -l` does. The mount's process saves what is left.
+pub fn detach(dir: &Path) -> Result<(), Failure> {
+    let place = Place::find(dir)?;
+    crate::fuse::unmount(&place.path, true).map_err(|error| Failure::coded(Code::Mountpoint, &error))
+}
+
 /// Asks for something that takes its time, and shows how far it is.
 async fn watched(client: Client, request: Request) -> Result<Reply, Failure> {
     let mut progress = Progress::new();
@@ -93,7 +86,7 @@ async fn watched(client: Client, request: Request) -> Result<Reply, Failure> {
     answer.map_err(no_answer)
 }
 
-async fn live(dir: &Path) -> Result<Client, Failure> {
+pub async fn live(dir: &Path) -> Result<Client, Failure> {
     let place = Place::find(dir)?;
     place.connect().await?.ok_or_else(|| {
         Failure::new(
@@ -106,11 +99,11 @@ async fn live(dir: &Path) -> Result<Client, Failure> {
     })
 }
 
-fn no_answer(error: crate::error::Error) -> Failure {
+pub fn no_answer(error: crate::error::Error) -> Failure {
     Failure::new(Code::NoAnswer, error.report())
 }
 
-fn refused(reply: Reply) -> Failure {
+pub fn refused(reply: Reply) -> Failure {
     match reply {
         Reply::Refused(refusal) => {
             let code = match refusal.cause {
@@ -140,49 +133,8 @@ pub fn name_files(message: &str, unsaved: &Unsaved) -> String {
     text
 }
 
-fn json(status: &Status) -> Result<String, Failure> {
-    let mut text = serde_json::to_string_pretty(status)
-        .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-    text.push('\n');
-    Ok(text)
-}
-
-fn describe(status: &Status) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<28} {value}");
-    };
-    let access = if status.read_only { "read-only" } else { "read-write" };
-    line("source", format!("{} ({access})", printable(&status.source)));
-    line("directory", printable(&status.mountpoint));
-    line("process", format!("{} (pailfs {})", status.pid, status.version));
-    line("up for", format!("{} s", status.uptime_seconds));
-    line("memory limit", format_bytes(status.memory_limit_bytes));
-    line(
-        "not saved yet",
-        match status.unsaved.files {
-            0 => "nothing".to_owned(),
-            files => format!("{} in {}", format_bytes(status.unsaved.bytes), count(files)),
-        },
-    );
-    for file in &status.unsaved.first {
-        let error = file.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-        line("", format!("{} ({}){error}", printable(&file.path), format_bytes(file.bytes)));
-    }
-    for note in &status.notes {
-        line("note", printable(note));
-    }
-    for counter in &status.counters {
-        line(&counter.name, format!("{:<14} {}", counter.value, counter.meaning));
-    }
-    for request in &status.requests {
-        line(&format!("{} {}", request.operation, request.outcome), request.count.to_string());
-    }
-    text
-}
-
 /// An object's name may hold anything, and a terminal obeys control characters.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
         .collect()
@@ -191,32 +143,11 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{CounterValue, Refusal, RequestCount, UnsavedFile};
-
-    #[test]
-    fn a_status_reads_as_lines_without_control_characters() {
-        let status = Status {
-            source: "s3://b/".into(),
-            mountpoint: "/mnt".into(),
-            unsaved: Unsaved::of([UnsavedFile {
-                path: "odd\u{1b}[2Jname".into(),
-                bytes: 2048,
-                last_error: Some("PutObject: no".into()),
-            }]),
-            counters: vec![CounterValue { name: "commits".into(), meaning: "Objects.".into(), value: 3 }],
-            requests: vec![RequestCount { operation: "PutObject".into(), outcome: "ok".into(), count: 3 }],
-            ..Status::default()
-        };
-        let text = describe(&status);
-        assert!(text.contains("not saved yet                2.0 KiB in 1 file\n"), "{text}");
-        assert!(text.contains("odd\\u{1b}[2Jname (2.0 KiB): PutObject: no\n"), "{text}");
-        assert!(text.contains("PutObject ok                 3\n"), "{text}");
-        assert!(!text.contains('\u{1b}'));
-    }
+    use crate::control::{Refusal, UnsavedFile};
 
     #[test]
     fn a_refusal_names_the_files_and_has_a_code() {
-        let file = |n: u32| UnsavedFile { path: format!("f{n}"), bytes: 1, last_error: None };
+        let file = |n: u32| UnsavedFile { path: format!("f{n}"), bytes: 1, sent: 0, last_error: None };
         let mut refusal = Refusal::new(Cause::Unsaved, "30 files are not saved");
         refusal.unsaved = Unsaved::of((0..30).map(file));
         let failure = refused(Reply::Refused(refusal));

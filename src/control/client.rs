@@ -81,6 +81,7 @@ impl Client {
 mod tests {
     use super::super::{Cause, Handle, Refusal, Server, Status, UnsavedFile};
     use super::*;
+    use futures::FutureExt;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
     use std::sync::Arc;
@@ -106,10 +107,11 @@ mod tests {
     }
 
     fn handle(flushed: &watch::Sender<bool>) -> Arc<Handle> {
-        let unsaved = || Unsaved::of([UnsavedFile { path: "a".into(), bytes: 7, last_error: None }]);
+        let unsaved = || Unsaved::of([UnsavedFile { path: "a".into(), bytes: 7, sent: 0, last_error: None }]);
         let flushed = flushed.clone();
         Arc::new(Handle {
-            status: Box::new(|| Status { pid: 42, ..Status::default() }),
+            status: Box::new(|| async { Status { pid: 42, ..Status::default() } }.boxed()),
+            metrics: Box::new(|| async { "# a metric\n".to_owned() }.boxed()),
             unsaved: Box::new(unsaved),
             log_level: Box::new(|level| Ok(level.unwrap_or("info").to_owned())),
             flush: Box::new(move || {

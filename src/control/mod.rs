@@ -1,4 +1,4 @@
-//! The unix socket of a running mount: what its owner may ask it, and how.
+//! The unix socket of a running mount: what its owner may ask it, and how; and its metrics over HTTP.
 //!
 //! Owns: the socket's place and permissions, the lines that travel over it, both ends of it.
 //! Does not own: what flushing and unmounting mean (the mount hands over a [`Handle`]), nor how answers are shown.
@@ -6,14 +6,22 @@
 //! Guarantees: only the mount's owner and root are answered, checked by the kernel's word on who connected. Clients,
 //! the length of a line and every wait are bounded, so that a stuck client costs the mount nothing.
 //!
-//! One connection carries one request: a line of JSON, `{"op":"status"}`, `{"op":"flush"}`, `{"op":"unmount"}` or `{"op":"log_level"}`.
+//! One connection carries one request: a line of JSON, `{"op":"status"}`, `{"op":"metrics"}`, `{"op":"flush"}`,
+//! `{"op":"unmount"}` or `{"op":"log_level"}`.
 //! The answer is any number of progress lines and one final line.
 
 mod client;
+mod metrics;
 mod server;
+mod status;
 
 pub use client::Client;
+pub use metrics::MetricsServer;
 pub use server::{Handle, LogLevel, Server};
+pub use status::{
+    BucketStatus, Capability, Cost, CounterValue, DiskCacheStatus, Latency, MemoryStatus, OpenStatus,
+    OperationStatus, PoolStatus, RequestCount, StagingStatus, Status, Throughput, TransferStatus,
+};
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -42,6 +50,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Status,
+    /// Metrics, in the text format of Prometheus.
+    Metrics,
     /// Commit every changed file to S3.
     Flush,
     /// Commit every changed file, unmount, and end.
@@ -54,11 +64,12 @@ pub enum Request {
 }
 
 /// One line of an answer. All but `Progress` are final.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     Progress(Unsaved),
     Status(Box<Status>),
+    Metrics { text: String },
     LogLevel { level: String },
     Done,
     Refused(Refusal),
@@ -74,6 +85,21 @@ pub struct Unsaved {
     pub sent: u64,
     /// The first of them.
     pub first: Vec<UnsavedFile>,
+    /// Directories that are being renamed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub renames: Vec<RenameStatus>,
+}
+
+/// A directory that is being renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenameStatus {
+    /// `s3://BUCKET/PREFIX/`
+    pub from: String,
+    pub to: String,
+    /// How many objects it has; `null` while they are listed.
+    pub objects: Option<u64>,
+    pub copied: u64,
+    pub seconds: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +107,9 @@ pub struct UnsavedFile {
     /// Below the mount's root.
     pub path: String,
     pub bytes: u64,
+    /// Of the bytes, what S3 has in parts of an upload that is not completed.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub sent: u64,
     pub last_error: Option<String>,
 }
 
@@ -131,40 +160,6 @@ impl Refusal {
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Self { cause, message: message.into(), unsaved: Unsaved::default() }
     }
-}
-
-/// What a mount is and has done so far. What an older or newer mount does not tell is empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    pub pid: u32,
-    pub version: String,
-    pub mountpoint: String,
-    pub source: String,
-    pub read_only: bool,
-    /// Since it was mounted.
-    pub uptime_seconds: u64,
-    pub memory_limit_bytes: u64,
-    pub unsaved: Unsaved,
-    /// What people should know of the endpoints, a line each.
-    pub notes: Vec<String>,
-    pub counters: Vec<CounterValue>,
-    pub requests: Vec<RequestCount>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CounterValue {
-    pub name: String,
-    pub meaning: String,
-    pub value: u64,
-}
-
-/// How often an S3 operation ended in one way: `ok`, or a kind of failure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestCount {
-    pub operation: String,
-    pub outcome: String,
-    pub count: u64,
 }
 
 /// The name of a mount's socket. The mountpoint is absolute and without symbolic links.
@@ -222,7 +217,7 @@ mod tests {
         let level = serde_json::from_str::<Request>(r#"{"op":"log_level","level":"debug"}"#).unwrap();
         assert_eq!(level, Request::LogLevel { level: Some("debug".into()) });
         assert_eq!(line(&Reply::Done), r#"{"reply":"done"}"#);
-        let file = UnsavedFile { path: "a\nb".into(), bytes: 3, last_error: None };
+        let file = UnsavedFile { path: "a\nb".into(), bytes: 3, sent: 0, last_error: None };
         assert_eq!(
             line(&Reply::Progress(Unsaved::of([file]))),
             r#"{"reply":"progress","files":1,"bytes":3,"first":[{"path":"a\nb","bytes":3,"last_error":null}]}"#
@@ -248,7 +243,7 @@ mod tests {
 
     #[test]
     fn many_unsaved_files_are_counted_and_some_are_named() {
-        let file = |n: u64| UnsavedFile { path: n.to_string(), bytes: n, last_error: None };
+        let file = |n: u64| UnsavedFile { path: n.to_string(), bytes: n, sent: 0, last_error: None };
         let unsaved = Unsaved::of((0..1000).map(file));
         assert_eq!((unsaved.files, unsaved.bytes, unsaved.first.len()), (1000, 499_500, NAMED_FILES_MAX));
     }

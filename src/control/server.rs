@@ -25,13 +25,15 @@ const GOODBYE_MAX: Duration = Duration::from_secs(2);
 /// How long to leave a listener alone that failed to accept, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+type Answer<T> = Box<dyn Fn() -> BoxFuture<'static, T> + Send + Sync>;
 /// Sets how much is logged, where that is said; returns it.
 pub type LogLevel = Box<dyn Fn(Option<&str>) -> Result<String> + Send + Sync>;
 type Operation = Box<dyn Fn() -> BoxFuture<'static, Result<(), Refusal>> + Send + Sync>;
 
 /// What a mount lets its clients do.
 pub struct Handle {
-    pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    pub status: Answer<Status>,
+    pub metrics: Answer<String>,
     pub unsaved: Box<dyn Fn() -> Unsaved + Send + Sync>,
     /// Ends once every changed file is in S3, or will not get there.
     pub flush: Operation,
@@ -145,7 +147,8 @@ async fn converse(stream: UnixStream, handle: Arc<Handle>, place: OwnedSemaphore
         return client.say(&Reply::Refused(Refusal::new(Cause::BadRequest, message))).await;
     }
     let last = match serde_json::from_slice(&text) {
-        Ok(Request::Status) => Reply::Status(Box::new((handle.status)())),
+        Ok(Request::Status) => Reply::Status(Box::new((handle.status)().await)),
+        Ok(Request::Metrics) => Reply::Metrics { text: (handle.metrics)().await },
         Ok(Request::Flush) => client.watch((handle.flush)(), &handle, place).await?,
         Ok(Request::LogLevel { level }) => match (handle.log_level)(level.as_deref()) {
             Ok(level) => Reply::LogLevel { level },

@@ -47,6 +47,13 @@ impl Handles {
         self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&number)
     }
 
+    /// Those of files, and those of directories.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let table = self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let files = table.values().filter(|handle| matches!(handle, Handle::File(_))).count() as u64;
+        (files, table.len() as u64 - files)
+    }
+
     fn get(&self, number: u64) -> Option<Handle> {
         self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&number).cloned()
     }

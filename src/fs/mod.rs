@@ -37,6 +37,8 @@ mod owed;
 mod pages;
 mod siblings;
 mod turns;
+mod under_way;
+mod view;
 mod volume;
 mod walks;
 mod weight;
@@ -55,6 +57,8 @@ pub use holes::{Hole, Space};
 pub use io::{OpenFlags, Opened};
 pub use news::News;
 pub use owed::TakenUp;
+pub use under_way::Renaming;
+pub use view::View;
 pub use volume::{Buckets, Probe, Root, Volume};
 pub use whereabouts::Whereabouts;
 pub use xattr::Replaces;
@@ -66,7 +70,7 @@ use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 
-use crate::base::{Budget, Clock, ETag, Gate};
+use crate::base::{Budget, Clock, ETag, Gate, Pool};
 use crate::error::{Error, Kind, Result};
 use crate::read::{DiskCache, DiskLimits, Reader};
 use crate::stats::Stats;
@@ -225,6 +229,8 @@ pub struct Fs {
     weight: weight::Weight,
     /// What S3 said of attributes, on disk.
     kept: kept::Kept,
+    renames: under_way::Renames,
+    disks: view::Disks,
 }
 
 impl Fs {
@@ -290,7 +296,7 @@ impl Fs {
         let lanes = Lanes::new(budget.clone(), gate.clone());
         let reader = Reader::new(gate, budget.clone(), disk, Arc::clone(&stats));
         let spare = reader.clone();
-        let spare: pages::Spare = Arc::new(move |bytes| spare.spare(bytes));
+        let spare: pages::Spare = Arc::new(move |bytes| Some(spare.spare(bytes)?.held_for(Pool::Listings)));
         let room = pages::Room::new(SHARDS_MAX, budget.limit_bytes(), spare, options.ttl);
         let kept = match (&options.kept, options.posix) {
             (Some(path), PosixMode::Auto | PosixMode::Full) => {
@@ -332,6 +338,8 @@ impl Fs {
             asked_ahead: walks::Asked::default(),
             ahead_answers: tokio::sync::watch::Sender::new(0),
             kept,
+            renames: under_way::Renames::default(),
+            disks: view::Disks::default(),
             options,
         }))
     }

@@ -16,6 +16,7 @@ use futures::StreamExt;
 
 use super::dirs::put_marker;
 use super::names::At;
+use super::under_way::Moving as UnderWay;
 use super::volume::Volume;
 use super::{Fs, PosixMode, lock};
 use crate::base::{ByteRange, ETag};
@@ -154,13 +155,20 @@ impl Fs {
         self.drain(&from.volume).await?;
         self.drain(&to.volume).await?;
         self.settle_copies(from.id, |of| of.starts_with(old.prefix()), None).await?;
+        let under_way = self.renames.begin(
+            &url(&from.volume.bucket, old.prefix()),
+            &url(&to.volume.bucket, new.prefix()),
+            self.clock.now(),
+        );
         let objects = all_below(&from.volume, old.prefix()).await?;
+        under_way.listed(objects.len());
         let _noted = from.volume.deletes.note(old.prefix(), true);
         if from.leaves_its_directory(to) {
             self.keep_dir(&from.volume, from.parent, &from.dir).await?;
         }
         let intent = self.intend_rename(from, to, &old, &new, &objects).await;
-        let copied = copy_all(from, to, &old, &new, &objects, intent.as_ref(), self.noted()).await;
+        let copied =
+            copy_all(from, to, &old, &new, &objects, intent.as_ref(), (self.noted(), &under_way)).await;
         if copied.is_err()
             && let Some(intent) = &intent
         {
@@ -249,6 +257,9 @@ impl Fs {
             return Ok(finished);
         }
         let (old, new) = (&finished.from, &finished.to);
+        let under_way =
+            self.renames.begin(&url(&old.bucket, &old.key), &url(&new.bucket, &new.key), self.clock.now());
+        under_way.listed(objects.len());
         let (_, source) = self.within(self.known_volume(&old.bucket, &old.key)).await?;
         let (_, target) = self.within(self.known_volume(&new.bucket, &new.key)).await?;
         let mut here = by_key(all_below(&source, &old.key).await?);
@@ -271,6 +282,7 @@ impl Fs {
         let mut moves = futures::stream::iter(moves).buffer_unordered(COPIES_IN_FLIGHT);
         let (mut moved, mut left, mut failed) = (Vec::new(), Vec::new(), None);
         while let Some((moving, object, fate)) = moves.next().await {
+            under_way.copied();
             match fate {
                 Ok(Fate::There(etag)) => {
                     finished.versions.insert(moving.rest, (moving.etag, etag));
@@ -302,8 +314,7 @@ impl Fs {
 
 impl Finished {
     fn tell(&self, moved: usize, changed: usize) {
-        let name = |place: &Place| format!("s3://{}/{}", place.bucket, place.key);
-        let (from, to) = (name(&self.from), name(&self.to));
+        let (from, to) = (url(&self.from.bucket, &self.from.key), url(&self.to.bucket, &self.to.key));
         tracing::info!(from, to, moved, "finished the rename of a directory that a killed mount had begun");
         if self.left.len() + changed > 0 {
             let first: Vec<&str> = self.left.iter().take(NAMED_MAX).map(String::as_str).collect();
@@ -415,6 +426,10 @@ fn by_key(objects: Vec<ListedObject>) -> HashMap<String, ListedObject> {
     objects.into_iter().map(|object| (object.key.clone(), object)).collect()
 }
 
+fn url(bucket: &str, key: &str) -> String {
+    format!("s3://{bucket}/{key}")
+}
+
 fn too_long(key: &str) -> Error {
     Error::new(Kind::NameTooLong, format!("{key} is longer than a key may be"))
 }
@@ -476,7 +491,7 @@ async fn copy_all(
     new: &DirKey,
     objects: &[ListedObject],
     intent: Option<&Intent>,
-    noted: Noted<'_>,
+    (noted, under_way): (Noted<'_>, &UnderWay),
 ) -> Result<Vec<Copied>> {
     let asks = may_have_keys(&from.volume, &to.volume, objects).await?;
     let mut made = Vec::with_capacity(objects.len());
@@ -491,6 +506,7 @@ async fn copy_all(
                     if let Some(intent) = intent {
                         intent.made(new.prefix(), &copy);
                     }
+                    under_way.copied();
                     made.push(copy);
                 }
                 Err(error) => {

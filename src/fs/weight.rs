@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{Fs, lock};
-use crate::base::Grant;
+use crate::base::{Grant, Pool};
 
 /// Memory of a line in the window of an open directory: a name of 40 characters, its key and its facts.
 const LINE_BYTES: u64 = 250;
@@ -70,6 +70,7 @@ impl Fs {
             // Where all is on its way, this is done once some of it is here.
             held => match self.reader.spare(bytes.saturating_sub(held_bytes)) {
                 Some(more) => {
+                    let more = more.held_for(Pool::Names);
                     match held {
                         Some(held) => held.merge(more),
                         None => *held = Some(more),
@@ -117,6 +118,8 @@ mod tests {
         let window = fs.weight.lines.load(Ordering::Relaxed);
         assert!((1_000..6_000).contains(&window), "{window} lines");
         let held = before - free();
+        assert!(fs.lanes.budget.held_bytes(Pool::Names) <= held, "what is more is pages of the listing");
+        assert!(fs.lanes.budget.held_bytes(Pool::Names) >= 6_000 * 300);
         assert!((6_000 * 300..=6_000 * 1_200).contains(&held), "{held} bytes for 6,000 names");
 
         fs.releasedir(fh);

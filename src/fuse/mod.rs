@@ -4,6 +4,7 @@
 //! with its own reply; the reply answers EIO if the task dies, so the kernel never waits for nothing.
 
 mod convert;
+mod device;
 mod mounted;
 mod ops;
 mod passthrough;
@@ -11,5 +12,6 @@ mod reply;
 mod running;
 mod trace;
 
+pub use device::{check_inherited, inherited};
 pub use mounted::{Mounted, Options, mount, unmount};
 pub use trace::Trace;

@@ -10,6 +10,7 @@ use fuser::{Config, INodeNo, MountOption, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::device;
 use super::ops::Adapter;
 use super::trace::Trace;
 use crate::error::{Error, Kind, Result};
@@ -29,6 +30,7 @@ pub struct Options {
     pub source: String,
     pub allow_other: bool,
     pub read_only: bool,
+    pub noexec: bool,
     /// Where every operation is written down, if anywhere.
     pub trace: Option<Arc<Trace>>,
 }
@@ -36,11 +38,13 @@ pub struct Options {
 /// A mount in the kernel, answered by threads of this process.
 #[derive(Debug)]
 pub struct Mounted {
-    mountpoint: PathBuf,
+    /// `None` where somebody else has mounted it, and unmounts it.
+    mountpoint: Option<PathBuf>,
+    end: watch::Sender<bool>,
     ended: watch::Receiver<bool>,
 }
 
-/// Mounts `fs` at `mountpoint` and returns when the kernel speaks to it.
+/// Mounts `fs` at `mountpoint` and returns when the kernel speaks to it. What is mounted already is `/dev/fd/N`.
 pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Options) -> Result<Mounted> {
     let (started_tx, started) = oneshot::channel();
     let (ended_tx, ended) = watch::channel(false);
@@ -55,9 +59,17 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
     };
     let config = config(options);
     let target = mountpoint.to_owned();
+    let inherited = device::inherited(mountpoint);
+    let end = ended_tx.clone();
     let (failed_tx, failed) = oneshot::channel();
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
-        let session = match fuser::Session::new(adapter, &target, &config).and_then(fuser::Session::spawn) {
+        let session = match inherited {
+            None => fuser::Session::new(adapter, &target, &config),
+            // The kernel has been told by others who may come in.
+            Some(fd) => device::take(fd)
+                .and_then(|device| fuser::Session::from_fd(adapter, device, SessionACL::All, config)),
+        };
+        let session = match session.and_then(fuser::Session::spawn) {
             Ok(session) => session,
             Err(error) => {
                 let _ = failed_tx.send(error);
@@ -82,8 +94,11 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
     greeted
         .await
         .unwrap_or_else(|_| Err(Error::new(Kind::TimedOut, "the kernel did not greet the new mount")))?;
-    raise_read_ahead(mountpoint);
-    Ok(Mounted { mountpoint: mountpoint.to_owned(), ended })
+    let mountpoint = inherited.is_none().then(|| mountpoint.to_owned());
+    if let Some(mountpoint) = &mountpoint {
+        raise_read_ahead(mountpoint);
+    }
+    Ok(Mounted { mountpoint, end, ended })
 }
 
 /// Passes news on to the kernel, from a thread that holds none of our locks, until the file system is gone.
@@ -119,12 +134,19 @@ impl Mounted {
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// Unmounts; `Busy` in the message where programs still use it. `lazy` detaches it all the same.
+    /// Unmounts; `Busy` in the message where programs still use it. `lazy` detaches it all the same. What somebody else
+    /// has mounted is not answered for any more when the process ends, which is left to them to clear away.
     pub fn unmount(&self, lazy: bool) -> Result<()> {
         if *self.ended.borrow() {
             return Ok(());
         }
-        unmount(&self.mountpoint, lazy)
+        match &self.mountpoint {
+            Some(mountpoint) => unmount(mountpoint, lazy),
+            None => {
+                self.end.send_replace(true);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -195,6 +217,7 @@ fn config(options: &Options) -> Config {
         MountOption::NoSuid,
         MountOption::NoAtime,
         if options.read_only { MountOption::RO } else { MountOption::RW },
+        if options.noexec { MountOption::NoExec } else { MountOption::Exec },
     ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);

@@ -22,7 +22,7 @@ use super::passthrough::{Answer, Counted, Passthrough};
 use super::reply::{Asked, Of, Reply};
 use super::running::{FMODE_EXEC, Running};
 use super::trace::Trace;
-use crate::base::SystemClock;
+use crate::base::{Clock, SystemClock};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Attr, DirEntry, Fs, Hole, Maker, OpenFlags, Opened, SetAttr, Space};
 use crate::tree::Ino;
@@ -58,12 +58,16 @@ impl Adapter {
 
     /// Does as much as needs no wait here, on the kernel's own thread, and the rest as a task. Most questions are
     /// answered from memory, and a task of its own costs more than twice what they do.
-    fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
+    fn begin(&self, op: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
         let _runtime = self.runtime.enter();
         // Whatever it waits for is asked again when the task begins, so nobody has to be woken before.
         if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.runtime.spawn(work);
+            let (fs, begun) = (Arc::clone(&self.fs), SystemClock.now());
+            self.runtime.spawn(async move {
+                work.await;
+                fs.stats().waited(op, begun.elapsed());
+            });
         }
     }
 
@@ -75,7 +79,7 @@ impl Adapter {
         done: impl FnOnce(Asked<R>, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.begin(async move { settle_guarded(&fs, reply, work, done).await });
+        self.begin(reply.op(), async move { settle_guarded(&fs, reply, work, done).await });
     }
 
     /// The same as a task from the start: it reads or sends much, or waits in any case.
@@ -86,7 +90,11 @@ impl Adapter {
         done: impl FnOnce(Asked<R>, T) + Send + 'static,
     ) {
         let fs = Arc::clone(&self.fs);
-        self.runtime.spawn(async move { settle_guarded(&fs, reply, work, done).await });
+        let (op, begun) = (reply.op(), SystemClock.now());
+        self.runtime.spawn(async move {
+            settle_guarded(&fs, reply, work, done).await;
+            fs.stats().waited(op, begun.elapsed());
+        });
     }
 
     /// An open that may write, or change the file's length on its way.
@@ -612,7 +620,7 @@ impl Filesystem for Adapter {
         let reply = self.asked(req, "readdir", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
-        self.begin(async move {
+        self.begin(reply.op(), async move {
             let full = offset < 1 && reply.add(ino, 1, kind(DIR), ".")
                 || offset < 2 && reply.add(UNKNOWN_INO, 2, kind(DIR), "..");
             if full {
@@ -642,7 +650,7 @@ impl Filesystem for Adapter {
         let reply = self.asked(req, "readdirplus", Of::inode(ino), reply);
         let fs = Arc::clone(&self.fs);
         let mut reply = reply;
-        self.begin(async move {
+        self.begin(reply.op(), async move {
             // The kernel takes no reference of `.` and `..`, and wants no attributes of them.
             let dots = placeholder(INodeNo(ino.0), DIR);
             let up = placeholder(UNKNOWN_INO, DIR);

@@ -110,6 +110,7 @@ impl<R: Reply> Asked<R> {
         of: Of,
         reply: R,
     ) -> Self {
+        fs.stats().asked(op);
         let traced = trace.map(|trace| {
             // By now: afterwards the inode may be gone.
             let path = |(ino, name): (Ino, Option<&OsStr>)| path(fs, ino, name);

@@ -7,8 +7,10 @@
 //! shows the directory. The end is a sequence: commit every changed file, unmount, commit what was written
 //! meanwhile, answer whoever asked for it. What could not be saved is named.
 
+mod rates;
 mod slots;
 mod tell;
+mod view;
 
 pub use slots::recover;
 
@@ -16,10 +18,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
@@ -27,7 +29,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::base::{Clock, StagingPlace, SystemClock, format_bytes};
 use crate::config::{BucketDir, MountConfig, Site, Source};
-use crate::control::{self, Cause, CounterValue, Refusal, RequestCount, Status, Unsaved, UnsavedFile};
+use crate::control::{self, Cause, MetricsServer, Refusal, RenameStatus, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Buckets, CacheDir, Fs, Options, Order, Root, Volume};
 use crate::fuse::{self, Mounted, Trace};
@@ -37,6 +39,7 @@ use crate::stats::Stats;
 use crate::write::journal::Journal;
 use crate::write::{Conditions, PartRule};
 use tell::Reached;
+use view::{Looker, Place, Places};
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
@@ -119,7 +122,6 @@ pub async fn run(
     heard: Box<dyn FnMut(Heard<'_>) + Send>,
     log: Log,
 ) -> Result<(), Failure> {
-    let clock = Arc::new(SystemClock);
     let trace = config.trace_ops.as_deref().map(Trace::open).transpose();
     let trace = trace.map_err(Failure::at(Stage::Machine))?.map(Arc::new);
     let Log { level, reopen, settle } = log;
@@ -151,15 +153,26 @@ pub async fn run(
         (Some(Arc::new(journal)), owed)
     };
     let options = options(&config, journal).map_err(Failure::at(Stage::Machine))?;
-    let fs = Fs::new(root, options, clock.clone(), stats).map_err(Failure::at(Stage::Machine))?;
+    let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
     slots::take_up(&fs, owed).await;
 
     let (asks, asked) = mpsc::channel(UNMOUNTS_WAITING_MAX);
-    let handle = Arc::new(control_handle(&config, &fs, Arc::clone(&findings), clock.clone(), asks, level));
+    let looker = Looker::new(&config, &fs, Arc::clone(&findings));
+    let handle = Arc::new(control_handle(&config, &fs, &looker, asks, level));
     let control = start_control(&config, &handle).await.map_err(Failure::at(Stage::Machine))?;
+    let metrics = match config.metrics_listen {
+        Some(address) => {
+            Some(MetricsServer::start(address, handle).await.map_err(Failure::at(Stage::Machine))?)
+        }
+        None => None,
+    };
+    if let Some(metrics) = &metrics {
+        looker.listens(metrics.address());
+    }
     let kernel = fuse::Options {
         source: config.site.source.name(),
         allow_other: config.allow_other,
+        noexec: config.noexec,
         read_only: config.read_only,
         trace: trace.clone(),
     };
@@ -167,7 +180,7 @@ pub async fn run(
         fuse::mount(Arc::clone(&fs), tokio::runtime::Handle::current(), &config.mountpoint, &kernel)
             .await
             .map_err(Failure::at(Stage::Fuse))?;
-    let begun = clock.now();
+    let begun = SystemClock.now();
     tell::mounted(&config, &findings.reached());
     fs.find_orders();
 
@@ -186,13 +199,14 @@ pub async fn run(
         let _ = answer.send(saved.clone());
     }
     (live.heard)(Heard::End { all: saved.is_ok() });
+    drop(metrics);
     control.stop().await;
     if let Some(trace) = trace {
         // It waits for the disk.
         let _ = tokio::task::spawn_blocking(move || trace.finish()).await;
     }
     settle();
-    let uptime = clock.now().saturating_duration_since(begun);
+    let uptime = SystemClock.now().saturating_duration_since(begun);
     tell::unmounted(&config.mountpoint, uptime, live.fs.stats(), &unsaved(&live.fs));
     wanted?;
     saved.map_err(|refusal| Failure {
@@ -254,32 +268,34 @@ struct Findings {
     capabilities: CapabilityCache,
     /// By bucket.
     notes: Mutex<BTreeMap<String, String>>,
-    /// What has answered.
-    reached: Mutex<Vec<Reached>>,
+    places: Places,
+    /// The session whose buckets all are shown.
+    shows_all: OnceLock<Arc<Session>>,
 }
 
 impl Findings {
     /// What is found out is kept in this directory, if there is one.
     fn new(state_dir: Option<&Path>) -> Self {
         let capabilities = CapabilityCache::new(state_dir, Arc::new(SystemClock));
-        Self { capabilities, notes: Mutex::default(), reached: Mutex::default() }
+        Self { capabilities, notes: Mutex::default(), places: Places::default(), shows_all: OnceLock::new() }
     }
 
-    /// Keeps what is known of a bucket that has answered, or of a session's buckets.
-    fn reach(&self, session: &Session, bucket: &str, region: Option<String>) {
-        let endpoint = session.endpoint_url();
-        let found = endpoint.as_deref().and_then(|endpoint| self.capabilities.kept(endpoint, bucket));
-        let reached = Reached {
-            bucket: bucket.to_owned(),
-            region: region.unwrap_or_else(|| session.region()),
-            capabilities: tell::capabilities_of(session.is_aws(), found.as_ref()),
-            endpoint,
-        };
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner).push(reached);
-    }
-
+    /// What has answered, for the log.
     fn reached(&self) -> Vec<Reached> {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let of = |session: &Session, bucket: &str| {
+            let endpoint = session.endpoint_url();
+            let found = endpoint.as_deref().and_then(|endpoint| self.capabilities.kept(endpoint, bucket));
+            Reached {
+                bucket: bucket.to_owned(),
+                region: session.known_region(bucket).unwrap_or_else(|| session.region()),
+                capabilities: tell::capabilities_of(session.is_aws(), found.as_ref()),
+                endpoint,
+            }
+        };
+        match self.shows_all.get() {
+            Some(session) => vec![of(session, "all")],
+            None => self.places.all().iter().map(|place| of(&place.session, &place.bucket)).collect(),
+        }
     }
 
     /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
@@ -326,7 +342,7 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
             let session = endpoints.session(name)?;
             let store: Arc<dyn Store> = Arc::new(session.client());
             store.list_buckets().await?;
-            endpoints.findings.reach(&session, "all", None);
+            let _ = endpoints.findings.shows_all.set(Arc::clone(&session));
             let open_with = Arc::clone(&session);
             let findings = Arc::clone(&endpoints.findings);
             let new_objects = new_objects.clone();
@@ -335,6 +351,9 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
                 session: Some(session),
                 read_only,
                 open: Box::new(move |bucket, store| {
+                    let session = Arc::clone(&open_with);
+                    let (bucket_name, prefix) = (bucket.to_owned(), String::new());
+                    findings.places.add(Place { bucket: bucket_name, prefix, session, read_only });
                     volume(bucket, "", store, &open_with, read_only, &findings)
                         .new_objects(new_objects.clone())
                 }),
@@ -345,7 +364,7 @@ async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> R
 
 async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) -> Result<Volume> {
     let session = endpoints.session(&dir.session)?;
-    let (store, region) = session.store_for(&dir.bucket).await?;
+    let (store, _) = session.store_for(&dir.bucket).await?;
     let first = ListRequest {
         bucket: dir.bucket.clone(),
         prefix: dir.prefix.clone(),
@@ -357,7 +376,8 @@ async fn open_volume(dir: &BucketDir, read_only: bool, endpoints: &Endpoints) ->
     let volume = volume(&dir.bucket, &dir.prefix, store, &session, read_only, &endpoints.findings);
     let volume = volume.new_objects(dir.new_objects.clone());
     volume.prove().await?;
-    endpoints.findings.reach(&session, &dir.bucket, region);
+    let (bucket, prefix) = (dir.bucket.clone(), dir.prefix.clone());
+    endpoints.findings.places.add(Place { bucket, prefix, session, read_only });
     Ok(volume)
 }
 
@@ -511,31 +531,21 @@ type Answer = oneshot::Sender<Result<(), Refusal>>;
 fn control_handle(
     config: &MountConfig,
     fs: &Arc<Fs>,
-    findings: Arc<Findings>,
-    clock: Arc<SystemClock>,
+    looker: &Arc<Looker>,
     asks: mpsc::Sender<Answer>,
     log_level: control::LogLevel,
 ) -> control::Handle {
-    let still = Status {
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        mountpoint: config.mountpoint.to_string_lossy().into_owned(),
-        source: config.site.source.name(),
-        read_only: config.read_only,
-        memory_limit_bytes: config.site.memory_limit,
-        ..Status::default()
-    };
-    let begun = clock.now();
-    let (of_status, of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs), Arc::clone(fs));
+    let (of_status, of_metrics) = (Arc::clone(looker), Arc::clone(looker));
+    let (of_unsaved, of_flush) = (Arc::clone(fs), Arc::clone(fs));
     let stall = stall(&config.site);
     control::Handle {
-        status: Box::new(move || Status {
-            uptime_seconds: clock.now().saturating_duration_since(begun).as_secs(),
-            unsaved: unsaved(&of_status),
-            notes: findings.notes(),
-            counters: counters(of_status.stats()),
-            requests: requests(of_status.stats()),
-            ..still.clone()
+        status: Box::new(move || {
+            let looker = Arc::clone(&of_status);
+            async move { looker.status().await }.boxed()
+        }),
+        metrics: Box::new(move || {
+            let looker = Arc::clone(&of_metrics);
+            async move { looker.metrics().await }.boxed()
         }),
         unsaved: Box::new(move || unsaved(&of_unsaved)),
         log_level,
@@ -574,27 +584,17 @@ fn unsaved(fs: &Fs) -> Unsaved {
     let files = pending.into_iter().map(|file| UnsavedFile {
         path: file.path,
         bytes: file.bytes,
+        sent: file.sent_bytes,
         last_error: file.last_error,
     });
-    Unsaved { sent, ..Unsaved::of(files) }
-}
-
-fn counters(stats: &Stats) -> Vec<CounterValue> {
-    let value = |(name, meaning, value): (&str, &str, u64)| CounterValue {
-        name: name.to_owned(),
-        meaning: meaning.to_owned(),
-        value,
-    };
-    stats.snapshot().into_iter().map(value).collect()
-}
-
-fn requests(stats: &Stats) -> Vec<RequestCount> {
-    let count = |((operation, outcome), count): ((&str, &str), u64)| RequestCount {
-        operation: operation.to_owned(),
-        outcome: outcome.to_owned(),
-        count,
-    };
-    stats.requests().into_iter().map(count).collect()
+    let renames = fs.renaming().into_iter().map(|rename| RenameStatus {
+        from: rename.from,
+        to: rename.to,
+        objects: rename.objects,
+        copied: rename.copied,
+        seconds: rename.time.as_secs(),
+    });
+    Unsaved { sent, renames: renames.collect(), ..Unsaved::of(files) }
 }
 
 /// Commits every changed file. Gives up when nothing has moved for so long that every operation on its way must have
@@ -617,6 +617,7 @@ async fn save_and_tell(
     let mut deadline = ticks.tick().await + stall;
     let flushing = Arc::clone(fs);
     let mut flush = tokio::spawn(async move { flushing.flush_all().await });
+    heard(Heard::Left(&unsaved(fs)));
     let failed = loop {
         tokio::select! {
             flushed = &mut flush => {
@@ -746,7 +747,7 @@ impl Live {
         let why = match self.given_up.take() {
             Some(why) => why,
             None => tokio::select! {
-                saved = save(&self.fs, self.stall) => return saved,
+                saved = save_and_tell(&self.fs, self.stall, &mut *self.heard) => return saved,
                 () = self.signals.next() => "told to stop before everything was saved".to_owned(),
             },
         };

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use md5::{Digest, Md5};
 
-use super::{Failure, Findings, Stage, connect, save, site_options, stall};
+use super::{
+    Failure, Findings, Heard, PROGRESS_EVERY, Stage, connect, save_and_tell, site_options, stall, unsaved,
+};
 use crate::base::SystemClock;
 use crate::config::Site;
 use crate::error::{Error, Kind, Result};
@@ -39,8 +41,9 @@ pub(super) fn require_trusted(state_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it.
-pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
+/// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it. `heard` is
+/// told how far it is.
+pub async fn recover(site: &Site, heard: &mut (dyn FnMut(Heard<'_>) + Send)) -> Result<TakenUp, Failure> {
     let mut recovered = TakenUp::default();
     require_trusted(&site.state_dir).map_err(Failure::at(Stage::Machine))?;
     let findings = Arc::new(Findings::new(Some(&site.state_dir)));
@@ -60,14 +63,30 @@ pub async fn recover(site: &Site) -> Result<TakenUp, Failure> {
         let root = connect(site, false, &stats, &findings).await?;
         let options = site_options(site, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
         let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
-        recovered += fs.take_up(owed).await;
-        let saved = save(&fs, stall(site)).await;
+        recovered += take_up_and_tell(&fs, owed, heard).await;
+        let saved = save_and_tell(&fs, stall(site), heard).await;
+        heard(Heard::End { all: saved.is_ok() });
         saved.map_err(|refusal| Failure {
             error: Error::new(Kind::Local, refusal.message),
             stage: Stage::Unsaved(refusal.unsaved),
         })?;
     }
     Ok(recovered)
+}
+
+/// Takes up what is owed, with word of renames that are finished.
+async fn take_up_and_tell(
+    fs: &Arc<Fs>,
+    owed: Vec<Owed>,
+    heard: &mut (dyn FnMut(Heard<'_>) + Send),
+) -> TakenUp {
+    let mut taking = std::pin::pin!(fs.take_up(owed));
+    loop {
+        tokio::select! {
+            taken = &mut taking => return taken,
+            () = tokio::time::sleep(PROGRESS_EVERY) => heard(Heard::Left(&unsaved(fs))),
+        }
+    }
 }
 
 /// What this mount writes down, in the first directory of the source that no other mount has, and what the ones before it

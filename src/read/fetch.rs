@@ -280,6 +280,10 @@ impl Fetcher {
         !lock(&self.segments).look(object, range).iter().any(|piece| matches!(piece, Piece::Gap(_)))
     }
 
+    pub(super) fn kept_bytes(&self) -> u64 {
+        lock(&self.segments).bytes()
+    }
+
     /// Nobody has the object open any more.
     pub(super) fn retire(&self, object: &ObjectId) {
         lock(&self.segments).retire(object);

@@ -29,7 +29,7 @@ use crate::base::{Budget, ByteRange, ETag, Gate, Grant, Priority};
 use crate::error::{Error, Kind, Result};
 use crate::s3::Store;
 use crate::stats::Stats;
-pub use disk::{DiskCache, DiskLimits, Fetching};
+pub use disk::{DiskCache, DiskLimits, DiskUse, Fetching};
 use fetch::{Block, Fetcher};
 use segments::Piece;
 use window::{Advice, PART_MAX, Share, Window};
@@ -149,6 +149,16 @@ impl Reader {
     /// Where its tasks run.
     pub fn runtime(&self) -> &tokio::runtime::Handle {
         self.fetcher.runtime()
+    }
+
+    /// Bytes in memory that are here, beside those on their way.
+    pub fn kept_bytes(&self) -> u64 {
+        self.fetcher.kept_bytes()
+    }
+
+    /// The cache on disk, if there is one.
+    pub fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.fetcher.disk()
     }
 
     /// Memory for somebody else's guess, from what is free or was read already.

@@ -769,6 +769,17 @@ impl CapabilityCache {
         Ok(cell.insert(found).capabilities.clone())
     }
 
+    /// What is known now, by whoever asked before, without waiting for an answer that is on its way.
+    pub fn known(&self, endpoint: &str, bucket: &str) -> Option<Capabilities> {
+        let cell = {
+            let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+            cells.get(&format!("{endpoint} {bucket}")).cloned()
+        };
+        let found =
+            cell.and_then(|cell| cell.try_lock().ok()?.as_ref().map(|kept| kept.capabilities.clone()));
+        found.or_else(|| self.kept(endpoint, bucket))
+    }
+
     /// The verdicts that were found before, if any: nothing is asked.
     pub fn kept(&self, endpoint: &str, bucket: &str) -> Option<Capabilities> {
         let kept = self.read().remove(&format!("{endpoint} {bucket}"))?;

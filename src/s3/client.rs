@@ -37,7 +37,7 @@ use super::payload::Payload;
 use super::session::{ATTEMPT_TIMEOUT, Trouble};
 use super::store::Store;
 use super::types::*;
-use crate::base::{ByteRange, ETag, hex};
+use crate::base::{ByteRange, Clock, ETag, SystemClock, hex};
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
@@ -145,9 +145,10 @@ impl Client {
             (Some(region), _) => region,
             // An answer to HEAD has no words; to a GET it has.
             (None, None) if !bucket.is_empty() && !self.inner.region_asked.swap(true, Ordering::Relaxed) => {
+                let begun = SystemClock.now();
                 let answer = self.sdk().list_objects_v2().bucket(bucket).max_keys(1).send().await;
                 let answer = answer.map_err(|error| error_of(error, &Condition::Any));
-                self.count("ListObjectsV2", answer.as_ref().err());
+                self.count("ListObjectsV2", answer.as_ref().err(), begun.elapsed());
                 match answer.err().and_then(|error| region_hint(&error)) {
                     Some(region) => region,
                     None => return false,
@@ -247,6 +248,7 @@ impl Client {
         let (mut refreshed, mut resigned, mut retimed) = (false, false, false);
         loop {
             let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
+            let begun = SystemClock.now();
             let answer = send(self.sdk()).await.map_err(|error| {
                 let error = error_of(error, condition);
                 let trouble = self.inner.settings.trouble.why().filter(|_| error.kind() == Kind::TimedOut);
@@ -257,7 +259,7 @@ impl Client {
                 }
                 .on(operation, bucket, key)
             });
-            self.count(operation, answer.as_ref().err());
+            self.count(operation, answer.as_ref().err(), begun.elapsed());
             if !matches!(&answer, Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::TimedOut)) {
                 super::patience::moved();
             }
@@ -275,8 +277,8 @@ impl Client {
         }
     }
 
-    fn count(&self, operation: &'static str, error: Option<&Error>) {
-        self.inner.stats.request(operation, error.map_or("ok", |error| error.kind().name()));
+    fn count(&self, operation: &'static str, error: Option<&Error>, took: Duration) {
+        self.inner.stats.request(operation, error.map_or("ok", |error| error.kind().name()), took);
         match error.map(Error::kind) {
             Some(Kind::Unreachable | Kind::TimedOut) => {
                 let failures = self.inner.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;

@@ -254,6 +254,7 @@ impl MemStore {
         key: &str,
         work: impl FnOnce(&mut State) -> Result<T>,
     ) -> Result<T> {
+        let begun = self.clock.now();
         let mut state = self.lock();
         state.calls.push(operation);
         let failure = match &mut state.failing {
@@ -281,7 +282,8 @@ impl MemStore {
         if answer.as_ref().is_err_and(|error| error.kind() == Kind::Throttled) {
             self.stats.throttled.add(1);
         }
-        self.stats.request(operation, answer.as_ref().map_or_else(|error| error.kind().name(), |_| "ok"));
+        let outcome = answer.as_ref().map_or_else(|error| error.kind().name(), |_| "ok");
+        self.stats.request(operation, outcome, self.clock.now().saturating_duration_since(begun));
         answer
     }
 }

@@ -21,10 +21,11 @@ use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::interceptors::context::{
     BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
-    FinalizerInterceptorContextRef,
+    BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
 };
 use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
 use aws_smithy_runtime_api::client::orchestrator::Metadata;
+use aws_smithy_runtime_api::client::retries::RequestAttempts;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::RetryConfig;
@@ -340,6 +341,12 @@ impl Session {
         Bucket::of(self.clone(), name)
     }
 
+    /// The region of a bucket, as far as it is known by now.
+    pub fn known_region(&self, bucket: &str) -> Option<String> {
+        let found = self.inner.regions.lock().unwrap_or_else(PoisonError::into_inner).get(bucket).cloned();
+        found.or_else(|| (!self.is_aws()).then(|| self.described_region().value))
+    }
+
     /// The region of a bucket; `None` where the endpoint does not tell.
     pub async fn region_of(&self, bucket: &str) -> Result<Option<String>> {
         if let Some(region) = self.inner.regions.lock().unwrap_or_else(PoisonError::into_inner).get(bucket) {
@@ -537,7 +544,7 @@ impl Trouble {
 }
 
 /// Sees each attempt of a request, where the SDK's own retries show the last one alone, or none once time is up:
-/// counts answers that say to slow down, remembers why there was no connection, and holds answers to be whole.
+/// counts retries and answers that say to slow down, remembers why there was no connection, and holds answers to be whole.
 #[derive(Debug)]
 struct Attempts {
     stats: Arc<Stats>,
@@ -548,6 +555,18 @@ struct Attempts {
 impl Intercept for Attempts {
     fn name(&self) -> &'static str {
         "attempts"
+    }
+
+    fn read_before_attempt(
+        &self,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        if config.load::<RequestAttempts>().is_some_and(|attempt| attempt.attempts() > 1) {
+            self.stats.retries.add(1);
+        }
+        Ok(())
     }
 
     fn read_after_attempt(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, fstat, memfd_create, statvfs};
 
-use crate::base::{Budget, ByteRange, Grant};
+use crate::base::{Budget, ByteRange, Grant, Pool};
 use crate::error::{Error, Kind, Result};
 
 /// Of the file system that bytes are staged on, this much is left to others: a twentieth, within bounds.
@@ -44,6 +44,7 @@ impl Room {
 
     /// In memory, out of the budget that everything else in memory has too, up to so much of it.
     pub fn in_memory(budget: Budget, max_bytes: u64) -> Self {
+        let budget = budget.held_for(Pool::Staging);
         Self(Place::Memory(Arc::new(Memory { budget, max_bytes, used_bytes: AtomicU64::new(0) })))
     }
 
@@ -53,17 +54,25 @@ impl Room {
 
     /// Whether what is free is for others, or is soon needed: time to let go of what S3 has.
     pub fn is_short(&self) -> bool {
-        let (dir, reserve_bytes) = match &self.0 {
-            Place::Memory(memory) => {
-                return memory.used_bytes.load(Ordering::Relaxed) > memory.max_bytes / 2;
+        match &self.0 {
+            Place::Memory(memory) => memory.used_bytes.load(Ordering::Relaxed) > memory.max_bytes / 2,
+            Place::Disk { dir, reserve_bytes } => {
+                disk(dir, *reserve_bytes).is_some_and(|(free, reserve)| free < reserve)
             }
-            Place::Disk { dir, reserve_bytes } => (dir, reserve_bytes),
-        };
-        let Ok(disk) = statvfs(dir) else { return false };
-        let usual =
-            (disk.f_blocks * disk.f_frsize / RESERVE_SHARE).clamp(RESERVE_MIN_BYTES, RESERVE_MAX_BYTES);
-        let reserve = reserve_bytes.unwrap_or(usual);
-        disk.f_bavail * disk.f_frsize < reserve
+        }
+    }
+
+    /// How much can be written before that is so; `None` where the disk does not say. May wait for the disk.
+    pub fn free_bytes(&self) -> Option<u64> {
+        match &self.0 {
+            Place::Memory(memory) => {
+                Some((memory.max_bytes / 2).saturating_sub(memory.used_bytes.load(Ordering::Relaxed)))
+            }
+            Place::Disk { dir, reserve_bytes } => {
+                let (free, reserve) = disk(dir, *reserve_bytes)?;
+                Some(free.saturating_sub(reserve))
+            }
+        }
     }
 
     /// Waits until whoever keeps memory only because nobody else wanted it has let go of enough for one write, or that long.
@@ -86,6 +95,13 @@ impl Room {
             }
         }
     }
+}
+
+/// What is free of a directory's file system, and what of that is left to others.
+fn disk(dir: &Path, reserve_bytes: Option<u64>) -> Option<(u64, u64)> {
+    let disk = statvfs(dir).ok()?;
+    let usual = (disk.f_blocks * disk.f_frsize / RESERVE_SHARE).clamp(RESERVE_MIN_BYTES, RESERVE_MAX_BYTES);
+    Some((disk.f_bavail * disk.f_frsize, reserve_bytes.unwrap_or(usual)))
 }
 
 /// The memory that one staging file takes.
@@ -155,11 +171,11 @@ mod tests {
         write(&staging, b"y", 6).unwrap();
         assert_eq!(held(), 4096, "the same page");
         write(&staging, &[1; 128 << 10], 4096).unwrap();
-        assert_eq!((held(), room.is_short()), (132 << 10, true));
+        assert_eq!((held(), room.is_short(), room.free_bytes()), (132 << 10, true, Some(0)));
         assert_eq!(write(&staging, &[1; 128 << 10], 1 << 20).unwrap_err().kind(), Kind::NoSpace);
         assert_eq!(held(), 132 << 10, "nothing is left of what failed");
         assert!(staging.let_go(ByteRange::new(0, 132 << 10).unwrap()).unwrap());
-        assert_eq!((held(), room.is_short()), (0, false));
+        assert_eq!((held(), room.is_short(), room.free_bytes()), (0, false, Some(128 << 10)));
         write(&staging, &[1; 128 << 10], 1 << 20).unwrap();
         let other = Staging::new(&room).unwrap();
         write(&other, &[1; 128 << 10], 0).unwrap();

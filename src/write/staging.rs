@@ -113,6 +113,11 @@ impl Staging {
         self.lock().sums.overlapping(range).is_empty()
     }
 
+    /// What it takes where it is. May wait for the disk.
+    pub fn used_bytes(&self) -> u64 {
+        rustix::fs::fstat(&self.file).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+    }
+
     /// Waits until its bytes are on the disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::from)

@@ -13,7 +13,7 @@ use super::parts::{Line, Parts};
 use super::plan::{Layout, PartPlan, Plan, Sizes, plan, plan_without_copies};
 use super::source::Source;
 use super::staging::Staging;
-use crate::base::{Budget, ByteRange, ETag, Gate, Priority, Turn};
+use crate::base::{Budget, ByteRange, ETag, Gate, Pool, Priority, Turn};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{
     Again, Attributes, Checksum, ChecksumAlgorithm, Condition, CopyRequest, DeleteKey, DeleteRequest,
@@ -234,6 +234,7 @@ pub struct Lanes {
 
 impl Lanes {
     pub fn new(budget: Budget, gate: Gate) -> Self {
+        let budget = budget.held_for(Pool::Uploads);
         Self { budget, gate, priority: Priority::Write, turn: Turn::default() }
     }
 

@@ -20,6 +20,7 @@ mod interleavings;
 mod listing;
 mod memory;
 mod metadata;
+mod metrics;
 mod model;
 mod moving;
 mod races;

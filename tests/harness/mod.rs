@@ -4,6 +4,8 @@
 
 #[allow(dead_code)]
 pub mod bucket;
+#[allow(dead_code)]
+pub mod exposition;
 // Each target uses a part of what is shared.
 #[allow(dead_code)]
 pub mod mount;

@@ -65,9 +65,9 @@ fn read(path: impl AsRef<Path>) -> Vec<u8> {
 
 /// Reads a file through and waits until the cache has all of it.
 fn warm(m: &Mounted, name: &str, body: &[u8]) {
-    let before = figure(m, "disk_bytes_written");
+    let before = figure(m, "disk_written_bytes");
     assert!(read(m.at(name)) == body);
-    let kept = || figure(m, "disk_bytes_written") - before;
+    let kept = || figure(m, "disk_written_bytes") - before;
     let all = wait_for(SOON, || kept() >= body.len() as u64);
     assert!(all, "{} of {} bytes are kept; {} runs dropped", kept(), body.len(), figure(m, "disk_dropped"));
 }
@@ -156,7 +156,7 @@ fn a_file_that_is_whole_on_disk_is_read_by_the_kernel_alone() {
     if !has_passthrough(&c.m, test) {
         return;
     }
-    let (gets, bytes) = (figure(&c.m, "GetObject"), figure(&c.m, "fs_bytes_read"));
+    let (gets, bytes) = (figure(&c.m, "GetObject"), figure(&c.m, "fs_read_bytes"));
     assert!(read(c.m.at("f")) == body);
     let file = File::open(c.m.at("f")).unwrap();
     let mut tail = vec![0; 500];
@@ -176,7 +176,7 @@ fn a_file_that_is_whole_on_disk_is_read_by_the_kernel_alone() {
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected);
     }
     assert_eq!(figure(&c.m, "GetObject"), gets);
-    assert_eq!(figure(&c.m, "fs_bytes_read"), bytes, "a read reached the daemon");
+    assert_eq!(figure(&c.m, "fs_read_bytes"), bytes, "a read reached the daemon");
 
     // Direct reads beside it ask the daemon, and work whatever their alignment.
     let direct = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::RDONLY;

@@ -22,7 +22,7 @@ fn counter(m: &Mounted, name: &str) -> u64 {
 
 /// Bytes of objects to and from S3 so far.
 fn moved(m: &Mounted) -> u64 {
-    counter(m, "s3_bytes_sent") + counter(m, "s3_bytes_received")
+    counter(m, "s3_sent_bytes") + counter(m, "s3_received_bytes")
 }
 
 /// "copy_file_range | on the server"

@@ -8,6 +8,7 @@ use crate::cache::stamped;
 use crate::harness::mount::{Mounted, endpoint, pailfs, wait_for};
 use crate::harness::server::faults;
 use crate::harness::{Server, block_on};
+use crate::semantics::status;
 
 const MIB: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
@@ -75,6 +76,51 @@ fn a_signal_to_a_mount_in_the_foreground_saves_and_tells_so_too() {
     );
     assert!(m.log_text().contains("pailfs: saving 3.0 MiB in 3 files\n"), "{}", m.log_text());
     all_there(&m);
+}
+
+#[test]
+fn recover_tells_how_far_it_is() {
+    let state = tempfile::tempdir().unwrap();
+    let state_dir = state.path().to_str().unwrap();
+    let late = ["--durability", "journal", "--upload-delay", "1h", "--state-dir", state_dir];
+    let Some(mut m) = Mounted::with(Server::Demo, "drain-recover", &late) else { return };
+    block_on(async {
+        m.place.put("d/", "").await.unwrap();
+        for n in 0..200 {
+            m.place.put(&format!("d/{n}"), "x").await.unwrap();
+        }
+    });
+    for name in ["a", "b", "c"] {
+        fs::write(m.at(name), stamped(MIB)).unwrap();
+    }
+    // Of a rename, the process that is killed has made some copies.
+    let bucket = m.place.bucket.clone();
+    let slow_copies = faults(Server::Demo, &format!("op=CopyObject,bucket={bucket},fault=latency:2500ms"));
+    let (from, to) = (m.at("d"), m.at("e"));
+    let renaming = std::thread::spawn(move || fs::rename(from, to));
+    let copied = || status(&m)["unsaved"]["renames"][0]["copied"].as_u64().unwrap_or(0);
+    assert!(wait_for(SOON, || copied() > 0));
+    m.kill();
+    assert!(renaming.join().unwrap().is_err());
+    let at = endpoint(Server::Demo);
+    assert!(pailfs(&at).arg("umount").arg(m.path()).status().unwrap().success());
+    let slow_puts = faults(Server::Demo, &format!("op=PutObject,bucket={bucket},fault=latency:2500ms"));
+    let output = pailfs(&at)
+        .args(["recover", &format!("s3://{bucket}"), "--state-dir", state_dir])
+        .args(["--endpoint-url", &at.url, "--region", &at.region])
+        .output()
+        .unwrap();
+    drop((slow_copies, slow_puts));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("pailfs: renaming a directory, ") && said.contains(" of 201 objects copied\n"),
+        "{said}"
+    );
+    assert!(said.ends_with("pailfs: saved 3.0 MiB in 3 files\n"), "{said}");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("3 files saved\n"));
+    all_there(&m);
+    assert_eq!(block_on(m.place.get("e/199")).unwrap(), "x");
 }
 
 #[test]

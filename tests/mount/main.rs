@@ -6,8 +6,9 @@
 //! files and small disks; `removals` is `rm -r`; `copying` is copies and holes, by the tools that ask for them; `stuck` and
 //! `holes` are what happens when nobody answers; `identity` is credentials, clocks and permissions that change; `secrets` is what nobody else may see; `two_mounts` is two hosts that write one key; `full` is a disk without room;
 //! `programs` and `reports` are what went wrong elsewhere, the first with programs that people use; `tools` is what standard tools do
-//! on a local directory, done here; `interop` is what s3fs and rclone write and read;
-//! `logs` is what people find in the log and in the file of --trace-ops.
+//! on a local directory, done here; `interop` is what s3fs and rclone write and read; `home` is what a system asks of a file system:
+//! /etc/fstab, a service manager, users without rights; `logs` is what people find in the log and in the file of --trace-ops;
+//! `status` is what a mount shows of itself.
 
 // Numbers in tests are small and made for the purpose.
 #![allow(clippy::cast_possible_truncation)]
@@ -22,6 +23,7 @@ mod copying;
 mod drain;
 mod full;
 mod holes;
+mod home;
 mod identity;
 mod interop;
 mod kills;
@@ -34,6 +36,7 @@ mod secrets;
 mod semantics;
 mod servers;
 mod sessions;
+mod status;
 mod stuck;
 mod tools;
 mod tools_meta;

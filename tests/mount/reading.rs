@@ -24,7 +24,7 @@ struct Cost<'a> {
 
 impl<'a> Cost<'a> {
     fn from_now(m: &'a Mounted) -> Self {
-        Self { m, gets: figure(m, "GetObject"), bytes: figure(m, "s3_bytes_received") }
+        Self { m, gets: figure(m, "GetObject"), bytes: figure(m, "s3_received_bytes") }
     }
 
     fn gets(&self) -> u64 {
@@ -32,7 +32,7 @@ impl<'a> Cost<'a> {
     }
 
     fn bytes(&self) -> u64 {
-        figure(self.m, "s3_bytes_received") - self.bytes
+        figure(self.m, "s3_received_bytes") - self.bytes
     }
 }
 
@@ -91,12 +91,12 @@ fn what_the_kernel_has_is_read_again_without_asking_anybody() {
     let body = stamped(8 * MIB + 77);
     let Some(m) = mount_of("what_the_kernel_has", &body) else { return };
     read_in_order(&m.at("f"), &body);
-    let (cost, asked) = (Cost::from_now(&m), figure(&m, "fs_bytes_read"));
+    let (cost, asked) = (Cost::from_now(&m), figure(&m, "fs_read_bytes"));
     for _ in 0..2 {
         read_in_order(&m.at("f"), &body);
     }
     assert_eq!(cost.gets(), 0);
-    assert_eq!(figure(&m, "fs_bytes_read"), asked, "the kernel dropped its pages at an open");
+    assert_eq!(figure(&m, "fs_read_bytes"), asked, "the kernel dropped its pages at an open");
 }
 
 /// C1: "open() sees the newest object", whatever the kernel has of the one before.
@@ -151,11 +151,11 @@ fn direct_reads_are_exact_and_ask_the_mount_every_time() {
         [(0, 4096, 4096), (777, 100, 100), (end - 123, 4096, 123), (end - 5000, 8192, 5000), (end, 4096, 0)];
     for (at, asked, there) in ranges {
         for _ in 0..2 {
-            let before = figure(&m, "fs_bytes_read");
+            let before = figure(&m, "fs_read_bytes");
             let mut buffer = vec![0; asked];
             assert_eq!(file.read_at(&mut buffer, at as u64).unwrap(), there, "at {at}");
             assert!(buffer[..there] == body[at..at + there], "at {at}");
-            assert_eq!(figure(&m, "fs_bytes_read") - before, there as u64, "the kernel answered by itself");
+            assert_eq!(figure(&m, "fs_read_bytes") - before, there as u64, "the kernel answered by itself");
         }
     }
     let (mut all, cost) = (Vec::new(), Cost::from_now(&m));

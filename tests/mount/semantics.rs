@@ -291,7 +291,7 @@ fn the_kernel_s_pages_outlive_an_open_of_the_same_version_alone() {
     let asked_of_us = || {
         let counters = status(&m)["counters"].clone();
         let read =
-            counters.as_array().unwrap().iter().find(|c| c["name"] == "fs_bytes_read").unwrap().clone();
+            counters.as_array().unwrap().iter().find(|c| c["name"] == "fs_read_bytes").unwrap().clone();
         read["value"].as_u64().unwrap()
     };
     assert!(fs::read(m.at("f")).unwrap() == old);

@@ -54,9 +54,9 @@ fn same(path: impl AsRef<Path>, body: &[u8]) {
 fn t24_a_copy_larger_than_the_local_disk_streams() {
     let Some((m, disk)) = on_small_disk("large-copy") else { return };
     let body = stamped(200 * MIB);
-    let sent = figure(&m, "s3_bytes_sent");
+    let sent = figure(&m, "s3_sent_bytes");
     fs::write(m.at("large"), &body).unwrap();
-    assert_eq!(figure(&m, "s3_bytes_sent") - sent, body.len() as u64, "every byte once");
+    assert_eq!(figure(&m, "s3_sent_bytes") - sent, body.len() as u64, "every byte once");
     same(m.at("large"), &body);
     // Written over in the middle while it streams.
     let mut file = File::create(m.at("again")).unwrap();

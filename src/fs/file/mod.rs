@@ -563,6 +563,11 @@ impl File {
         lock(&self.state).writers == 0
     }
 
+    /// Its staging file, if there is one.
+    pub(super) fn staging(&self) -> Option<Arc<Staging>> {
+        lock(&self.state).staging.clone()
+    }
+
     /// The version a clean file is of.
     pub(super) fn etag(&self) -> Option<ETag> {
         let state = lock(&self.state);

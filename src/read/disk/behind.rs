@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::files::Run;
-use crate::base::{Budget, Clock, Grant};
+use crate::base::{Budget, Clock, Grant, Pool};
 use crate::read::{Object, ObjectId};
 
 /// The most that one turn of a thread takes out of the queue, in bytes: one large write instead of many small ones,
@@ -106,6 +106,11 @@ impl Behind {
         let queue =
             Queue { jobs: VecDeque::new(), moved_at: clock.now(), patience: Patience::new(), closed: false };
         Self { queue: Mutex::new(queue), changed: Condvar::new(), room: Budget::new(limit_bytes), clock }
+    }
+
+    /// Memory of runs that wait or are being written.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.room.held_bytes(Pool::Reads)
     }
 
     /// Takes a run as soon as there is room for the memory it holds; `false` where that takes too long.

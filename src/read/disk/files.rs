@@ -42,6 +42,8 @@ const SAMPLE_MIN: usize = 32;
 const SLACK_SHARE: u64 = 64;
 /// How often room is made for one write before it is given up: others take what was made free.
 const ROOM_ROUNDS_MAX: u32 = 16;
+/// How often the count is looked at where a writer is in the middle of changing it.
+const USAGE_LOOKS_MAX: u32 = 4;
 /// A version's time of use is written down when it is older than this.
 const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 
@@ -304,6 +306,17 @@ impl Files {
         let answer = change(&mut usage);
         file.write_all_at(&usage.encode(), 0)?;
         Ok(answer)
+    }
+
+    /// What is counted, by whichever process counted last; `None` where nobody has. Takes no lock, so a writer may be
+    /// seen in the middle: then it is looked at again.
+    pub(super) fn used_bytes(&self) -> Option<u64> {
+        let file = absent_is_none(File::open(self.root.join("usage"))).ok()??;
+        let mut bytes = vec![0; USAGE_BYTES];
+        (0..USAGE_LOOKS_MAX).find_map(|_| {
+            file.read_exact_at(&mut bytes, 0).ok()?;
+            Some(Usage::decode(&bytes)?.total())
+        })
     }
 
     fn count_everything(&self) -> io::Result<Usage> {

@@ -63,6 +63,14 @@ pub struct DiskLimits {
     pub behind_bytes: u64,
 }
 
+/// How much the cache has and may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Of all processes that use the directory; `None` before the first write, where nobody has counted yet.
+    pub used_bytes: Option<u64>,
+    pub limit_bytes: u64,
+}
+
 /// The cache on disk of one mount.
 pub struct DiskCache(Arc<Shared>);
 
@@ -136,6 +144,16 @@ impl DiskCache {
             })?;
         }
         Ok(Arc::new(Self(shared)))
+    }
+
+    /// How much it has and may have. May wait for the disk.
+    pub fn usage(&self) -> DiskUse {
+        DiskUse { used_bytes: self.0.files.used_bytes(), limit_bytes: self.0.limits.disk_bytes }
+    }
+
+    /// Bytes in memory that wait to be written, and the most they may be.
+    pub fn queue_bytes(&self) -> (u64, u64) {
+        (self.0.behind.held_bytes(), self.0.limits.behind_bytes)
     }
 
     /// Looks for what is here of each of these pieces, which follow on each other, without waiting for long. Bytes are
