@@ -671,6 +671,32 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// A file of pieces of a good one, in any order and with anything between, is read or refused in words.
+        #[test]
+        fn any_text_is_a_config_or_told_to_be_none(
+            pieces in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0usize..60, ".{0,8}"), 0..12),
+            garbage in proptest::prelude::any::<String>(),
+        ) {
+            let mut text = String::new();
+            for (at, len, between) in pieces {
+                text.extend(EXAMPLE.chars().skip(at.index(EXAMPLE.len())).take(len));
+                text.push_str(&between);
+            }
+            for text in [&text, &garbage] {
+                match ConfigFile::parse(text) {
+                    Ok(file) => {
+                        for name in ["default", "lab", "data", text] {
+                            let _ = (file.session(name), file.mount(name));
+                        }
+                    }
+                    Err(error) => assert!(!error.message().is_empty()),
+                }
+                let _ = S3Url::parse(text);
+            }
+        }
+    }
+
     #[test]
     fn another_identity_on_the_command_line_replaces_the_whole_identity() {
         let file = ConfigFile::parse(EXAMPLE).unwrap();

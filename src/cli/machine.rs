@@ -178,6 +178,16 @@ impl Access {
     }
 }
 
+/// A process that crashes leaves no image of its memory, and other processes of its user do not look into it: there are
+/// the session's keys, and bytes of whoever else uses the mount. A limit of the image's length would not do: a machine
+/// that collects images by a program of its own may pay no heed to it. A crash is told by the log; a debugger of root's is still let in.
+pub fn keep_no_core() {
+    let none = rustix::process::DumpableBehavior::NotDumpable;
+    if let Err(error) = rustix::process::set_dumpable_behavior(none) {
+        tracing::debug!(%error, "a crash would leave an image of the memory");
+    }
+}
+
 /// Where written bytes wait for their upload when no directory is named.
 pub fn default_state_dir() -> Result<PathBuf, Failure> {
     if let Some(base) = absolute_var("XDG_STATE_HOME") {

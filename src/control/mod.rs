@@ -224,6 +224,23 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        /// Either end may be sent anything.
+        #[test]
+        fn any_line_is_a_request_or_a_reply_or_told_to_be_none(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            text in "\\{\"(op|reply)\":\"(status|flush|unmount|progress|done|refused)\"(,\"[a-z]{1,6}\":[-0-9e{}\\[\\]\"]{0,9})?\\}?",
+        ) {
+            for line in [&bytes[..], text.as_bytes()] {
+                let request = serde_json::from_slice::<Request>(line);
+                if let Ok(request) = request {
+                    assert_eq!(serde_json::from_str::<Request>(&serde_json::to_string(&request).unwrap()).unwrap(), request);
+                }
+                let _ = serde_json::from_slice::<Reply>(line);
+            }
+        }
+    }
+
     #[test]
     fn many_unsaved_files_are_counted_and_some_are_named() {
         let file = |n: u64| UnsavedFile { path: n.to_string(), bytes: n, sent: 0, last_error: None };

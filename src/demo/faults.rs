@@ -37,6 +37,12 @@ pub enum Fault {
     Stall,
     /// `expired-token`, or `expired-token:TOKEN` of requests with this session token alone: 400 `ExpiredToken`.
     ExpiredToken(Option<String>),
+    /// `dated-tokens`: 400 `ExpiredToken` to a request whose session token is `until-SECONDS`, once that time since 1970
+    /// has passed.
+    DatedTokens,
+    /// `skewed:10m`: the server's clock is that much ahead, up to 15 minutes. 403 `RequestTimeTooSkewed` to what was
+    /// signed more than five minutes away from its time.
+    Skewed(Duration),
     /// `denied`: 403 `AccessDenied`.
     Denied,
     /// `ignore-conditions`: handled as if it had no `If-Match`, `If-None-Match` or copy-source conditions.
@@ -162,11 +168,13 @@ impl FromStr for Fault {
             "status" => Self::Status(status(needed()?, 200)?),
             "truncate" => Self::Truncate(parse_bytes(needed()?)?),
             "expired-token" => Self::ExpiredToken(value.map(str::to_owned)),
+            "skewed" => Self::Skewed(parse_duration(needed()?)?),
             _ if value.is_some() => return Err(unknown(text)),
             "slowdown" => Self::SlowDown,
             "reset" => Self::Reset,
             "stall" => Self::Stall,
             "denied" => Self::Denied,
+            "dated-tokens" => Self::DatedTokens,
             "ignore-conditions" => Self::IgnoreConditions,
             "refuse-checksums" => Self::RefuseChecksums,
             "equal-parts" => Self::EqualParts,
@@ -190,6 +198,7 @@ fn example(name: &str) -> &'static str {
         "bandwidth" => "bandwidth:90MB",
         "error" => "error:500",
         "status" => "status:429",
+        "skewed" => "skewed:10m",
         _ => "truncate:1000",
     }
 }
@@ -197,8 +206,8 @@ fn example(name: &str) -> &'static str {
 fn unknown(text: &str) -> String {
     format!(
         "fault={text} is unknown; faults are latency:50ms, bandwidth:90MB, slowdown, error:500, reset, \
-         truncate:BYTES, status:NNN, stall, expired-token, denied, ignore-conditions, refuse-checksums, \
-         equal-parts and lose-response"
+         truncate:BYTES, status:NNN, stall, expired-token, dated-tokens, skewed:10m, denied, ignore-conditions, \
+         refuse-checksums, equal-parts and lose-response"
     )
 }
 
@@ -215,6 +224,8 @@ impl fmt::Display for Fault {
             Self::Stall => f.write_str("stall"),
             Self::ExpiredToken(None) => f.write_str("expired-token"),
             Self::ExpiredToken(Some(token)) => write!(f, "expired-token:{token}"),
+            Self::DatedTokens => f.write_str("dated-tokens"),
+            Self::Skewed(ahead) => write!(f, "skewed:{}ms", ahead.as_secs_f64() * 1000.0),
             Self::Denied => f.write_str("denied"),
             Self::IgnoreConditions => f.write_str("ignore-conditions"),
             Self::RefuseChecksums => f.write_str("refuse-checksums"),
@@ -321,6 +332,8 @@ mod tests {
             "fault=stall",
             "fault=expired-token",
             "fault=expired-token:old",
+            "fault=dated-tokens",
+            "fault=skewed:600000ms",
             "fault=denied",
             "fault=ignore-conditions",
             "fault=refuse-checksums",

@@ -3,10 +3,11 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::auth::{S3Auth, SecretKey};
+use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Result, s3_error};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,7 +29,7 @@ use super::faults::{Fault, FaultRule, Faults};
 use super::operation::{Operation, operation};
 use super::shape::{Connection, Direction, Ending, Lane, Shape, Shaped, Shared};
 use super::synthetic::Synthetic;
-use crate::base::SystemClock;
+use crate::base::{Clock, SystemClock};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{MemStore, Store};
 use crate::stats::Stats;
@@ -339,7 +341,10 @@ impl Front {
             return Err(Reset);
         }
         self.tally.status(Some(answer.status().as_u16()));
-        let answer = identified(answer, &id);
+        let mut answer = identified(answer, &id);
+        if let Some(ahead) = plan.ahead {
+            answer.headers_mut().insert(DATE, http_date(SystemClock.wall() + ahead));
+        }
         let ending = match (plan.stall, plan.truncate) {
             (true, _) => match body_size(&answer) {
                 Some(size) if size > 0 && !is_head => Ending::StallAfter(size / 2),
@@ -445,6 +450,8 @@ struct Plan {
     lose_response: bool,
     stall: bool,
     truncate: Option<u64>,
+    /// How far the server's clock is ahead.
+    ahead: Option<std::time::Duration>,
     ignore_conditions: bool,
     equal_parts: bool,
 }
@@ -495,6 +502,24 @@ impl Plan {
                     let is_meant = token.is_none_or(|token| sent == Some(token.as_bytes()));
                     is_meant.then(|| Instead::new(400, "ExpiredToken", "The provided token has expired."))
                 }
+                Fault::DatedTokens => {
+                    let until = headers
+                        .get("x-amz-security-token")
+                        .and_then(|token| token.to_str().ok()?.strip_prefix("until-")?.parse().ok());
+                    let is_over = until.is_some_and(|until| SystemClock.wall() >= at_second(until));
+                    is_over.then(|| Instead::new(400, "ExpiredToken", "The provided token has expired."))
+                }
+                Fault::Skewed(ahead) => {
+                    plan.ahead = Some(ahead);
+                    let signed = headers.get("x-amz-date").and_then(|date| signed_at(date.to_str().ok()?));
+                    let now = SystemClock.wall() + ahead;
+                    let is_off = signed.is_some_and(|signed| {
+                        let off = now.duration_since(signed).or_else(|_| signed.duration_since(now));
+                        off.unwrap_or_default() > SKEW_MAX
+                    });
+                    let told = "The difference between the request time and the current time is too large.";
+                    is_off.then(|| Instead::new(403, "RequestTimeTooSkewed", told))
+                }
                 Fault::Denied => Some(Instead::new(403, "AccessDenied", "Access Denied")),
                 Fault::RefuseChecksums => checksum_header(headers).map(|name| {
                     Instead::new(400, "InvalidRequest", &format!("The header {name} is not supported"))
@@ -506,6 +531,35 @@ impl Plan {
         }
         plan
     }
+}
+
+/// How far a client's clock may be off from one that is ahead. For S3 it is 15 minutes, and so it is for the S3 service by
+/// this machine's own clock.
+const SKEW_MAX: std::time::Duration = std::time::Duration::from_secs(5 * 60);
+
+fn at_second(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+}
+
+/// When a request was signed: `20260102T030405Z`.
+fn signed_at(date: &str) -> Option<SystemTime> {
+    let digits: String = date.chars().filter(char::is_ascii_digit).collect();
+    let part = |from: usize, len: usize| digits.get(from..from + len);
+    let (year, month, day) = (part(0, 4)?, part(4, 2)?, part(6, 2)?);
+    let (hour, minute, second) = (part(8, 2)?, part(10, 2)?, part(12, 2)?);
+    let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
+    let mut seconds = Vec::new();
+    let date = Timestamp::parse(TimestampFormat::DateTime, &text).ok()?;
+    date.format(TimestampFormat::EpochSeconds, &mut seconds).ok()?;
+    let seconds = String::from_utf8(seconds).ok()?;
+    Some(at_second(seconds.split('.').next()?.parse().ok()?))
+}
+
+fn http_date(time: SystemTime) -> HeaderValue {
+    let mut text = Vec::new();
+    let written = Timestamp::from(time).format(TimestampFormat::HttpDate, &mut text);
+    let value = written.ok().and_then(|()| HeaderValue::from_bytes(&text).ok());
+    value.unwrap_or_else(|| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
 /// An answer given without asking the S3 service.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 
-use super::file::{File, MATERIALISE_STEP, Taken};
+use super::file::{File, MATERIALISE_STEP, Taken, require_all_of};
 use super::{Fs, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -265,7 +265,7 @@ impl Fs {
                 if_match: Some(object.id.etag.clone()),
                 ..GetRequest::default()
             };
-            let (info, bytes) = match read_all(&**object.store(), request).await {
+            let (info, bytes) = match read_all(&**object.store(), request, step.len()).await {
                 // Another client was first: there is nothing left to fetch.
                 Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Stale) => return Ok(()),
                 answer => answer?,
@@ -273,6 +273,7 @@ impl Fs {
             if info.etag != object.id.etag {
                 return Ok(());
             }
+            require_all_of(step, &bytes)?;
             file.stage_copied(self, number, step, &bytes)?;
             at = step.end();
         }

@@ -718,7 +718,7 @@ impl Fs {
 const EMPTY_PAGES_MAX: u32 = 1_000;
 
 /// The first keys of a directory, its marker included: so many or more, if it has them.
-async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<ListedObject>> {
+pub(super) async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<ListedObject>> {
     let max = max.min(limits::KEYS_PER_REQUEST);
     let mut request = ListRequest {
         bucket: volume.bucket.clone(),
@@ -732,11 +732,16 @@ async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<Lis
         let page = volume.store.list(request.clone()).await?;
         below.extend(page.objects);
         match page.next {
-            Some(next) if below.len() < max => request.continuation = Some(next),
+            Some(next) if below.len() < max && Some(&next) != request.continuation.as_ref() => {
+                request.continuation = Some(next);
+            }
+            Some(_) if below.len() < max => {
+                return Err(Error::new(Kind::Corrupt, "the listing repeats its continuation token"));
+            }
             _ => return Ok(below),
         }
     }
-    Err(Error::new(Kind::Server, "the server goes on listing a directory without a name in it"))
+    Err(Error::new(Kind::Corrupt, "the server goes on listing a directory without a name in it"))
 }
 
 /// Writes a directory's marker as it is where nothing is to be said of it.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use futures::future::{Either, select};
 use tokio::sync::watch;
 
+use super::dirs::keys_below;
 use super::{Attr, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::ListRequest;
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, Marker, ROOT, VolumeId};
 
@@ -30,8 +30,26 @@ impl Fs {
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
         match self.lookup_now(parent, name) {
             Some(answer) => answer,
-            None => self.within(self.lookup_remote(parent, name)).await,
+            None => match self.within(self.lookup_remote(parent, name)).await {
+                // What is here and not in S3 can be read, whether S3 answers or not.
+                Err(error) if !error.is_not_found() => self.take_unsaved(parent, name).ok_or(error),
+                answer => answer,
+            },
         }
+    }
+
+    /// A file of that name that S3 lacks something of, with one more lookup of its inode.
+    fn take_unsaved(&self, parent: Ino, name: &OsStr) -> Option<Attr> {
+        let name = Name::parse(name).ok()?;
+        let ino = self.tree().child(parent, &name)?;
+        if !self.has_unsaved(ino) {
+            return None;
+        }
+        let mut tree = self.tree();
+        let entry = tree.entry(ino).ok().filter(|_| tree.child(parent, &name) == Some(ino))?;
+        tree.looked_up(ino);
+        drop(tree);
+        Some(self.attr_of(&entry))
     }
 
     /// The same, if memory holds the answer.
@@ -435,14 +453,8 @@ async fn find(
 
 /// Whether anything lives in a directory, its marker included.
 async fn first_below(volume: &Volume, dir: &DirKey) -> Result<Option<Found>> {
-    let request = ListRequest {
-        bucket: volume.bucket.clone(),
-        prefix: dir.prefix().to_owned(),
-        max_keys: Some(1),
-        ..ListRequest::default()
-    };
-    let page = volume.store.list(request).await?;
-    Ok(page.objects.iter().find(|o| o.key.starts_with(dir.prefix())).map(|first| Found::Dir {
+    let first = keys_below(volume, dir, 1).await?.into_iter().find(|o| o.key.starts_with(dir.prefix()));
+    Ok(first.map(|first| Found::Dir {
         marker: (Some(first.key.as_str()) == dir.marker_key()).then(|| Marker::listed(first.last_modified)),
     }))
 }

@@ -125,8 +125,7 @@ impl Fs {
         let (id, key) = self.tree().object_place(ino)?;
         let volume = self.volume(id)?;
         if facts.size >= TARGET_MAX {
-            let told = "the object says that it is a symbolic link, and is longer than any path";
-            return Err(Error::new(Kind::Corrupt, told).on("readlink", &volume.bucket, &key));
+            return Err(too_long().on("readlink", &volume.bucket, &key));
         }
         let request = GetRequest {
             bucket: volume.bucket.clone(),
@@ -134,8 +133,18 @@ impl Fs {
             if_match: facts.etag.clone(),
             ..GetRequest::default()
         };
-        self.within(async { read_all(&*volume.store, request).await.map(|(_, bytes)| bytes) }).await
+        let read = self.within(read_all(&*volume.store, request, TARGET_MAX - 1)).await;
+        match read {
+            Err(error) if error.kind() == Kind::TooLarge => {
+                Err(too_long().on("readlink", &volume.bucket, &key))
+            }
+            read => Ok(read?.1),
+        }
     }
+}
+
+fn too_long() -> Error {
+    Error::new(Kind::Corrupt, "the object says that it is a symbolic link, and is longer than any path")
 }
 
 fn no_link() -> Error {

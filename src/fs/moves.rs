@@ -9,7 +9,7 @@
 //!
 //! A copy is known by its version, which is that of the original, or was written down when it was made, or else by its bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -25,6 +25,7 @@ use crate::s3::{
     Again, Attributes, Condition, DeleteKey, GetRequest, ListRequest, ListedObject, limits, read_all, tell,
 };
 use crate::tree::keys::DirKey;
+use crate::tree::listing::hash_of;
 use crate::tree::{Entry, Ino};
 use crate::write::journal::{BaseObject, IntentId, Journal, Moving, OwedFile, OwedRename, Place, Record};
 use crate::write::{Base, Conditions, Noted, Target, copy_object, delete_objects};
@@ -33,6 +34,8 @@ use crate::write::{Base, Conditions, Noted, Target, copy_object, delete_objects}
 const COPIES_IN_FLIGHT: usize = 64;
 /// Bytes of two objects that are compared at once.
 const COMPARED_STEP: u64 = 8 << 20;
+/// Pages in a row without a key that none before had: S3 may send a few where many keys were deleted.
+const VAIN_PAGES_MAX: u32 = 1_000;
 /// Keys that a message names.
 const NAMED_MAX: usize = 3;
 
@@ -407,7 +410,7 @@ async fn same_bytes(
                 if_match: Some(object.etag.clone()),
                 ..GetRequest::default()
             };
-            read_all(&*volume.store, request).await.map(|(_, bytes)| bytes)
+            read_all(&*volume.store, request, step.len()).await.map(|(_, bytes)| bytes)
         };
         match futures::try_join!(get(source, one), get(target, other)) {
             Ok((one, other)) if one == other => at = step.end(),
@@ -435,6 +438,8 @@ fn too_long(key: &str) -> Error {
 async fn all_below(volume: &Volume, prefix: &str) -> Result<Vec<ListedObject>> {
     let mut objects: Vec<ListedObject> = Vec::new();
     let mut continuation: Option<String> = None;
+    // Every few pages have something new, or there is no end.
+    let (mut seen, mut vain) = (HashSet::new(), 0);
     loop {
         let request = ListRequest {
             bucket: volume.bucket.clone(),
@@ -443,15 +448,29 @@ async fn all_below(volume: &Volume, prefix: &str) -> Result<Vec<ListedObject>> {
             ..ListRequest::default()
         };
         let page = volume.store.list(request).await?;
+        let (known, before) = (seen.len(), objects.len());
         objects.extend(page.objects.into_iter().filter(|o| o.key.starts_with(prefix)));
+        seen.extend(objects[before..].iter().map(|object| hash_of(&object.key)));
+        if seen.len() == known {
+            objects.truncate(before);
+        }
+        vain = if seen.len() > known { 0 } else { vain + 1 };
         match page.next {
-            None => return Ok(objects),
+            None => break,
             next if next == continuation => {
                 return Err(Error::new(Kind::Corrupt, "the listing repeats its continuation token"));
+            }
+            Some(_) if vain > VAIN_PAGES_MAX => {
+                return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything new"));
             }
             next => continuation = next,
         }
     }
+    if objects.len() > seen.len() {
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
+        objects.dedup_by(|a, b| a.key == b.key);
+    }
+    Ok(objects)
 }
 
 /// An object of a directory that is being renamed.

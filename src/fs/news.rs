@@ -44,6 +44,12 @@ impl Newsroom {
         receiver
     }
 
+    /// How much more of it may be on its way, where less than half of that is: it is made room for all at once.
+    pub(super) fn room(&self) -> usize {
+        let room = self.sender.capacity();
+        if self.is_heard.load(Ordering::Relaxed) && room > NEWS_MAX / 2 { room } else { 0 }
+    }
+
     /// Passes news on, if there is room for it.
     pub(super) fn pass(&self, what: Invalidation) -> Option<oneshot::Receiver<()>> {
         if !self.is_heard.load(Ordering::Relaxed) {

@@ -8,11 +8,16 @@ use std::sync::{Arc, Mutex};
 
 use super::{Fs, lock};
 use crate::base::{Grant, Pool};
+use crate::tree::Invalidation;
 
 /// Memory of a line in the window of an open directory: a name of 40 characters, its key and its facts.
 const LINE_BYTES: u64 = 250;
 /// What is taken or given back at once; less than that is not accounted for.
 const STEP_BYTES: u64 = 256 << 10;
+/// The part of the memory that names may take before the kernel is told to forget some: it has not before the next ones come.
+const NAMES_SHARE: u64 = 4;
+/// What a name takes, about.
+const FORGOTTEN_BYTES: u64 = 500;
 
 /// The names' share of the budget.
 #[derive(Default)]
@@ -73,6 +78,7 @@ impl Fs {
     /// Takes memory for the names there are now, or gives back what they do not need any more.
     pub(super) fn weigh_names(&self) {
         let tree = self.tree().weight_bytes();
+        self.have_names_forgotten(tree);
         let lines = self.weight.lines.load(Ordering::Relaxed) * LINE_BYTES;
         // However many there are, half of the memory is left to bytes.
         let bytes = (tree + lines).min(self.lanes.budget.limit_bytes() / 2);
@@ -99,6 +105,22 @@ impl Fs {
             },
         };
         self.weight.held_bytes.store(held_now, Ordering::Relaxed);
+    }
+
+    /// The kernel keeps names for as long as it has memory for them, and each takes some of ours. Above their share it is told
+    /// to forget those of files that it has known for longest.
+    fn have_names_forgotten(&self, tree_bytes: u64) {
+        let surplus = tree_bytes.saturating_sub(self.lanes.budget.limit_bytes() / NAMES_SHARE);
+        let count = usize::try_from(surplus / FORGOTTEN_BYTES).unwrap_or(usize::MAX).min(self.news.room());
+        if count == 0 {
+            return;
+        }
+        let oldest = self.tree().oldest(count);
+        for (parent, name) in oldest {
+            if self.news.pass(Invalidation::Entry { parent, name }).is_none() {
+                return;
+            }
+        }
     }
 
     /// Where all is on its way, the names there are already have the next bytes that come free: what is on its way after
@@ -173,6 +195,51 @@ mod tests {
         let left = before - free();
         // They are remembered for a while, without inodes.
         assert!(left < closed && left <= 6_000 * 350, "{left} bytes once the kernel has forgotten them");
+    }
+
+    #[tokio::test]
+    async fn of_many_names_the_kernel_is_told_to_forget_the_oldest() {
+        let store = MemStore::new(Arc::new(SystemClock), Arc::default()).with_bucket("bucket");
+        for i in 0..30_000 {
+            let key = format!("name-{i:05}");
+            store.put(PutRequest { bucket: "bucket".into(), key, ..PutRequest::default() }).await.unwrap();
+        }
+        let root = Root::Volume(Volume::new("bucket", "", Arc::new(store) as Arc<dyn Store>));
+        let options = Options { memory_limit: 64 << 20, ttl: Duration::from_secs(1), ..Options::default() };
+        let fs = Fs::new(root, options, Arc::new(ManualClock::new()), Arc::default()).unwrap();
+        let mut news = fs.news().unwrap();
+        let fh = fs.opendir(ROOT).unwrap();
+        let (mut cookie, mut inos, mut most) = (0, std::collections::HashMap::new(), 0);
+        let mut told = 0;
+        // As the kernel does: some at a time, and what it is told to forget it forgets.
+        for round in 0.. {
+            let mut left = 500;
+            let mut taken = Vec::new();
+            let mut take = |entry: &crate::fs::DirEntry| {
+                if left == 0 {
+                    return false;
+                }
+                left -= 1;
+                taken.push((entry.cookie, entry.name.clone(), entry.ino));
+                true
+            };
+            fs.readdir(fh, cookie, true, &mut take).await.unwrap();
+            if taken.is_empty() {
+                break;
+            }
+            cookie = taken.last().map_or(cookie, |(cookie, ..)| *cookie);
+            inos.extend(taken.into_iter().map(|(_, name, ino)| (name, ino)));
+            most = most.max(fs.tree().len());
+            while let Ok(crate::fs::News { what: Invalidation::Entry { name, .. }, .. }) = news.try_recv() {
+                if told == 0 {
+                    assert_eq!(name.as_str(), "name-00000", "the oldest, in round {round}");
+                }
+                told += 1;
+                fs.forget(inos[&name].unwrap(), 1);
+            }
+        }
+        assert_eq!(inos.len(), 30_000);
+        assert!(told > 5_000 && most < 24_000, "{told} were forgotten, and there were {most} at most");
     }
 
     #[tokio::test]

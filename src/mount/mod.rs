@@ -127,6 +127,9 @@ pub async fn run(
     let Log { level, reopen, settle } = log;
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
+    if on_disk {
+        slots::require_trusted(&config.site.state_dir).map_err(Failure::at(Stage::Machine))?;
+    }
     let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;

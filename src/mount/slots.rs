@@ -6,6 +6,7 @@
 //! Guarantees: two mounts never have one directory; what is owed is found by the source and the endpoints it was
 //! mounted with, wherever it was mounted; a mount has what all mounts of its source owe that have ended before it began.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,10 +25,27 @@ use crate::write::journal::{Journal, Owed};
 /// Mounts of one source on one host, each with a directory of its own for what it owes.
 const SLOTS_MAX: u32 = 32;
 
+/// Refuses a state directory that other users can write to: what lies in it side by side with the mounts' own directories
+/// is believed (what a server can do, attributes), and they could put other directories in the place of those.
+pub(super) fn require_trusted(state_dir: &Path) -> Result<()> {
+    // One that is not there yet is made for its user alone.
+    let Ok(metadata) = std::fs::metadata(state_dir) else { return Ok(()) };
+    let owners = [0, rustix::process::geteuid().as_raw()];
+    if !metadata.is_dir() || !owners.contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 {
+        let told = format!(
+            "the state directory {} has to be a directory that only its user may write to (chmod go-w)",
+            state_dir.display()
+        );
+        return Err(Error::new(Kind::InvalidArgument, told));
+    }
+    Ok(())
+}
+
 /// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it. `heard` is
 /// told how far it is.
 pub async fn recover(site: &Site, heard: &mut (dyn FnMut(Heard<'_>) + Send)) -> Result<TakenUp, Failure> {
     let mut recovered = TakenUp::default();
+    require_trusted(&site.state_dir).map_err(Failure::at(Stage::Machine))?;
     let findings = Arc::new(Findings::new(Some(&site.state_dir)));
     for slot in 0..SLOTS_MAX {
         let dir = slot_dir(site, slot);

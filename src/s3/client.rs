@@ -1,6 +1,7 @@
 //! The S3 API through the SDK: [`Store`] for a server.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -29,9 +30,11 @@ use super::beside::{Again, Encryption, asked_for};
 use super::checksum::{is_of_body, whole_checksum};
 use super::credentials::Refreshing;
 use super::customer_key::CustomerKey;
-use super::failure::{error_of, refuses_checksum, region_hint, time_of, wants_new_credentials};
+use super::failure::{
+    error_of, may_be_about_the_time, refuses_checksum, region_hint, time_of, wants_new_credentials,
+};
 use super::payload::Payload;
-use super::session::Trouble;
+use super::session::{ATTEMPT_TIMEOUT, Trouble};
 use super::store::Store;
 use super::types::*;
 use crate::base::{ByteRange, Clock, ETag, SystemClock, hex};
@@ -217,17 +220,19 @@ impl Client {
     }
 
     /// Deadlines for a request by which the server copies so many bytes. A second attempt beside a first that is
-    /// still at work would help nobody.
+    /// still at work would help nobody; one that copies little is not at work for long, and is asked again like any other.
     fn copy_deadlines(&self, bytes: u64) -> aws_sdk_s3::config::Builder {
         let extra = Duration::from_secs(bytes / COPY_BYTES_PER_SECOND).min(COPY_EXTRA_MAX);
         super::patience::give(extra);
         let whole = self.inner.settings.timeout + extra;
+        let attempt = if bytes < COPY_BYTES_PER_SECOND { ATTEMPT_TIMEOUT.min(whole) } else { whole };
         let timeouts =
-            TimeoutConfig::builder().operation_attempt_timeout(whole).operation_timeout(whole).build();
+            TimeoutConfig::builder().operation_attempt_timeout(attempt).operation_timeout(whole).build();
         aws_sdk_s3::Config::builder().timeout_config(timeouts)
     }
 
-    /// Sends a request, counts it, and tries once more with fresh credentials where they expired.
+    /// Sends a request, counts it, and tries once more with fresh credentials where they expired, and with the server's time
+    /// where that may be what it was refused for.
     async fn call<T, E, F>(
         &self,
         operation: &'static str,
@@ -240,7 +245,7 @@ impl Client {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
-        let (mut refreshed, mut resigned) = (false, false);
+        let (mut refreshed, mut resigned, mut retimed) = (false, false, false);
         loop {
             let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
             let begun = SystemClock.now();
@@ -259,6 +264,7 @@ impl Client {
                 super::patience::moved();
             }
             match (answer, &self.inner.credentials, sent) {
+                (Err(error), ..) if !retimed && may_be_about_the_time(&error) => retimed = true,
                 (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
                 (Err(error), Some(credentials), Some(sent))
                     if wants_new_credentials(&error) && !refreshed =>
@@ -351,6 +357,24 @@ impl Client {
                 }
             }
         }
+    }
+}
+
+/// More pages than any list has that is read to its end and is not a listing of objects.
+const PAGES_MAX: usize = 10_000;
+
+/// Pages that are read one after the other, whatever the server says: each begins where none began before.
+#[derive(Default)]
+struct Turns(HashSet<u64>);
+
+impl Turns {
+    fn turn_to(&mut self, next: impl std::hash::Hash) -> Result<()> {
+        let mut hash = DefaultHasher::new();
+        next.hash(&mut hash);
+        if self.0.len() >= PAGES_MAX || !self.0.insert(hash.finish()) {
+            return Err(Error::new(Kind::Corrupt, "the pages of a list go in circles"));
+        }
+        Ok(())
     }
 }
 
@@ -539,7 +563,7 @@ macro_rules! info_from {
 impl Store for Client {
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>> {
         let mut buckets = Vec::new();
-        let mut token: Option<String> = None;
+        let (mut token, mut pages): (Option<String>, _) = (None, Turns::default());
         loop {
             let answer = self
                 .call("ListBuckets", "", "", &Condition::Any, |s3| {
@@ -554,8 +578,11 @@ impl Store for Client {
                 })
             }));
             match answer.continuation_token().map(str::to_owned) {
-                next @ Some(_) if next != token => token = next,
-                _ => return Ok(buckets),
+                Some(next) => {
+                    pages.turn_to(&next).map_err(|error| error.on("ListBuckets", "", ""))?;
+                    token = Some(next);
+                }
+                None => return Ok(buckets),
             }
         }
     }
@@ -682,7 +709,18 @@ impl Store for Client {
             }
             (None, _) => (0, length),
         };
+        // What begins elsewhere, or is longer, is not what was asked for; what is shorter ends with the object.
+        if let Some(range) = request.range
+            && (offset != range.start() || offset.checked_add(length) != Some(range.end().min(size)))
+        {
+            let got = format!("asked for {range}, got {length} bytes at {offset} of {size}");
+            return Err(on(Error::new(Kind::Corrupt, got)));
+        }
         let info = info_from!(answer, key, size);
+        if request.if_match.as_ref().is_some_and(|etag| *etag != info.etag) {
+            // A server that ignores If-Match.
+            return Err(on(Error::new(Kind::Stale, "the object was replaced by another client")));
+        }
         let stats = Arc::clone(&self.inner.stats);
         let name = (bucket.clone(), key.clone());
         let body = futures::stream::unfold(Some(answer.body), move |body| {
@@ -1200,7 +1238,7 @@ impl Store for Client {
 
     async fn list_parts(&self, upload: &Upload) -> Result<Vec<Part>> {
         let mut parts: Vec<Part> = Vec::new();
-        let mut marker: Option<String> = None;
+        let (mut marker, mut pages): (Option<String>, _) = (None, Turns::default());
         loop {
             let answer = self
                 .call("ListParts", &upload.bucket, &upload.key, &Condition::Any, |s3| {
@@ -1222,17 +1260,21 @@ impl Store for Client {
                     checksum: checksums_in!(part).into_iter().next(),
                 });
             }
-            let next = answer.next_part_number_marker().map(str::to_owned);
-            if answer.is_truncated() != Some(true) || next == marker || next.is_none() {
-                return Ok(parts);
+            match answer.next_part_number_marker().filter(|_| answer.is_truncated() == Some(true)) {
+                Some(next) => {
+                    let on = |error: Error| error.on("ListParts", &upload.bucket, &upload.key);
+                    pages.turn_to(next).map_err(on)?;
+                    marker = Some(next.to_owned());
+                }
+                None => return Ok(parts),
             }
-            marker = next;
         }
     }
 
     async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>> {
         let mut uploads = Vec::new();
         let mut marker: (Option<String>, Option<String>) = (None, None);
+        let mut pages = Turns::default();
         loop {
             let answer = self
                 .call("ListMultipartUploads", bucket, prefix, &Condition::Any, |s3| {
@@ -1256,9 +1298,10 @@ impl Store for Client {
             }
             let key_marker = answer.next_key_marker().map(|key| decoded(key, encoded)).transpose()?;
             let next = (key_marker, answer.next_upload_id_marker().map(str::to_owned));
-            if answer.is_truncated() != Some(true) || next == marker || next.0.is_none() {
+            if answer.is_truncated() != Some(true) || next.0.is_none() {
                 return Ok(uploads);
             }
+            pages.turn_to(&next).map_err(|error| error.on("ListMultipartUploads", bucket, prefix))?;
             marker = next;
         }
     }

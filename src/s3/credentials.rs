@@ -27,6 +27,8 @@ use crate::base::Clock;
 const RENEW_BEFORE: Duration = Duration::from_secs(300);
 /// Between two loads in a row that do not help.
 const PAUSE: Duration = Duration::from_secs(5);
+/// The same where they last for less than that.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// IMDS and SSO may take their time; the SDK's own 5 s is a known cause of failures at start.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -108,6 +110,8 @@ struct Kept {
     credentials: Credentials,
     since: Instant,
     renew_at: Option<SystemTime>,
+    /// How long it is used whatever its expiry says: as long as it was said to last, within bounds.
+    spared: Duration,
 }
 
 /// A load under way.
@@ -162,7 +166,7 @@ impl Refreshing {
             let (now, wall) = (self.clock.now(), self.clock.wall());
             // What was loaded a moment ago is the best there is, however soon it ends.
             let usable = |kept: &&Kept| {
-                is_recent(Some(kept.since), now)
+                now.saturating_duration_since(kept.since) < kept.spared
                     || kept.credentials.expiry().is_none_or(|expiry| wall < expiry)
             };
             if let Some(kept) = state.kept.as_ref().filter(usable) {
@@ -220,11 +224,10 @@ impl Refreshing {
         state.failed = loaded.as_ref().err().cloned();
         match &loaded {
             Ok(fresh) => {
-                let renew_at = fresh.expiry().map(|expiry| {
-                    let lasts = expiry.duration_since(wall).unwrap_or_default();
-                    expiry - RENEW_BEFORE.min(lasts / 4)
-                });
-                state.kept = Some(Kept { credentials: fresh.clone(), since: now, renew_at });
+                let lasts = |expiry: SystemTime| expiry.duration_since(wall).unwrap_or_default();
+                let renew_at = fresh.expiry().map(|expiry| expiry - RENEW_BEFORE.min(lasts(expiry) / 4));
+                let spared = fresh.expiry().map_or(PAUSE, lasts).clamp(PAUSE_MIN, PAUSE);
+                state.kept = Some(Kept { credentials: fresh.clone(), since: now, renew_at, spared });
             }
             Err(error) => {
                 tracing::warn!(error = %reason(error), "credentials were not renewed; trying again soon");
@@ -418,6 +421,18 @@ mod tests {
             }
             assert_eq!(source.calls.load(Ordering::SeqCst), 1, "{lasts} s");
         }
+    }
+
+    #[tokio::test]
+    async fn credentials_that_last_for_seconds_are_replaced_when_those_are_over() {
+        let (source, clock, refreshing) = refreshing(3);
+        for second in 0..12 {
+            let expected = format!("key-{}", second / 3 + 1);
+            assert_eq!(key(&refreshing).await, expected, "second {second}");
+            settle().await;
+            clock.advance(Duration::from_secs(1));
+        }
+        assert_eq!(source.calls.load(Ordering::SeqCst), 4);
     }
 
     #[tokio::test]

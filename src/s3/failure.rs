@@ -1,10 +1,13 @@
 //! What the SDK calls an error, as ours: the one place that knows both.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 
+use crate::base::{Clock, SystemClock};
 use crate::error::{Error, Kind};
 use crate::s3::Condition;
 
@@ -112,6 +115,8 @@ fn kind_of(code: &str, status: u16, condition: &Condition) -> Kind {
         | "RequestTimeTooSkewed"
         | "AuthorizationHeaderMalformed" => Kind::Credentials,
         _ => match status {
+            // Some requests fail after S3 began to answer them.
+            200..300 => Kind::Server,
             403 | 401 => Kind::AccessDenied,
             404 => Kind::NotFound,
             405 | 501 => Kind::Unsupported,
@@ -151,12 +156,34 @@ fn hint(code: &str, status: u16, headers: &aws_smithy_runtime_api::http::Headers
             headers.get("date").unwrap_or("?")
         )),
         "SignatureDoesNotMatch" => Some("the secret key does not belong to the access key".to_owned()),
-        // An answer to HEAD has no code: the header is all there is.
+        // An answer to HEAD has no code: headers are all there is.
         _ if matches!(status, 301 | 307 | 400 | 403) => {
-            headers.get("x-amz-bucket-region").map(|region| format!("{BUCKET_REGION}{region}"))
+            let region = headers.get("x-amz-bucket-region").map(|region| format!("{BUCKET_REGION}{region}"));
+            let is_off = || code.is_empty() && status == 403 && is_off(headers);
+            let clock = || format!("{CLOCKS_DIFFER}: it says {}", headers.get("date").unwrap_or("?"));
+            region.or_else(|| is_off().then(clock))
         }
         _ => None,
     }
+}
+
+/// More than any two clocks that are kept right differ; S3 refuses what is signed 15 minutes away from its time.
+const CLOCKS_MAX: Duration = Duration::from_secs(4 * 60);
+const CLOCKS_DIFFER: &str = "the server's clock and this machine's differ";
+
+fn is_off(headers: &aws_smithy_runtime_api::http::Headers) -> bool {
+    let date = headers.get("date").and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+    let theirs = date.and_then(|date| SystemTime::try_from(date).ok());
+    theirs.is_some_and(|theirs| {
+        let ours = SystemClock.wall();
+        ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours)).is_ok_and(|off| off > CLOCKS_MAX)
+    })
+}
+
+/// Whether the server may have refused a signature for its time alone. The SDK has learned the server's time from the same
+/// answer and signs with it from now on.
+pub(super) fn may_be_about_the_time(error: &Error) -> bool {
+    error.status() == Some(403) && error.code().is_none() && error.message().contains(CLOCKS_DIFFER)
 }
 
 const BUCKET_REGION: &str = "the bucket is in region ";
@@ -225,7 +252,7 @@ pub(super) fn refuses_checksum(error: &Error) -> bool {
     status && (names_it || vague) && !matches!(error.kind(), Kind::Corrupt)
 }
 
-pub(super) fn time_of(time: Option<&aws_sdk_s3::primitives::DateTime>) -> SystemTime {
+pub(super) fn time_of(time: Option<&DateTime>) -> SystemTime {
     time.and_then(|t| SystemTime::try_from(*t).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
@@ -263,6 +290,17 @@ mod tests {
         }
         assert_eq!(hint("", 404, &headers), None);
         assert_eq!(region_hint(&Error::new(Kind::NotFound, "no")), None);
+    }
+
+    #[test]
+    fn a_refused_head_may_be_about_the_time_where_clocks_differ() {
+        for (date, about) in [("Wed, 21 Oct 2015 07:28:00 GMT", true), ("soon", false), ("", false)] {
+            let mut headers = aws_smithy_runtime_api::http::Headers::new();
+            headers.insert("date", date);
+            let message = hint("", 403, &headers).unwrap_or_default();
+            let error = Error::new(Kind::AccessDenied, message).with_answer(Some(403), None, None);
+            assert_eq!(may_be_about_the_time(&error), about, "{date}");
+        }
     }
 
     #[test]

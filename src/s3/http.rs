@@ -237,9 +237,24 @@ impl HttpConnector for Pool {
                     .await
                     .map_err(|late| ConnectorError::timeout(late.into()))?,
             };
-            let answer = answer.map_err(refused)?.map(SdkBody::from_body_1_x);
+            let mut answer = answer.map_err(refused)?.map(SdkBody::from_body_1_x);
+            readable(answer.headers_mut());
             HttpResponse::try_from(answer).map_err(|error| ConnectorError::other(error.into(), None))
         })
+    }
+}
+
+/// Some servers pass on what other programs said of an object as those said it, in the encoding of their machines. The SDK
+/// takes UTF-8 alone, and would hide the object for it.
+fn readable(headers: &mut http::HeaderMap) {
+    for value in headers.values_mut() {
+        if std::str::from_utf8(value.as_bytes()).is_err() {
+            let latin: String = value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
+            // Bytes that were a header's before are one's again.
+            if let Ok(utf8) = http::HeaderValue::from_bytes(latin.as_bytes()) {
+                *value = utf8;
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! Everything that talks to S3 does so through [`Store`]. [`Client`] is S3 over HTTP; [`MemStore`] is the pure
 //! [`model`] in memory. `tests/store` holds both, and servers that we did not write, to the same promises.
 
+mod answers;
 mod beside;
 mod capability;
 mod changes;

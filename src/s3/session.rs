@@ -20,10 +20,11 @@ use aws_sdk_sts::error::SdkError;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::interceptors::context::{
-    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
-    FinalizerInterceptorContextRef,
+    BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
+    BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
 };
 use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
+use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_smithy_runtime_api::client::retries::RequestAttempts;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
@@ -32,6 +33,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures::FutureExt;
 use serde::Serialize;
 
+use super::answers;
 use super::client::{Client, ClientSettings};
 use super::credentials::{Provider, Refreshing, env, load};
 use super::customer_key::{CustomerKey, KeyPlace};
@@ -54,7 +56,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server that may have no STS is listened to.
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STS: &str = "not offered by this endpoint";
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// First try and four more, with backoff and the SDK's token bucket over all of a client's requests.
 const ATTEMPTS_MAX: u32 = 5;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -542,7 +544,7 @@ impl Trouble {
 }
 
 /// Sees each attempt of a request, where the SDK's own retries show the last one alone, or none once time is up:
-/// counts retries and answers that say to slow down, and remembers why there was no connection.
+/// counts retries and answers that say to slow down, remembers why there was no connection, and holds answers to be whole.
 #[derive(Debug)]
 struct Attempts {
     stats: Arc<Stats>,
@@ -584,6 +586,20 @@ impl Intercept for Attempts {
             }
             Some(_) => self.trouble.set(None),
             None => {}
+        }
+        Ok(())
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        let is_get = config.load::<Metadata>().is_some_and(|what| what.name() == "GetObject");
+        let answer = context.response_mut();
+        if !(is_get && answer.status().is_success()) {
+            answers::hold(answer);
         }
         Ok(())
     }

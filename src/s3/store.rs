@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::payload::Payload;
 use super::types::*;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// How often a body that broke off is asked for again.
 const AGAIN_MAX: u32 = 3;
@@ -85,12 +85,17 @@ pub trait Store: Send + Sync + 'static {
     async fn list_uploads(&self, bucket: &str, prefix: &str) -> Result<Vec<Unfinished>>;
 }
 
-/// All bytes of an answer, and what they are of. What broke off under way is asked for again: a client's own attempts
-/// end where the answer begins.
-pub async fn read_all(store: &dyn Store, request: GetRequest) -> Result<(ObjectInfo, Bytes)> {
+/// All bytes of an answer, `most` of them, and what they are of. What broke off under way is asked for again: a client's own
+/// attempts end where the answer begins. `TooLarge` where more are announced.
+pub async fn read_all(store: &dyn Store, request: GetRequest, most: u64) -> Result<(ObjectInfo, Bytes)> {
     let mut again = 0;
     loop {
         let answer = store.get(request.clone()).await?;
+        if answer.length > most {
+            let told =
+                format!("the answer is {} bytes, and {most} are the most that were asked for", answer.length);
+            return Err(Error::new(Kind::TooLarge, told));
+        }
         let info = answer.info.clone();
         match answer.bytes().await {
             Err(error) if error.kind().is_transient() && again < AGAIN_MAX => again += 1,

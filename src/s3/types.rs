@@ -128,6 +128,9 @@ pub struct GetRequest {
 /// Bytes of an object as they arrive.
 pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 
+/// Memory that is taken for a body before it arrives.
+const ANNOUNCED_MAX: usize = 32 << 20;
+
 /// An answer to GET: what the object is, which bytes these are, and the bytes.
 pub struct GetOutput {
     pub info: ObjectInfo,
@@ -152,7 +155,8 @@ impl GetOutput {
         if first.len() == length {
             return Ok(first);
         }
-        let mut all = Vec::with_capacity(length);
+        // What was announced takes no memory before it is here.
+        let mut all = Vec::with_capacity(length.min(ANNOUNCED_MAX));
         all.extend_from_slice(&first);
         while let Some(chunk) = body.next().await {
             let chunk = chunk?;

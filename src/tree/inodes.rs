@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +19,8 @@ const REMEMBERED_MAX: usize = 100_000;
 const REMEMBERED_BYTES: usize = 300;
 /// Memory of an inode: its node, its places in the table and in its directory, a name of 20 characters and an ETag of 32.
 const NODE_BYTES: usize = size_of::<Node>() + 220;
+/// Nodes that are gone and still have their place in the order of age, beside as many as there are.
+const AGES_SPARE: usize = 1024;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
@@ -35,6 +37,8 @@ pub struct Tree {
     /// In boxes: half of a table that has just grown is empty.
     nodes: HashMap<Ino, Box<Node>>,
     next_serial: u64,
+    /// Nodes and their serial numbers, in the order in which they were made or last offered to be forgotten; some are gone.
+    ages: VecDeque<(Ino, u64)>,
     /// By the serial number of the directory's node.
     remembered: LruCache<(u64, Name), (Memory, Instant)>,
     /// Serial number of the latest local change.
@@ -209,6 +213,7 @@ impl Tree {
             changed_names: 0,
             taken: HashMap::new(),
             held: HashMap::new(),
+            ages: VecDeque::new(),
             locals: HashSet::new(),
             buried: HashMap::new(),
             changes_forgotten: 0,
@@ -1180,6 +1185,25 @@ impl Tree {
         self.collect(ino);
     }
 
+    /// Up to so many files that the kernel has known for longest and that nobody has open. It may be told to forget their
+    /// names: whoever asks for one again finds the same.
+    pub fn oldest(&mut self, count: usize) -> Vec<(Ino, Name)> {
+        let mut oldest = Vec::new();
+        for _ in 0..self.ages.len().min(2 * count) {
+            let Some((ino, serial)) = self.ages.pop_front() else { break };
+            let Some(node) = self.nodes.get(&ino).filter(|node| node.serial == serial) else { continue };
+            // Until the kernel has given it back.
+            self.ages.push_back((ino, serial));
+            let is_known = node.lookups > 0 && node.pins == 0 && matches!(node.found, Found::File(_));
+            let is_free = is_known && !self.locals.contains(&ino) && !self.held.contains_key(&ino);
+            oldest.extend(node.link.clone().filter(|_| is_free));
+            if oldest.len() == count {
+                break;
+            }
+        }
+        oldest
+    }
+
     /// Inodes in the table.
     pub fn len(&self) -> usize {
         self.nodes.len()
@@ -1191,6 +1215,7 @@ impl Tree {
         count(self.nodes.len(), NODE_BYTES)
             + count(self.remembered.len(), REMEMBERED_BYTES)
             + count(self.ahead.len(), ahead::KEY_BYTES)
+            + count(self.ages.len(), size_of::<(Ino, u64)>())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -1317,7 +1342,12 @@ impl Tree {
         node.serial = self.next_serial;
         self.next_serial += 1;
         node.fresh_until = until;
+        self.ages.push_back((ino, node.serial));
         self.nodes.insert(ino, Box::new(node));
+        if self.ages.len() > 2 * self.nodes.len() + AGES_SPARE {
+            let nodes = &self.nodes;
+            self.ages.retain(|(ino, serial)| nodes.get(ino).is_some_and(|node| node.serial == *serial));
+        }
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children.insert(name, ino);
         }

@@ -18,7 +18,7 @@ use super::keys::{DirKey, Name, Place, Shown};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListedObject, SCRATCH};
 
-/// Pages in a row without an entry before a listing counts as endless. S3 may send a few where many keys were
+/// Pages in a row without a new entry before a listing counts as endless. S3 may send a few where many keys were
 /// deleted.
 const EMPTY_PAGES_MAX: u32 = 1_000;
 /// Names shown that are kept, as eight bytes each, of a server whose order is not known: enough to find out.
@@ -68,6 +68,8 @@ pub struct Listing {
     reached: Option<String>,
     /// What came since the order broke.
     unsorted: Option<Vec<Item>>,
+    /// Its keys, as eight bytes each: pages in circles bring nothing else.
+    collected: Option<HashSet<u64>>,
     /// The last directory shown that stands for the piece of a component: the keys of each are contiguous.
     chunk: Option<Name>,
     /// Whether it was the last name shown, so more of its keys may come.
@@ -106,6 +108,7 @@ impl Listing {
             held: Vec::new(),
             reached: None,
             unsorted: (order == Order::Other).then(Vec::new),
+            collected: (order == Order::Other).then(HashSet::new),
             chunk: None,
             in_chunk: false,
             shown: (order != Order::Known).then(HashSet::new),
@@ -131,9 +134,18 @@ impl Listing {
         let received = items.len();
         items.retain(|item| self.belongs(item));
         self.foreign_keys += (received - items.len()) as u64;
-        self.empty_pages = if items.is_empty() { self.empty_pages + 1 } else { 0 };
+        // Where the order does not tell, what came before does.
+        let has_new = match &mut self.collected {
+            Some(collected) => {
+                let known = collected.len();
+                collected.extend(items.iter().map(|item| hash_of(item.key())));
+                collected.len() > known
+            }
+            None => !items.is_empty(),
+        };
+        self.empty_pages = if has_new { 0 } else { self.empty_pages + 1 };
         if self.empty_pages > EMPTY_PAGES_MAX {
-            return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything"));
+            return Err(Error::new(Kind::Corrupt, "the listing goes on without listing anything new"));
         }
         items.sort_by(|a, b| a.key().cmp(b.key()));
         items.dedup_by(|a, b| a.key() == b.key());
@@ -149,6 +161,7 @@ impl Listing {
                 return Err(Error::new(Kind::Corrupt, "the server lists out of order"));
             }
             self.unsorted = Some(self.held.drain(..).map(Item::Object).collect());
+            self.collected = Some(HashSet::new());
         }
         if let Some(last) = items.last() {
             self.reached = Some(last.key().to_owned());
@@ -159,7 +172,9 @@ impl Listing {
         let ready = match &mut self.unsorted {
             None => items,
             Some(unsorted) => {
-                unsorted.extend(items);
+                if has_new {
+                    unsorted.extend(items);
+                }
                 if !self.done {
                     return Ok(Ready::default());
                 }
@@ -203,6 +218,7 @@ impl Listing {
             return false;
         }
         self.unsorted = Some(Vec::new());
+        self.collected = Some(HashSet::new());
         self.held.clear();
         (self.reached, self.token) = (None, None);
         true
@@ -296,8 +312,8 @@ impl Listing {
     }
 }
 
-/// Eight bytes that stand for a name.
-pub fn hash_of(name: &Name) -> u64 {
+/// Eight bytes that stand for a name, or a key.
+pub fn hash_of(name: &(impl Hash + ?Sized)) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     hasher.finish()
@@ -523,6 +539,68 @@ mod tests {
             } else {
                 prop_assert_eq!(names, expected);
             }
+        }
+    }
+
+    /// Keys of any sort: inside of the prefix `d/` and outside, that climb, that are empty, too long, or hardly keys.
+    fn any_key() -> impl Strategy<Value = String> {
+        prop_oneof![
+            4 => "(d/){0,2}[ab./%~-]{0,6}/?",
+            2 => "d/(\\.\\./|/|\\./){1,4}[a\0\n]?",
+            1 => any::<String>(),
+            1 => (250usize..3_000).prop_map(|n| format!("d/{}", "x".repeat(n))),
+        ]
+    }
+
+    fn any_page() -> impl Strategy<Value = ListPage> {
+        let objects = proptest::collection::vec((any_key(), any::<u64>()), 0..12);
+        let prefixes = proptest::collection::vec(any_key(), 0..6);
+        let next = proptest::option::weighted(0.9, "[a-c]");
+        (objects, prefixes, next).prop_map(|(objects, common_prefixes, next)| ListPage {
+            objects: objects.into_iter().map(|(key, size)| object(&key, size)).collect(),
+            common_prefixes,
+            next,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_lists_names_are_names_and_none_is_shown_twice(
+            pages in proptest::collection::vec(any_page(), 1..12),
+            order in proptest::sample::select(vec![Order::Known, Order::Unknown, Order::Other]),
+            prefix in proptest::sample::select(vec!["", "d/", "d/d/"]),
+            after in proptest::option::of(any_key()),
+        ) {
+            let mut listing = Listing::new(DirKey::root(prefix), order, after);
+            let mut shown = HashSet::new();
+            for page in pages {
+                if listing.is_done() {
+                    break;
+                }
+                let Ok(ready) = listing.page(page) else { break };
+                let count = ready.entries.len();
+                prop_assert!(ready.mark.is_none_or(|(at, _)| at <= count));
+                for entry in ready.entries {
+                    let again = Name::parse(std::ffi::OsStr::new(entry.name.as_str())).ok();
+                    prop_assert_eq!(again.as_ref(), Some(&entry.name));
+                    prop_assert!(shown.insert(entry.name.clone()), "{:?} came twice", entry.name);
+                }
+            }
+        }
+    }
+
+    /// Pages that repeat what came before are no progress, in whatever order a server lists.
+    #[test]
+    fn pages_in_circles_come_to_an_end() {
+        for order in [Order::Known, Order::Unknown, Order::Other] {
+            let mut listing = Listing::new(DirKey::root(""), order, None);
+            let page = |n: usize| ListPage {
+                objects: vec![object(["a", "b"][n % 2], 1)],
+                next: Some(["t", "u"][n % 2].to_owned()),
+                ..ListPage::default()
+            };
+            let failed = (0..2_000).find_map(|n| listing.page(page(n)).err());
+            assert_eq!(failed.map(|error| error.kind()), Some(Kind::Corrupt), "{order:?}");
         }
     }
 

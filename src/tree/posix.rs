@@ -509,6 +509,19 @@ mod tests {
         }
 
         #[test]
+        fn nothing_panics(object in foreign(), key in any::<String>(), value in any::<String>(), posix in attributes()) {
+            let mut object = object;
+            object.insert(key.clone(), value);
+            let said = Posix::of(&object);
+            is_attribute(&object, &key);
+            says_mtime(&object);
+            write(&mut object, &posix);
+            write(&mut object, &said);
+            forget_mtime(&mut object);
+            Posix::of(&object);
+        }
+
+        #[test]
         fn escapes_come_back(bytes in any::<Vec<u8>>()) {
             let text = escape(&bytes);
             prop_assert_eq!(unescape(&text), bytes);

@@ -154,7 +154,7 @@ impl Source {
             if_match: Some(object.etag.clone()),
             ..GetRequest::default()
         };
-        let (info, bytes) = read_all(&**store, request).await?;
+        let (info, bytes) = read_all(&**store, request, range.len()).await?;
         if info.etag != object.etag {
             return Err(Error::new(Kind::Stale, "another client changed the object"));
         }

@@ -133,6 +133,14 @@ impl Client {
         Self::on(store, Arc::new(ManualClock::new()), Arc::default())
     }
 
+    /// A mount of a bucket of some other server.
+    pub fn of_server(server: Arc<dyn Store>) -> Self {
+        let (clock, stats) = (Arc::new(ManualClock::new()), Arc::new(Stats::default()));
+        let unused = Arc::new(MemStore::new(clock.clone(), Arc::clone(&stats)));
+        let options = Options { timeout: Duration::from_secs(8), ..usual() };
+        Self::of_root(Root::Volume(Volume::new(BUCKET, "", server)), options, unused, clock, stats)
+    }
+
     /// The same, with what its objects get beside their bytes.
     pub fn with_new_objects(self, new_objects: NewObjects) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);

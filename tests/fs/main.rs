@@ -14,6 +14,7 @@ mod copying;
 mod crash;
 mod deletes;
 mod faults;
+mod hostile;
 mod integrity;
 mod interleavings;
 mod listing;

@@ -9,6 +9,7 @@
 //! so on standard error, with a count, past the capture of the test runner.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -28,7 +29,7 @@ pub enum Server {
     Mem,
     /// The binary under test, as `pailfs demo`.
     Demo,
-    /// The same with a bucket of objects that are made up: `synthetic`, 10 directories of 5,000 files of 4 MiB.
+    /// The same with a bucket of objects that are made up: `synthetic`, 10 directories of 10,000 files of 4 MiB.
     Synthetic,
     Garage,
     /// Three nodes of it, of which one at a time may be killed.
@@ -44,8 +45,6 @@ pub struct Endpoint {
     pub access: String,
     pub secret: String,
     pub region: String,
-    /// What a server says of itself besides: its process, and its directory.
-    pub more: Vec<String>,
 }
 
 impl Server {
@@ -63,6 +62,16 @@ impl Server {
 
     /// Where it listens, once it does; `Ok(None)` for the one in this process.
     pub fn endpoint(self) -> Result<Option<&'static Endpoint>, &'static str> {
+        Ok(self.running()?.map(|running| &running.endpoint))
+    }
+
+    /// Where the server has its files, where it says so.
+    pub fn directory(self) -> Option<PathBuf> {
+        let running = self.running().ok()??;
+        running.line.split_whitespace().last().filter(|word| word.starts_with('/')).map(PathBuf::from)
+    }
+
+    fn running(self) -> Result<Option<&'static Running>, &'static str> {
         static STARTED: [OnceLock<Result<Running, String>>; 6] = [const { OnceLock::new() }; 6];
         let slot = match self {
             Self::Mem => return Ok(None),
@@ -74,7 +83,7 @@ impl Server {
             Self::Cluster => &STARTED[5],
         };
         match slot.get_or_init(|| self.find_or_start()) {
-            Ok(running) => Ok(Some(&running.endpoint)),
+            Ok(running) => Ok(Some(running)),
             Err(why) => Err(why),
         }
     }
@@ -118,15 +127,15 @@ impl Server {
     fn find_or_start(self) -> Result<Running, String> {
         let variable = format!("TEST_S3_{}", self.name().to_uppercase());
         if let Some(line) = super::setting(&variable) {
-            let endpoint = Endpoint::parse(&line).ok_or(line)?;
-            return Ok(Running { endpoint, _child: None });
+            let endpoint = Endpoint::parse(&line).ok_or_else(|| line.clone())?;
+            return Ok(Running { endpoint, line, _child: None });
         }
         match self {
             Self::Demo | Self::Synthetic => {
                 let mut demo = Command::new(env!("CARGO_BIN_EXE_pailfs"));
                 demo.args(["demo", "--listen", "127.0.0.1:0", "--until-stdin-closes"]);
                 if self == Self::Synthetic {
-                    demo.args(["--synthetic", "10x5000x4MiB"]);
+                    demo.args(["--synthetic", "10x10000x4MiB"]);
                 }
                 Running::start(demo, "ready")
             }
@@ -160,7 +169,6 @@ impl Endpoint {
             access: words.next()?,
             secret: words.next()?,
             region: words.next()?,
-            more: words.collect(),
         };
         Some(endpoint)
     }
@@ -168,6 +176,8 @@ impl Endpoint {
 
 struct Running {
     endpoint: Endpoint,
+    /// All that it said.
+    line: String,
     /// Holds the pipe whose end ends the server.
     _child: Option<Child>,
 }
@@ -199,7 +209,7 @@ impl Running {
         });
         let line = hear.recv_timeout(START_DEADLINE).unwrap_or_default();
         match line.strip_prefix(ready).and_then(Endpoint::parse) {
-            Some(endpoint) => Ok(Self { endpoint, _child: Some(child) }),
+            Some(endpoint) => Ok(Self { endpoint, line, _child: Some(child) }),
             None => {
                 drop(child.stdin.take());
                 let complaint = complaints.recv_timeout(Duration::from_secs(20)).unwrap_or_default();

@@ -2,7 +2,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,9 +15,9 @@ use pailfs::s3::ListRequest;
 const SOON: Duration = Duration::from_secs(20);
 
 /// The nodes there are: their addresses and processes.
-fn nodes(cluster: &Endpoint) -> Vec<(String, i32)> {
-    let directory = cluster.more.last().expect("a cluster says where its nodes are told of");
-    let text = fs::read_to_string(Path::new(directory).join("nodes")).unwrap();
+fn nodes() -> Vec<(String, i32)> {
+    let directory = Server::Cluster.directory().expect("a cluster says where its nodes are told of");
+    let text = fs::read_to_string(directory.join("nodes")).unwrap();
     text.lines()
         .map(|line| {
             let (url, pid) = line.split_once(' ').unwrap();
@@ -120,16 +119,16 @@ fn two_mounts_see_each_other_on_garage() {
 fn a_node_that_is_killed_takes_nothing_from_two_mounts() {
     let Some(place) = fresh_place(Server::Cluster, "a_node_is_killed") else { return };
     let cluster = endpoint(Server::Cluster);
-    let of_node = |node: usize| Endpoint { url: nodes(&cluster)[node].0.clone(), ..cluster.clone() };
+    let of_node = |node: usize| Endpoint { url: nodes()[node].0.clone(), ..cluster.clone() };
     let source = format!("s3://{}", place.bucket);
     let mounts = [0, 1].map(|node| Mounted::at_endpoint(&of_node(node), place.clone(), &source, &STRICT));
     let turns = while_working(&mounts, || {
         // One that nobody speaks to, and one that a mount does.
         for node in [2, 1] {
-            let (url, pid) = nodes(&cluster)[node].clone();
+            let (url, pid) = nodes()[node].clone();
             kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
             assert!(wait_for(SOON, || !listens(&url)), "the node is gone");
-            let is_back = || nodes(&cluster)[node].1 != pid && serves(&of_node(node), &place.bucket);
+            let is_back = || nodes()[node].1 != pid && serves(&of_node(node), &place.bucket);
             assert!(wait_for(SOON, is_back), "the node comes back");
             // With all three there, the load goes on until another one may go.
             let before = fs::read_to_string(mounts[0].at("f1")).unwrap_or_default().len();

@@ -54,7 +54,7 @@ impl Alone {
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
         let [_, url, access, secret, region] = <[String; 5]>::try_from(words).unwrap();
-        let endpoint = Endpoint { url, access, secret, region, more: Vec::new() };
+        let endpoint = Endpoint { url, access, secret, region };
         let store = block_on(endpoint.client());
         let place = block_on(Place::make(Server::Demo, store)).unwrap();
         let alone = Self { server, endpoint, place, dir: tempfile::tempdir().unwrap() };

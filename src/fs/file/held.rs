@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::File;
+use super::{File, require_all_of};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Fs, lock};
@@ -112,7 +112,8 @@ impl Fs {
                     if_match: Some(object.id.etag.clone()),
                     ..GetRequest::default()
                 };
-                let (_, bytes) = read_all(&**object.store(), request).await?;
+                let (_, bytes) = read_all(&**object.store(), request, step.len()).await?;
+                require_all_of(step, &bytes)?;
                 self.stage_fetched(file, step, &bytes)?;
                 at = step.end();
             }

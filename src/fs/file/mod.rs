@@ -878,3 +878,11 @@ impl Fs {
         lock(&self.files).drop_unused(file);
     }
 }
+
+/// The server said that the object ends before its size, which its version fixes.
+pub(super) fn require_all_of(range: ByteRange, bytes: &[u8]) -> Result<()> {
+    if bytes.len() as u64 == range.len() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Corrupt, format!("asked for {range}, got {} bytes", bytes.len())))
+}

@@ -747,6 +747,42 @@ fn a_segment_that_ends_before_its_checkpoint_never_counted() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever lies there: it is read as what it is, or refused in words, and what is read is the beginning of what was
+    /// written.
+    #[test]
+    fn any_bytes_in_the_journal_s_place_are_read_or_refused(
+        begins in any::<bool>(),
+        from in any::<prop::sample::Index>(),
+        bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(0xf1), Just(0)], 0..400),
+        frames in proptest::collection::vec(any::<prop::sample::Index>(), 0..4),
+    ) {
+        let dir = MemDir::default();
+        let log = begin(&dir, NEVER).unwrap();
+        for record in &simple(12) {
+            log.append(record).unwrap();
+        }
+        log.sync().unwrap();
+        let name = dir.names().unwrap().remove(0);
+        let whole = dir.read(&name).unwrap();
+        dir.edit(&name, |file| {
+            let at = from.index(file.len());
+            file.truncate(if begins { at } else { 0 });
+            file.extend(&bytes);
+            // Frames of the same journal at other places than their own.
+            for frame in &frames {
+                file.extend(&whole[frame.index(whole.len())..]);
+            }
+        });
+        match replay(&dir, BOOT) {
+            Ok(left) => prop_assert!(left.torn_bytes as usize <= dir.read(&name).unwrap().len()),
+            Err(error) => prop_assert!(error.message().contains(&name), "{}", error.report()),
+        }
+    }
+}
+
 #[test]
 fn damage_before_good_records_is_an_error_that_names_the_file() {
     let dir = MemDir::default();

@@ -1,0 +1,273 @@
+//! What nobody else may see or change: keys, bytes that wait, the control socket, files outside of the mount.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pailfs::demo::Server as Demo;
+use pailfs::s3::{Attributes, PutRequest};
+
+use crate::harness::mount::{Mounted, endpoint, fresh_place, is_mounted, pailfs, wait_for};
+use crate::harness::{Endpoint, Server, block_on};
+
+const SECRET: &str = "TheSecretThatNobodyMaySee";
+const TOKEN: &str = "TheTokenThatNobodyMaySee";
+const NOBODY: u32 = 65534;
+const LONG: Duration = Duration::from_secs(60);
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Every file below a directory.
+fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
+            _ => found.push(entry.path()),
+        }
+    }
+    found
+}
+
+#[test]
+fn keys_are_in_no_argument_log_status_or_file_and_files_are_the_owner_s_alone() {
+    if fresh_place(Server::Demo, "keys_are_nowhere").is_none() {
+        return;
+    }
+    let server =
+        block_on(Demo::builder().bucket("bucket").credentials("AKIAPAILFSPAILFS", SECRET).start()).unwrap();
+    let at = Endpoint {
+        url: server.endpoint(),
+        access: "AKIAPAILFSPAILFS".to_owned(),
+        secret: SECRET.to_owned(),
+        region: "us-east-1".to_owned(),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (mnt, log) = (dir.path().join("mnt"), dir.path().join("log"));
+    fs::create_dir(&mnt).unwrap();
+    // Everything that anything says, of ours and below.
+    let level =
+        "trace,aws_config=trace,aws_runtime=trace,aws_sigv4=trace,aws_smithy_runtime=trace,hyper=trace";
+    let mut child = pailfs(&at)
+        .env("AWS_SESSION_TOKEN", TOKEN)
+        .args(["mount", "s3://bucket"])
+        .arg(&mnt)
+        .args(["--foreground", "--endpoint-url", &at.url, "--region", "us-east-1", "--log-level", level])
+        .arg("--log-file")
+        .arg(&log)
+        .arg("--state-dir")
+        .arg(dir.path().join("state"))
+        .arg("--cache-dir")
+        .arg(dir.path().join("cache"))
+        .stderr(fs::File::create(dir.path().join("stderr")).unwrap())
+        .spawn()
+        .unwrap();
+    assert!(wait_for(LONG, || is_mounted(&mnt)));
+    fs::write(mnt.join("f"), vec![1; 1 << 20]).unwrap();
+    fs::read(mnt.join("f")).unwrap();
+    fs::read(mnt.join("nothing")).unwrap_err();
+    server.set_faults(vec!["fault=expired-token".parse().unwrap()]);
+    fs::write(mnt.join("pending"), b"pending").unwrap_or_default();
+    fs::read_dir(&mnt).map(drop).unwrap_or_default();
+    let mut shown = vec![("arguments", fs::read(format!("/proc/{}/cmdline", child.id())).unwrap())];
+    for command in [&["status"][..], &["status", "--json"], &["flush"]] {
+        let output = pailfs(&at).args(command).arg(&mnt).output().unwrap();
+        shown.push(("an answer", [output.stdout, output.stderr].concat()));
+    }
+    for path in files(dir.path()) {
+        if path.starts_with(&mnt) {
+            continue;
+        }
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let is_ours = !path.ends_with("stderr");
+        assert!(!is_ours || metadata.mode() & 0o077 == 0, "{path:?} has mode {:o}", metadata.mode());
+        if metadata.is_file() {
+            shown.push(("a file", fs::read(&path).unwrap()));
+        }
+    }
+    for made in ["state", "cache"] {
+        let mode = fs::metadata(dir.path().join(made)).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o700, "{made}");
+    }
+    server.set_faults(Vec::new());
+    assert!(wait_for(LONG, || pailfs(&at).arg("flush").arg(&mnt).status().unwrap().success()));
+    assert!(pailfs(&at).arg("umount").arg(&mnt).status().unwrap().success());
+    child.wait().unwrap();
+    shown.push(("the log", fs::read(&log).unwrap()));
+    assert!(shown.last().unwrap().1.len() > 1000, "there is a log");
+    for (what, bytes) in &shown {
+        let text = String::from_utf8_lossy(bytes);
+        assert!(!text.contains(SECRET) && !text.contains(TOKEN), "{what}: {text}");
+    }
+}
+
+/// A core would have the keys in it, and bytes of whoever else uses the mount.
+#[test]
+fn a_mount_that_crashes_leaves_no_core() {
+    let Some(mut m) = Mounted::fresh(Server::Demo, "a_mount_that_crashes_leaves_no_core") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let crash = |change: &dyn Fn(&mut Command)| {
+        let mut shell = Command::new("sh");
+        shell.current_dir(dir.path()).stdin(Stdio::null()).stderr(Stdio::null());
+        change(&mut shell);
+        shell
+    };
+    // The machine makes cores, or there is nothing to see.
+    let control = crash(&|shell| {
+        shell.args(["-c", "ulimit -c unlimited; kill -ABRT $$"]);
+    })
+    .status()
+    .unwrap();
+    fs::write(m.at("f"), b"x").unwrap();
+    let at = endpoint(Server::Demo);
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let script = format!(
+        "ulimit -c unlimited; exec {} mount s3://{} {} --foreground --endpoint-url {} --region {} --state-dir {}",
+        env!("CARGO_BIN_EXE_pailfs"),
+        m.place.bucket,
+        mnt.display(),
+        at.url,
+        at.region,
+        dir.path().join("state").display(),
+    );
+    let mut child = crash(&|shell| {
+        shell
+            .args(["-c", &script])
+            .env("AWS_ACCESS_KEY_ID", &at.access)
+            .env("AWS_SECRET_ACCESS_KEY", &at.secret)
+            .env("AWS_EC2_METADATA_DISABLED", "true");
+    })
+    .spawn()
+    .unwrap();
+    assert!(wait_for(LONG, || is_mounted(&mnt)));
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::ABORT).unwrap();
+    let ended = child.wait().unwrap();
+    let _ = rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::DETACH);
+    assert_eq!(ended.signal(), Some(6), "{ended:?}");
+    assert!(!ended.core_dumped(), "{ended:?}; a shell's: {control:?}");
+    if !control.core_dumped() {
+        eprintln!("this machine makes no cores, so none was missed");
+    }
+    m.umount();
+}
+
+#[test]
+fn other_users_are_neither_let_in_nor_answered_unless_they_are_asked_for() {
+    let Some(m) = Mounted::fresh(Server::Demo, "other_users_are_not_let_in") else { return };
+    if !is_root() {
+        eprintln!("skipped: another user's program takes root to start");
+        return;
+    }
+    // The way to the mount is open; the mount is not.
+    fs::set_permissions(m.path().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(m.at("f"), b"mine").unwrap();
+    let theirs = |mount: &Mounted| {
+        Command::new("cat").arg(mount.at("f")).uid(NOBODY).gid(NOBODY).stderr(Stdio::null()).output().unwrap()
+    };
+    assert!(!theirs(&m).status.success());
+    let other = m.again(&["--allow-other"]);
+    fs::set_permissions(other.path().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(theirs(&other).stdout, b"mine", "who was let in is let in");
+    // Root's socket is root's; a copy of the binary, because the way to the one under test may be closed.
+    let copy = tempfile::tempdir().unwrap();
+    fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = copy.path().join("pailfs");
+    fs::copy(env!("CARGO_BIN_EXE_pailfs"), &binary).unwrap();
+    for command in ["status", "flush", "umount"] {
+        let mut theirs = Command::new(&binary);
+        let output = theirs.arg(command).arg(other.path()).uid(NOBODY).gid(NOBODY).output().unwrap();
+        assert!(!output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    assert!(is_mounted(&other.path()));
+}
+
+/// Keys that climb, and links that lead out: whoever follows them is the program that asks, never the mount.
+#[test]
+fn nothing_in_a_bucket_makes_the_mount_touch_files_of_the_machine() {
+    let Some(place) = fresh_place(Server::Demo, "nothing_in_a_bucket_touches_local_files") else { return };
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, b"local").unwrap();
+    let out = outside.path().display().to_string();
+    for key in
+        ["../../evil", "/tmp/pailfs-evil", "..", "a/../../../evil", "cache/../x", "staging/s1", "~/evil"]
+    {
+        block_on(place.put(key, "from afar")).unwrap();
+    }
+    let link = |key: &str, target: &str| {
+        let mut attributes = Attributes::default();
+        attributes.metadata.insert("mode".to_owned(), "41471".to_owned());
+        let request = PutRequest {
+            bucket: place.bucket.clone(),
+            key: key.to_owned(),
+            body: target.to_owned().into(),
+            attributes,
+            ..PutRequest::default()
+        };
+        block_on(place.store.put(request)).unwrap();
+    };
+    link("to-file", secret.to_str().unwrap());
+    link("to-dir", &out);
+    link("up", "../../../../../../..");
+    let cache = tempfile::tempdir().unwrap();
+    let source = format!("s3://{}", place.bucket);
+    let flags = ["--posix", "full", "--cache-dir", cache.path().to_str().unwrap()];
+    let mut m = Mounted::mount(place, &source, &flags);
+    assert_eq!(fs::read_link(m.at("to-file")).unwrap(), secret);
+    // Every name is read, changed and removed as what it is: an object, or a link itself.
+    let mut dirs = vec![m.path()];
+    let mut seen = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+            seen += 1;
+            if kind.is_dir() {
+                dirs.push(path);
+            } else if kind.is_symlink() {
+                std::os::unix::fs::lchown(&path, Some(0), Some(0)).unwrap_or_default();
+                fs::rename(&path, path.with_extension("moved")).unwrap();
+                fs::remove_file(path.with_extension("moved")).unwrap();
+            } else {
+                assert_eq!(fs::read(&path).unwrap(), b"from afar");
+                fs::write(&path, b"changed").unwrap();
+                fs::remove_file(&path).unwrap();
+            }
+        }
+    }
+    assert!(seen > 10, "{seen}");
+    assert!(m.umount().success());
+    assert_eq!(fs::read(&secret).unwrap(), b"local");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    assert!(!Path::new("/tmp/pailfs-evil").exists());
+    for path in files(cache.path()) {
+        assert!(!path.to_string_lossy().contains("evil"), "{path:?}");
+    }
+}
+
+/// Whoever may write to a directory above may put a link in the place of a file that the mount is about to make.
+#[test]
+fn a_state_directory_that_others_can_write_is_refused_with_the_reason() {
+    let Some(place) = fresh_place(Server::Demo, "a_state_directory_is_refused") else { return };
+    let at = endpoint(Server::Demo);
+    let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for mode in [0o777, 0o770] {
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let output = pailfs(&at)
+            .args(["mount", &format!("s3://{}", place.bucket)])
+            .arg(target.path())
+            .args(["--endpoint-url", &at.url, "--region", &at.region, "--state-dir"])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains("only its user may write to"), "{mode:o}: {told}");
+        assert!(!is_mounted(target.path()));
+    }
+}
