@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::args::{CacheArgs, MountArgs, SessionArgs};
 use super::background::{self, Child};
