@@ -26,6 +26,12 @@ fn default_config_paths() -> Vec<PathBuf> {
     base.map(|base| base.join("pailfs/config.toml")).into_iter().chain([SYSTEM_CONFIG.into()]).collect()
 }
 
+/// Where a path leads that may be typed from the working directory.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::new(Code::Usage, format!("{}: {error}", path.display())))
+}
+
 /// Reads the named configuration file, or the default one if there is one. With it come warnings about it.
 pub fn load_config(named: Option<&Path>) -> Result<(ConfigFile, Vec<String>), Failure> {
     if let Some(path) = named {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::args::{CacheArgs, MountArgs, SessionArgs};
 use super::background::{self, Child};
@@ -107,7 +107,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
     let objects = args.objects.settings();
     let (source, sessions) = choose(&args.source, &args.session, &objects, &file)?;
     let state_dir = match &args.state_dir {
-        Some(dir) => absolute(dir)?,
+        Some(dir) => machine::absolute(dir)?,
         None => machine::default_state_dir()?,
     };
     let mountpoint = mountpoint::prepare(&args.dir, args.look.allow_other)?;
@@ -143,7 +143,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
         staging: args.staging,
         exclusive: args.exclusive,
         on_conflict: args.on_conflict,
-        trace_ops: args.trace_ops.as_deref().map(absolute).transpose()?,
+        trace_ops: args.trace_ops.as_deref().map(machine::absolute).transpose()?,
         control_socket,
         metrics_listen: args.metrics_listen,
         rates: file.rates,
@@ -154,7 +154,7 @@ fn configure(args: &MountArgs) -> Result<MountConfig, Failure> {
 
 fn cache_of(args: &CacheArgs) -> Result<Option<Cache>, Failure> {
     let Some(dir) = &args.cache_dir else { return Ok(None) };
-    let dir = absolute(dir)?;
+    let dir = machine::absolute(dir)?;
     let limit_bytes = args.cache_size.unwrap_or_else(|| default_cache_limit(machine::disk_bytes(&dir)));
     Ok(Some(Cache { dir, limit_bytes }))
 }
@@ -221,15 +221,10 @@ pub fn session_settings(
     })?;
     let typed = typed.settings().map_err(|message| Failure::new(Code::Usage, message))?;
     let mut settings = configured.overridden_by(typed);
-    settings.ca_bundle = settings.ca_bundle.as_deref().map(absolute).transpose()?;
-    let here = absolute(Path::new("."))?;
+    settings.ca_bundle = settings.ca_bundle.as_deref().map(machine::absolute).transpose()?;
+    let here = machine::absolute(Path::new("."))?;
     settings.sse_customer_key = settings.sse_customer_key.map(|place| place.below(&here));
     Ok(settings)
-}
-
-pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path)
-        .map_err(|error| Failure::new(Code::Usage, format!("{}: {error}", path.display())))
 }
 
 #[cfg(test)]

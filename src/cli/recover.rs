@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::args::RecoverArgs;
 use super::exit::{Code, Failure};
-use super::mount::{absolute, choose, failure_of, shown};
+use super::machine::absolute;
+use super::mount::{choose, failure_of, shown};
 use super::{logging, machine};
 use crate::base::format_bytes;
 use crate::config::{Site, default_memory_limit};

@@ -200,6 +200,8 @@ impl Fs {
                 Some(info) => volume.new_objects.rewritten(info.attributes),
                 None => super::dirs::marker_attributes(volume),
             };
+            // Who made it is of no use any more.
+            attributes.metadata.remove(posix::MADE);
             let before = attributes.clone();
             change(&mut attributes)?;
             if expects != Condition::Absent && before == attributes {

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use super::names::{At, require_new_name};
 use super::{Attr, Fs, Maker, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, GetRequest, PutRequest, Written, read_all};
+use crate::s3::{Attributes, Condition, GetRequest, Metadata, PutRequest, Written, read_all};
 use crate::tree::keys::Name;
 use crate::tree::posix::{self, FileType, Posix};
-use crate::tree::{Facts, Found, Ino};
+use crate::tree::{Facts, Found, Ino, xattrs};
 
 /// The longest path that Linux follows, in bytes.
 const TARGET_MAX: u64 = 4096;
@@ -92,23 +92,37 @@ impl Fs {
         at: &At,
         key: &str,
         body: Bytes,
-        attributes: Attributes,
+        mut attributes: Attributes,
     ) -> Result<Written> {
         self.within(self.carry_for(at.parent, &attributes.metadata)).await?;
+        let is_known = at.volume.honoured().await.put;
+        if is_known && !posix::says_mtime(&attributes.metadata) {
+            sign(&mut attributes.metadata);
+        }
+        let (metadata, size) = (attributes.metadata.clone(), body.len() as u64);
         let request = PutRequest {
             bucket: at.volume.bucket.clone(),
             key: key.to_owned(),
             body,
             attributes,
-            condition: if at.volume.honoured().await.put { Condition::Absent } else { Condition::Any },
+            condition: if is_known { Condition::Absent } else { Condition::Any },
             checksum: None,
         };
         let answer = self.within(at.volume.store.put(request)).await;
-        if matches!(&answer, Err(error) if error.kind() == Kind::AlreadyExists) {
-            // It is another client's, and shows from now on.
-            self.tree().forget_name(at.parent, &at.name);
+        if !matches!(&answer, Err(error) if error.kind() == Kind::AlreadyExists) {
+            return answer;
         }
-        answer
+        // A request whose answer was lost is sent again, and finds what it made.
+        match self.within(at.volume.store.head(&at.volume.bucket, key, None)).await {
+            Ok(info) if info.size == size && info.attributes.metadata == metadata => {
+                Ok(Written { etag: info.etag, version_id: info.version_id, checksum: None })
+            }
+            _ => {
+                // It is another client's, and shows from now on.
+                self.tree().forget_name(at.parent, &at.name);
+                answer
+            }
+        }
     }
 
     /// Where a symbolic link leads.
@@ -145,6 +159,15 @@ impl Fs {
 
 fn too_long() -> Error {
     Error::new(Kind::Corrupt, "the object says that it is a symbolic link, and is longer than any path")
+}
+
+/// Says which request makes an object, where nothing else that it says is its alone.
+fn sign(metadata: &mut Metadata) {
+    let mut signed = metadata.clone();
+    signed.insert(posix::MADE.to_owned(), format!("{:016x}", rand::random::<u64>()));
+    if xattrs::fits(&signed) {
+        *metadata = signed;
+    }
 }
 
 fn no_link() -> Error {

@@ -30,6 +30,8 @@ const RDEVS: &[&str] = &["rdev"];
 const TARGET: &str = "--symlink-target";
 /// On a directory's marker: what is in the directory may have attributes of its own, so that it is worth asking.
 pub const CARRIES: &str = "pailfs-children";
+/// On an object that was made under the condition that nobody has its name: which request made it.
+pub const MADE: &str = "pailfs-made";
 
 /// s3sync's names are also anybody's words. They count where all three are there and can be read, which is
 /// how s3sync writes them.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pailfs::s3::{Attributes, Condition};
 
 use crate::harness::mount::{Mounted, fresh_place, wait_for};
+use crate::harness::server::faults;
 use crate::harness::{Server, block_on};
 
 /// Longer than the metadata TTL of one second, with room for a busy machine.
@@ -93,7 +94,7 @@ fn nothing_is_clean_before_s3_said_so() {
     for (op, len) in [("PutObject", 1000), ("CompleteMultipartUpload", 20 << 20)] {
         let bytes = pattern(len, 23);
         let rule = format!("bucket={},op={op},fault=latency:3s", m.place.bucket);
-        let faults = crate::harness::server::faults(Server::Demo, &rule);
+        let held = faults(Server::Demo, &rule);
         let (path, written) = (m.at(op), bytes.clone());
         let before = crate::harness::server::requests(Server::Demo, op);
         let closing = std::thread::spawn(move || fs::write(path, written));
@@ -105,7 +106,7 @@ fn nothing_is_clean_before_s3_said_so() {
             assert!(there || !clean || closing.is_finished(), "{op}: clean, and not in S3");
         }
         closing.join().unwrap().unwrap();
-        drop(faults);
+        drop(held);
         assert!(crate::harness::server::requests(Server::Demo, op) > before);
         assert_eq!(unsaved(), 0);
         assert!(block_on(m.place.get(op)).unwrap() == bytes);
@@ -142,7 +143,7 @@ fn the_loser_of_a_race_gets_estale_and_keeps_its_bytes() {
 fn a_server_that_ignores_conditions_is_asked_before_each_write() {
     let Some(place) = fresh_place(Server::Demo, "a_server_that_ignores_conditions") else { return };
     let rule = format!("bucket={},fault=ignore-conditions", place.bucket);
-    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    let _faults = faults(Server::Demo, &rule);
     let source = format!("s3://{}", place.bucket);
     let m = Mounted::mount(place, &source, &[]);
     block_on(m.place.put("f", "base")).unwrap();
@@ -724,6 +725,36 @@ fn extended_attributes_are_kept() {
     assert_eq!(dir.unwrap_err(), Errno::NODATA, "no object, no address");
 }
 
+/// "O_EXCL, O_TRUNC, O_APPEND | yes": a request whose answer was lost is sent again, and finds what it made itself.
+#[test]
+fn a_name_is_made_although_the_answer_was_lost_and_only_once() {
+    let m = mounted!("a_name_is_made_although_the_answer_was_lost_and_only_once");
+    let other = m.again(&[]);
+    let lost =
+        || faults(Server::Demo, &format!("op=PutObject,bucket={},nth=1,fault=lose-response", m.place.bucket));
+    let exclusive = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+    {
+        let _once = lost();
+        exclusive(&m.at("file")).unwrap().write_all(b"mine").unwrap();
+    }
+    {
+        let _once = lost();
+        fs::create_dir(m.at("dir")).unwrap();
+    }
+    {
+        let _once = lost();
+        std::os::unix::fs::symlink("file", m.at("link")).unwrap();
+    }
+    assert_eq!(fs::read(m.at("link")).unwrap(), b"mine");
+    for made in [
+        exclusive(&other.at("file")).map(drop),
+        fs::create_dir(other.at("dir")),
+        std::os::unix::fs::symlink("file", other.at("link")),
+    ] {
+        assert_eq!(made.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    }
+}
+
 /// "owner, permissions | ... `--umask`"
 #[test]
 fn the_umask_takes_permissions_from_what_says_nothing() {
@@ -922,10 +953,8 @@ fn a_listing_of_many_pages_is_whole_and_can_be_taken_up_anywhere() {
 #[test]
 fn a_failed_upload_is_an_error_and_is_tried_again() {
     let m = mounted!("a_failed_upload_is_an_error_and_is_tried_again");
-    let _faults = crate::harness::server::faults(
-        Server::Demo,
-        &format!("bucket={},op=PutObject,key=f,times=3,fault=denied", m.place.bucket),
-    );
+    let _faults =
+        faults(Server::Demo, &format!("bucket={},op=PutObject,key=f,times=3,fault=denied", m.place.bucket));
     let mut file = File::create(m.at("f")).unwrap();
     file.write_all(b"precious").unwrap();
     assert_eq!(errno(&file.sync_all().unwrap_err()), rustix::io::Errno::ACCESS);
@@ -943,7 +972,7 @@ fn broken_answers_never_reach_a_reader() {
     block_on(m.place.put("f", bytes.clone())).unwrap();
     for fault in ["truncate:100000", "reset", "slowdown", "error:500"] {
         let rule = format!("bucket={},op=GetObject,times=2,fault={fault}", m.place.bucket);
-        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        let _faults = faults(Server::Demo, &rule);
         fs::copy(m.at("f"), "/dev/null").unwrap();
         assert!(fs::read(m.at("f")).unwrap() == bytes, "{fault}");
         let mut put = m.place.put_request("f", bytes.clone());
@@ -980,12 +1009,12 @@ fn no_wait_is_unbounded_and_the_mount_recovers() {
     block_on(m.place.put("f", bytes.clone())).unwrap();
     {
         let rule = format!("bucket={},op=GetObject,fault=stall", m.place.bucket);
-        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        let _faults = faults(Server::Demo, &rule);
         let error = fs::read(m.at("f")).unwrap_err();
         let expected = [rustix::io::Errno::TIMEDOUT, rustix::io::Errno::IO];
         assert!(expected.contains(&errno(&error)), "{error}");
         let rule = format!("bucket={},op=HeadObject,fault=latency:1h", m.place.bucket);
-        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        let _faults = faults(Server::Demo, &rule);
         assert!(fs::metadata(m.at("other")).is_err());
     }
     assert!(wait_for(SEEN, || fs::read(m.at("f")).is_ok_and(|read| read == bytes)));
@@ -998,7 +1027,7 @@ fn an_answer_that_is_lost_is_no_conflict_with_ourselves() {
     for (op, len) in [("PutObject", 1000), ("CompleteMultipartUpload", 20 << 20)] {
         let bytes = pattern(len, 17);
         let rule = format!("bucket={},op={op},times=1,fault=lose-response", m.place.bucket);
-        let _faults = crate::harness::server::faults(Server::Demo, &rule);
+        let _faults = faults(Server::Demo, &rule);
         fs::write(m.at(op), &bytes).unwrap();
         assert!(block_on(m.place.get(op)).unwrap() == bytes);
     }
@@ -1011,7 +1040,7 @@ fn an_answer_that_is_lost_is_no_conflict_with_ourselves() {
 fn t31_a_server_that_refuses_checksums_is_served_with_lesser_ones() {
     let m = mounted!("t31_a_server_that_refuses_checksums_is_served_with_lesser_ones");
     let rule = format!("bucket={},fault=refuse-checksums", m.place.bucket);
-    let _faults = crate::harness::server::faults(Server::Demo, &rule);
+    let _faults = faults(Server::Demo, &rule);
     let large = pattern(20 << 20, 19);
     fs::write(m.at("small"), b"x").unwrap();
     fs::write(m.at("large"), &large).unwrap();

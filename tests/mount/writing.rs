@@ -19,7 +19,7 @@ impl SmallDisk {
     fn new(size: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut made = Command::new("mount");
-        made.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(dir.path());
+        made.args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "none"]).arg(dir.path());
         assert!(made.status().unwrap().success(), "a tmpfs can be mounted");
         Self(dir)
     }

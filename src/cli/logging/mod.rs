@@ -21,7 +21,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use super::args::{LogArgs, LogFormat, LogTo};
 use super::exit::{Code, Failure};
-use super::mount::absolute;
+use super::machine::absolute;
 use crate::error::{Error, Kind};
 use crate::mount;
 use datagram::{Journald, Syslog};
