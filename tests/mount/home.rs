@@ -81,6 +81,8 @@ impl System {
     fn run(&self, script: &str) -> Output {
         let prelude = r#"
             set -eu
+            # Copies of other tests' mounts, which could not end as long as they are here.
+            umount -a -i -l -t fuse.pailfs,fuse.s3fs,fuse.rclone
             mount -t overlay overlay -o "lowerdir=$T/sbin:/usr/sbin" /usr/sbin
             mount -t overlay overlay -o "lowerdir=$T/etc:/etc" /etc
             trap 'code=$?; umount -i -l "$T/mnt" 2>/dev/null || true; exit $code' EXIT
