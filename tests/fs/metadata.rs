@@ -898,3 +898,24 @@ fn a_name_that_is_claimed_says_its_mode_and_owner_at_once() {
         assert_eq!((attr.perm, attr.uid, attr.gid), (0o600, 7, 8));
     });
 }
+
+#[test]
+fn a_directory_that_nobody_looked_into_shows_its_attributes_where_it_was_moved_to() {
+    block_on(async {
+        let client = Client::new();
+        client.mkdir("d").await.unwrap();
+        client.write("d/f", b"bytes").await.unwrap();
+        set(&client, "d/f", SetAttr { mtime: Some(at(5, 6)), ..SetAttr::default() }).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        // A mount that knows nothing of it, and of the new place that it says nothing.
+        let other = client.another();
+        other.mkdir("silent").await.unwrap();
+        other.rename("d", "silent/d").await.unwrap();
+        for seen in [&other, &other.another()] {
+            let dir = |attrs: Vec<Attr>| attrs.into_iter().map(|attr| attr.mtime).collect::<Vec<_>>();
+            seen.attrs("").await.unwrap();
+            seen.attrs("silent").await.unwrap();
+            assert_eq!(dir(seen.attrs("silent/d").await.unwrap()), [at(5, 6)]);
+        }
+    });
+}
