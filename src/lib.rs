@@ -31,9 +31,10 @@
 //! 2. claims on a volume's keys (async): whatever changes a key shares it, the rename of a directory has all below
 //!    both its names alone;
 //! 3. files' commit locks (async), in ascending order of their inodes;
-//! 4. plain mutexes, short: a volume's queue of deletes, the table of open files, then a file's state; the tree, alone
+//! 4. turns at directories' markers (async), one at a time;
+//! 5. plain mutexes, short: a volume's queue of deletes, the table of open files, then a file's state; the tree, alone
 //!    or under the queue or a file's state;
-//! 5. leaves: bytes in memory and on their way, what listings said of files, kernel pages known, counters.
+//! 6. leaves: bytes in memory and on their way, what listings said of files, kernel pages known, counters.
 //!
 //! # Life of a read
 //! [`fuse`] decodes it; [`fs`] finds the open file; bytes written here and not yet in S3 answer first; for the

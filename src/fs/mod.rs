@@ -198,6 +198,8 @@ pub struct Fs {
     files: Mutex<files::Files>,
     handles: handles::Handles,
     turns: turns::Turns,
+    /// The same at directories' markers, by bucket and key.
+    markers: turns::Turns<(String, String)>,
     /// Which version of each file the kernel's cached pages are of.
     pages: Mutex<LruCache<Ino, ETag>>,
     siblings: Mutex<siblings::Siblings>,
@@ -315,6 +317,7 @@ impl Fs {
             files: Mutex::default(),
             handles: handles::Handles::default(),
             turns: turns::Turns::default(),
+            markers: turns::Turns::default(),
             pages: Mutex::new(LruCache::new(pages)),
             siblings: Mutex::new(siblings::Siblings::new(options.ttl)),
             copies: copy::Copies::default(),

@@ -1,6 +1,7 @@
-//! Turns at names: one operation at a time on each, and unrelated names never wait for one another.
+//! Turns at names, or at other keys: one operation at a time on each, and unrelated ones never wait for one another.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::OwnedMutexGuard;
@@ -14,25 +15,35 @@ type Of = (Ino, Name);
 type Waiting = Arc<tokio::sync::Mutex<()>>;
 
 /// The names that operations are at work on or wait for.
-#[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<Of, Waiting>>);
+pub(super) struct Turns<K = Of>(Mutex<HashMap<K, Waiting>>);
+
+impl<K> Default for Turns<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
 
 /// Held by the operation whose turn it is, and by each that waits for one.
-pub(super) struct Turn<'a> {
-    turns: &'a Turns,
-    of: Of,
+pub(super) struct Turn<'a, K: Eq + Hash = Of> {
+    turns: &'a Turns<K>,
+    of: K,
     waiting: Waiting,
     held: Option<OwnedMutexGuard<()>>,
 }
 
-impl Turns {
-    pub(super) async fn take(&self, parent: Ino, name: &Name) -> Turn<'_> {
-        let of = (parent, name.clone());
+impl<K: Clone + Eq + Hash> Turns<K> {
+    pub(super) async fn take_key(&self, of: K) -> Turn<'_, K> {
         let waiting = Arc::clone(lock(&self.0).entry(of.clone()).or_default());
         // Made before it waits, which may be given up.
         let mut turn = Turn { turns: self, of, waiting, held: None };
         turn.held = Some(Arc::clone(&turn.waiting).lock_owned().await);
         turn
+    }
+}
+
+impl Turns {
+    pub(super) async fn take(&self, parent: Ino, name: &Name) -> Turn<'_> {
+        self.take_key((parent, name.clone())).await
     }
 
     /// The same of two names, in an order that cannot deadlock; one where they are the same.
@@ -50,7 +61,7 @@ impl Turns {
     }
 }
 
-impl Drop for Turn<'_> {
+impl<K: Eq + Hash> Drop for Turn<'_, K> {
     fn drop(&mut self) {
         self.held = None;
         // Whoever joins does so under this lock: this one's and the table's are the last.
