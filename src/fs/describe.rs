@@ -137,18 +137,21 @@ impl Fs {
             false => Some(self.keep_in_place(ino).await?),
         };
         let (_, volume, dir) = self.dir_in_volume(ino)?;
-        if let Some((at, ..)) = kept.as_ref().filter(|_| self.options.posix != PosixMode::Off) {
-            self.carry(at.parent).await?;
-        }
-        let entry = self.tree().entry(ino)?;
-        let now = self.attr_of(&entry);
-        let marker = self
-            .change_marker(&volume, &dir, |attributes| {
+        // Together, because each may wait for another change of a marker first.
+        let marker = self.within(async {
+            if let Some((at, ..)) = kept.as_ref().filter(|_| self.options.posix != PosixMode::Off) {
+                self.carry(at.parent).await?;
+            }
+            let entry = self.tree().entry(ino)?;
+            let now = self.attr_of(&entry);
+            self.change_marker(&volume, &dir, |attributes| {
                 change(attributes)?;
                 self.write_posix(attributes, &now, changes, Some(now.mtime));
                 require_fits(&attributes.metadata)
             })
-            .await?;
+            .await
+        });
+        let marker = marker.await?;
         let mut tree = self.tree();
         tree.mark(ino, marker);
         if changes.mtime.is_some() {

@@ -157,16 +157,21 @@ mod tests {
     use crate::s3::{MemStore, PutRequest, Store};
     use crate::tree::ROOT;
 
-    #[tokio::test]
-    async fn names_take_memory_as_they_come_and_give_it_back() {
+    /// A bucket of so many names, on a mount of 64 MiB.
+    async fn of_names(count: usize) -> Arc<Fs> {
         let store = MemStore::new(Arc::new(SystemClock), Arc::default()).with_bucket("bucket");
-        for i in 0..6_000 {
+        for i in 0..count {
             let key = format!("name-{i:05}");
             store.put(PutRequest { bucket: "bucket".into(), key, ..PutRequest::default() }).await.unwrap();
         }
         let root = Root::Volume(Volume::new("bucket", "", Arc::new(store) as Arc<dyn Store>));
         let options = Options { memory_limit: 64 << 20, ttl: Duration::from_secs(1), ..Options::default() };
-        let fs = Fs::new(root, options, Arc::new(ManualClock::new()), Arc::default()).unwrap();
+        Fs::new(root, options, Arc::new(ManualClock::new()), Arc::default()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn names_take_memory_as_they_come_and_give_it_back() {
+        let fs = of_names(6_000).await;
         let free = || fs.lanes.budget.free_bytes();
         let before = free();
 
@@ -199,14 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_many_names_the_kernel_is_told_to_forget_the_oldest() {
-        let store = MemStore::new(Arc::new(SystemClock), Arc::default()).with_bucket("bucket");
-        for i in 0..30_000 {
-            let key = format!("name-{i:05}");
-            store.put(PutRequest { bucket: "bucket".into(), key, ..PutRequest::default() }).await.unwrap();
-        }
-        let root = Root::Volume(Volume::new("bucket", "", Arc::new(store) as Arc<dyn Store>));
-        let options = Options { memory_limit: 64 << 20, ttl: Duration::from_secs(1), ..Options::default() };
-        let fs = Fs::new(root, options, Arc::new(ManualClock::new()), Arc::default()).unwrap();
+        let fs = of_names(30_000).await;
         let mut news = fs.news().unwrap();
         let fh = fs.opendir(ROOT).unwrap();
         let (mut cookie, mut inos, mut most) = (0, std::collections::HashMap::new(), 0);
