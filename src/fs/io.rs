@@ -424,6 +424,8 @@ impl Fs {
         }
         match self.options.durability {
             Durability::Journal if self.options.journal.is_some() => self.acknowledge(&handle.file).await,
+            // S3 has its bytes. `touch` closes a descriptor of the file before it sets the time.
+            _ if handle.file.only_described().is_some() => Ok(()),
             _ => self.commit(&handle.file).await,
         }
     }
@@ -455,6 +457,7 @@ impl Fs {
         if last && file.is_dirty() {
             let after = match self.options.durability {
                 Durability::Journal => self.options.upload_delay,
+                Durability::Close if file.only_described().is_some() => self.options.describe_delay,
                 Durability::Close => Duration::ZERO,
             };
             self.save_in_background(Arc::clone(file), after);

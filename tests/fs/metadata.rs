@@ -919,3 +919,30 @@ fn a_directory_that_nobody_looked_into_shows_its_attributes_where_it_was_moved_t
         }
     });
 }
+
+#[test]
+fn a_close_of_a_file_whose_bytes_are_in_s3_does_not_save_its_attributes_before_the_rest_is_set() {
+    block_on(async {
+        let client = Client::new();
+        client.put_object("f", b"bytes").await;
+        client.store.clear_calls();
+        set(&client, "f", mode(0o640)).await.unwrap();
+        // As touch does: a descriptor is closed, and the time is set by its copy.
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.flush(file.1).await.unwrap();
+        assert_eq!(count(&client, "CopyObject"), 0);
+        let times = SetAttr { mtime: Some(at(5, 6)), ..SetAttr::default() };
+        client.fs.setattr(file.0, Some(file.1), times).await.unwrap();
+        client.close(file).await.unwrap();
+        client.fs.flush_all().await.unwrap();
+        assert_eq!(count(&client, "CopyObject"), 1, "{:?}", client.store.calls());
+        let attr = seen_anew(&client, "f").await;
+        assert_eq!((attr.perm, attr.mtime), (0o640, at(5, 6)));
+        // Whoever waits for S3 has it there.
+        let file = client.open("f", WRITE).await.unwrap();
+        client.fs.setattr(file.0, Some(file.1), mode(0o600)).await.unwrap();
+        client.fs.fsync(file.1).await.unwrap();
+        assert_eq!(metadata(&client, "f").await["mode"], "33152");
+        client.close(file).await.unwrap();
+    });
+}
