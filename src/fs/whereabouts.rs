@@ -6,6 +6,9 @@ use super::Fs;
 use crate::tree::keys::Name;
 use crate::tree::{DirPlace, Ino, VolumeId};
 
+/// Instead of a path, where the name is gone or stands for something else now.
+pub(super) const UNLINKED: &str = "(unlinked)";
+
 /// Path, bucket and key, as far as they are known. Nothing is asked of S3.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whereabouts {
@@ -18,7 +21,7 @@ pub struct Whereabouts {
 impl Fs {
     /// The path of an inode, below the mount's root.
     pub fn path_of(&self, ino: Ino) -> String {
-        format!("/{}", self.tree().path_of(ino))
+        self.tree().path_of(ino).map_or_else(|| UNLINKED.to_owned(), |path| format!("/{path}"))
     }
 
     /// Where an inode is, or what has this name in it.
@@ -77,6 +80,6 @@ mod tests {
         assert_eq!(at(dir, Some("f")), told("/d/f", "in/side/d/f"));
         assert_eq!(at(ROOT, Some("f")), told("/f", "in/side/f"));
         assert_eq!(at(dir, None), told("/d", "in/side/d/"));
-        assert_eq!(at(Ino(4711), None), ("/".to_owned(), String::new(), String::new()));
+        assert_eq!(at(Ino(4711), None), (UNLINKED.to_owned(), String::new(), String::new()));
     }
 }

@@ -316,10 +316,10 @@ impl Tree {
         }
     }
 
-    /// The path below the mount's root, for people.
-    pub fn path_of(&self, ino: Ino) -> String {
+    /// The path below the mount's root, for people; nothing where its name is gone or stands for something else now.
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
         if let Some((_, key)) = self.taken.get(&ino) {
-            return key.clone();
+            return Some(key.clone());
         }
         let mut names = Vec::new();
         let mut at = ino;
@@ -328,7 +328,7 @@ impl Tree {
             at = *parent;
         }
         names.reverse();
-        names.join("/")
+        (at == ROOT).then(|| names.join("/"))
     }
 
     /// Whether `ancestor` is `ino` itself or above it.

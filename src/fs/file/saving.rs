@@ -627,7 +627,11 @@ impl Fs {
                     let sent_bytes = sent.map(|(range, ..)| range.len()).sum();
                     (state.extents.dirty_bytes(), sent_bytes, state.last_error.clone())
                 };
-                Pending { path: self.tree().path_of(file.ino), bytes, sent_bytes, last_error }
+                let path = self
+                    .tree()
+                    .path_of(file.ino)
+                    .unwrap_or_else(|| super::super::whereabouts::UNLINKED.to_owned());
+                Pending { path, bytes, sent_bytes, last_error }
             })
             .collect()
     }
