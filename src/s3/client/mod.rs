@@ -234,7 +234,8 @@ impl Client {
         let (timeout, progress) = (inner.settings.timeout, Arc::new(Progress::of_part()));
         // What is told when time is up.
         let last = Mutex::new(None);
-        let sent = async {
+        // On the heap: the SDK's futures are large, and this one is a part of many others.
+        let sent = Box::pin(async {
             let mut tries = Tries { heard: inner.silence.heard(), ..Tries::default() };
             loop {
                 tries.signed = inner.credentials.as_ref().map(|credentials| credentials.now());
@@ -255,7 +256,7 @@ impl Client {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 tokio::time::sleep(pause).await;
             }
-        };
+        });
         let answer = watch(&progress, timeout, sent).await.unwrap_or_else(|| {
             let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
             Err(last.unwrap_or_else(|| {
