@@ -461,6 +461,8 @@ pub struct DemoArgs {
     /// End when standard input does, so that no server outlives the test that started it
     #[arg(long, hide = true)]
     pub until_stdin_closes: bool,
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 fn parse_mode(text: &str) -> Result<u16, String> {
