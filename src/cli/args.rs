@@ -48,7 +48,7 @@ pub enum Command {
     /// List the sessions there are and where each of their values comes from.
     Sessions(SessionsArgs),
     /// Run an S3 server of our own, to try pailfs without an account.
-    Demo(DemoArgs),
+    Demo(Box<DemoArgs>),
     /// Print what completes commands and flags in a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages.
