@@ -12,8 +12,10 @@ use super::exit::{Code, Failure};
 use super::logging;
 use super::mountpoint::{self, Place};
 use super::progress::Progress;
-use crate::base::format_bytes;
+use crate::base::{Clock, SystemClock, format_bytes};
 use crate::control::{Cause, Client, Reply, Request, Unsaved};
+use crate::error::Kind;
+use crate::mount;
 
 /// How long a process may take to end after it has said that all is saved and unmounted.
 const END_WAIT_SECONDS: i64 = 60;
@@ -41,7 +43,21 @@ pub async fn log_level(args: &LogLevelArgs) -> Result<(), Failure> {
 }
 
 pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
-    let place = Place::find(&args.dir)?;
+    unmount(&args.dir, Unmounter::Mount).await
+}
+
+/// Who takes the directory away when all is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounter {
+    /// The mount's process, which does it only if nothing was written meanwhile.
+    Mount,
+    /// This one: what systemd mounted at its first use it unmounts by itself after a while, and until that is over the
+    /// kernel lets nobody come near the directory but systemd's own process group, of which the mount's process is not.
+    Caller,
+}
+
+pub async fn unmount(dir: &Path, by: Unmounter) -> Result<(), Failure> {
+    let place = Place::find(dir)?;
     let Some(client) = place.connect().await? else {
         mountpoint::clear_dead(&place.path)?;
         eprintln!(
@@ -51,9 +67,17 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
         return Ok(());
     };
     let process = client.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
-    match watched(client, Request::Unmount).await? {
+    let request = match by {
+        Unmounter::Mount => Request::Unmount,
+        Unmounter::Caller => Request::Flush,
+    };
+    match watched(client, request).await? {
         Reply::Done => {}
         other => return Err(refused(other)),
+    }
+    if by == Unmounter::Caller {
+        let taken_away = tokio::task::spawn_blocking(move || take_away(&place.path));
+        taken_away.await.unwrap_or_else(|panic| Err(Failure::new(Code::Internal, panic.to_string())))?;
     }
     let Some(process) = process else { return Ok(()) };
     let ended = tokio::task::spawn_blocking(move || {
@@ -69,6 +93,25 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
             Err(Failure::new(Code::Local, format!("cannot wait for the mount's process: {error}")))
         }
         Err(panic) => Err(Failure::new(Code::Internal, panic.to_string())),
+    }
+}
+
+/// Takes the directory away if nobody uses it.
+fn take_away(path: &Path) -> Result<(), Failure> {
+    let patience = SystemClock.now() + mount::BUSY_WAIT;
+    loop {
+        match crate::fuse::unmount(path, false) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == Kind::Conflict => {
+                if SystemClock.now() >= patience {
+                    return Err(Failure::new(Code::Mountpoint, mount::IN_USE));
+                }
+                std::thread::sleep(mount::BUSY_PAUSE);
+            }
+            // Somebody else was quicker.
+            Err(_) if !mountpoint::is_mounted(path)? => return Ok(()),
+            Err(error) => return Err(Failure::coded(Code::Mountpoint, &error)),
+        }
     }
 }
 
