@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             // The process in the background has told the one in front, which prints it.
             if !cli.background_child {
-                let _ = writeln!(std::io::stderr(), "pailfs: {}", failure.message);
+                let _ = writeln!(std::io::stderr(), "pailfs: {}", running::printable_lines(&failure.message));
             }
             failure.code.into()
         }
