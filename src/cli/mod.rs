@@ -40,6 +40,8 @@ use exit::{Code, Failure};
 
 /// Runs what was typed, and says how the program is to end.
 pub fn main() -> ExitCode {
+    // Every command has the keys of its user in its environment, or reads them.
+    machine::keep_no_core();
     let args: Vec<OsString> = std::env::args_os().collect();
     if let Some(caller) = helper::Caller::of(&args) {
         return caller.run(&args);

@@ -513,8 +513,7 @@ fn note_use(index: &File, now: SystemTime) {
 fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        // Or something else is where its directory would be, which goes when one is made there.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -530,8 +529,13 @@ fn open_own(path: &Path, options: &OpenOptions) -> io::Result<File> {
     }
 }
 
+/// `None` where it is not there, or something else is in the place of its shard: that goes when a shard is made.
 fn open_to_read(path: &Path) -> io::Result<Option<File>> {
-    absent_is_none(open_own(path, OpenOptions::new().read(true)))
+    let is_no_shard = || path.parent().is_some_and(|shard| is_shard(shard).is_ok_and(|is| !is));
+    match open_own(path, OpenOptions::new().read(true)) {
+        Err(error) if error.kind() == ErrorKind::NotADirectory && is_no_shard() => Ok(None),
+        opened => absent_is_none(opened),
+    }
 }
 
 fn make_shard(dir: &Path) -> io::Result<()> {
