@@ -54,6 +54,8 @@ fn whatever_a_program_asks_for_is_answered_and_the_mount_goes_on() {
         }
     }
     assert_eq!(fs::metadata(m.at("f")).unwrap().len(), 5, "everything kept the size, or was refused");
+    // Zeros were among what was asked for.
+    file.write_all_at(b"begin", 0).unwrap();
     for length in offsets {
         let other = File::create(m.at("long")).unwrap();
         let _ = ftruncate(&other, length);
