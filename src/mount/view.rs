@@ -112,7 +112,7 @@ impl Looker {
             metrics_listen: self.metrics_listen.get().map(SocketAddr::to_string),
             buckets: self.buckets().await,
             unsaved: unsaved(&self.fs),
-            notes: self.findings.notes(),
+            notes: self.findings.notes().into_iter().chain(silence(stats)).collect(),
             throughput: self.throughput(),
             cost: cost(stats, &self.rates),
             memory: MemoryStatus {
@@ -335,6 +335,12 @@ fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
+}
+
+/// What there is to say of an endpoint that does not answer.
+fn silence(stats: &Stats) -> Option<String> {
+    let silent = stats.silences.value() > stats.silences_ended.value();
+    silent.then(|| "the endpoint answers nothing; what is asked of it fails at once until it does".to_owned())
 }
 
 #[cfg(test)]
