@@ -130,7 +130,7 @@ fn check_dir_of(path: &Path, owners: &[u32]) -> io::Result<()> {
     }
     let mode = metadata.mode() & 0o7777;
     if mode & OTHERS_WRITE != 0 {
-        return Err(refused(format!("others can write to it (mode {mode:o}): chmod go-w")));
+        return Err(refused(format!("it can be written by others (mode {mode:o}): chmod go-w")));
     }
     for above in real.ancestors().skip(1) {
         check_above(above)?;
@@ -285,7 +285,7 @@ mod tests {
         }
         for mode in [0o770, 0o702, 0o1777] {
             set_mode(&dir, mode);
-            assert!(told(check_dir(&dir)).contains("others can write"), "{mode:o}");
+            assert!(told(check_dir(&dir)).contains("written by others"), "{mode:o}");
         }
         set_mode(&dir, 0o755);
         for (mode, is_safe) in [(0o777, false), (0o1777, true), (0o775, true)] {
