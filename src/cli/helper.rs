@@ -59,7 +59,7 @@ impl Caller {
         let code = match outcome {
             Ok(()) => 0,
             Err(failure) => {
-                eprintln!("pailfs: {}", failure.message);
+                eprintln!("pailfs: {}", running::printable_lines(&failure.message));
                 code_of(failure.code)
             }
         };

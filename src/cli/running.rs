@@ -156,7 +156,7 @@ pub fn refused(reply: Reply) -> Failure {
                 Cause::BadRequest => Code::Internal,
                 Cause::Failed => Code::Failed,
             };
-            Failure::new(code, name_files(&refusal.message, &refusal.unsaved))
+            Failure::new(code, name_files(&printable(&refusal.message), &refusal.unsaved))
         }
         _ => Failure::new(Code::Internal, "the mount answered something else than it was asked"),
     }
@@ -166,7 +166,7 @@ pub fn refused(reply: Reply) -> Failure {
 pub fn name_files(message: &str, unsaved: &Unsaved) -> String {
     let mut text = message.to_owned();
     for file in &unsaved.first {
-        let error = file.last_error.as_deref().unwrap_or("not tried yet");
+        let error = printable(file.last_error.as_deref().unwrap_or("not tried yet"));
         let _ = write!(text, "\n  {} ({}): {error}", printable(&file.path), format_bytes(file.bytes));
     }
     let named = unsaved.first.len() as u64;
@@ -183,10 +183,43 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The same of a text that has lines.
+pub fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(printable).collect();
+    lines.join("\n")
+}
+
+/// JSON leaves some control characters as they are that terminals obey; they are in its strings alone, where they have another form.
+pub fn printable_json(text: &str) -> String {
+    let escaped = |c: char| match c {
+        '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::{Refusal, UnsavedFile};
+
+    #[test]
+    fn no_terminal_obeys_what_is_shown() {
+        let text = "a\nb\tc\x1b[2J\u{9b}2J\x7f\r";
+        assert_eq!(printable_lines(text), "a\nb\\tc\\u{1b}[2J\\u{9b}2J\\u{7f}\\r");
+        let json = printable_json(&serde_json::to_string(text).unwrap());
+        assert!(!json.contains(char::is_control), "{json:?}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        let told = Unsaved::of([UnsavedFile {
+            path: "p\x1b".into(),
+            bytes: 1,
+            sent: 0,
+            last_error: Some("e\x1b\n".into()),
+        }]);
+        let refusal = Refusal { unsaved: told, ..Refusal::new(Cause::Failed, "m\x1b\n") };
+        let message = refused(Reply::Refused(refusal)).message;
+        assert!(!message.contains('\x1b') && message.lines().count() == 2, "{message:?}");
+    }
 
     #[test]
     fn a_refusal_names_the_files_and_has_a_code() {

@@ -16,7 +16,6 @@ pub use slots::recover;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -509,11 +508,7 @@ fn options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Option
 /// What is the same whether anybody looks at the files or they are only to be saved.
 fn site_options(site: &Site, journal: Option<Arc<Journal>>) -> Result<Options> {
     let staging_dir = site.state_dir.join("staging");
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
-    made.map_err(|error| {
-        Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
-            .with_source(error)
-    })?;
+    slots::make_private(&site.state_dir, &staging_dir)?;
     Ok(options_of(site, staging_dir, journal))
 }
 
