@@ -1,4 +1,5 @@
-//! How the C library's allocator gives memory back. The one place in the house that needs `unsafe`.
+//! How the C library's allocator gives memory back, and what the process has. The one place in the house that needs `unsafe`
+//! for that.
 
 /// From this size on, memory is the kernel's own again as soon as it is freed, in bytes: where glibc begins by itself.
 const MAPPED_FROM_BYTES: i32 = 128 << 10;
@@ -18,4 +19,23 @@ pub fn give_large_blocks_back() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES);
     }
+}
+
+/// Gives pages back that nothing is on. By itself the allocator does that at the end of each of its arenas alone, so that one
+/// name above a thousand that are gone keeps all of their pages: `find` over 1,000,000 names left 114 MiB where 54 were in use.
+/// Takes a few ms for each 100 MiB.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: it takes a number and keeps no address; it may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Memory of this process that is in RAM, as the kernel says.
+pub fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
