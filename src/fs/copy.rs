@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, Weak};
 use bytes::Bytes;
 
 use super::file::{File, MATERIALISE_STEP, Taken, require_all_of};
-use super::{Fs, lock};
+use super::{Fs, TELLING, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 use crate::read::{Cursor, Object};
@@ -96,10 +96,11 @@ impl Fs {
         let (source, target) = (&source.file, &target.file);
         let copying = self.copy_between((source, from.1), (target, to.1), len);
         // The source may be on its way to S3.
-        let copied = watch(&source.progress, self.options.timeout, copying).await.unwrap_or_else(|| {
-            let seconds = self.options.timeout.as_secs_f32();
-            Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
-        })?;
+        let copied =
+            watch(&source.progress, self.options.timeout + TELLING, copying).await.unwrap_or_else(|| {
+                let seconds = self.options.timeout.as_secs_f32();
+                Err(Error::new(Kind::TimedOut, format!("nothing moved for {seconds} s")))
+            })?;
         self.tree().clear_mtime(target.ino);
         Ok(copied)
     }

@@ -186,6 +186,8 @@ const SAVING_MAX: usize = 32;
 const PART_MIN_BYTES: u64 = 8 << 20;
 /// Shards of large directories listed at once over the whole mount, beside those being read.
 const SHARDS_MAX: usize = 32;
+/// Beyond `--timeout`, within which a request ends by itself: its own end tells more than that time is up.
+const TELLING: Duration = Duration::from_secs(1);
 
 /// A mounted file system.
 pub struct Fs {
@@ -444,7 +446,7 @@ impl Fs {
 
     /// Bounds an operation that waits for S3.
     async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::time::timeout(self.options.timeout, work).await.unwrap_or_else(|_| {
+        tokio::time::timeout(self.options.timeout + TELLING, work).await.unwrap_or_else(|_| {
             let seconds = self.options.timeout.as_secs_f32();
             Err(Error::new(Kind::TimedOut, format!("no answer within {seconds} s")))
         })

@@ -112,7 +112,7 @@ impl Looker {
             metrics_listen: self.metrics_listen.get().map(SocketAddr::to_string),
             buckets: self.buckets().await,
             unsaved: unsaved(&self.fs),
-            notes: self.findings.notes(),
+            notes: self.findings.notes().into_iter().chain(silence(stats)).collect(),
             throughput: self.throughput(),
             cost: cost(stats, &self.rates),
             memory: MemoryStatus {
@@ -328,6 +328,12 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
         count,
     };
     stats.requests().into_iter().map(count).collect()
+}
+
+/// What there is to say of an endpoint that does not answer.
+fn silence(stats: &Stats) -> Option<String> {
+    let silent = stats.silences.value() > stats.silences_ended.value();
+    silent.then(|| "the endpoint answers nothing; what is asked of it fails at once until it does".to_owned())
 }
 
 #[cfg(test)]

@@ -518,7 +518,12 @@ impl Landing {
         let mut fetching = self.fetcher.disk().map(|disk| disk.fetching());
         while self.missing().is_some() {
             match self.receive(fetching.as_mut()).await {
-                Err(error) if error.kind().is_transient() && resumes < RESUMES_MAX => resumes += 1,
+                // What S3 answered, the client has asked for again already.
+                Err(error)
+                    if error.kind().is_transient() && error.status().is_none() && resumes < RESUMES_MAX =>
+                {
+                    resumes += 1;
+                }
                 answer => answer?,
             }
         }

@@ -26,6 +26,7 @@ mod profile;
 pub mod resource;
 mod session;
 mod settings;
+mod silence;
 mod store;
 mod trial;
 mod types;

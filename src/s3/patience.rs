@@ -48,6 +48,11 @@ impl Default for Progress {
 }
 
 impl Progress {
+    /// For a wait of its own within the one that is under way.
+    pub(super) fn of_part() -> Self {
+        Self { above: WAIT.try_with(Arc::clone).ok(), ..Self::default() }
+    }
+
     /// Something moved.
     pub fn moved(&self) {
         self.moves_until(Instant::now());
@@ -107,12 +112,6 @@ pub async fn watch_all<T>(
 /// Does some work whose `progress` others may look at.
 pub fn tell<T>(progress: &Arc<Progress>, work: impl Future<Output = T>) -> impl Future<Output = T> {
     WAIT.scope(Arc::clone(progress), work)
-}
-
-/// A wait of its own within the one that is under way.
-pub(super) async fn watch_part<T>(silence: Duration, work: impl Future<Output = T>) -> Option<T> {
-    let progress = Progress { above: WAIT.try_with(Arc::clone).ok(), ..Progress::default() };
-    watch(&Arc::new(progress), silence, work).await
 }
 
 /// S3 said something to who waits here.
@@ -247,7 +246,9 @@ mod tests {
             while moves < 15 {
                 tokio::time::sleep(STEP).await;
                 moves += 1;
-                watch_part(SILENCE, async { WAIT.with(|part| part.sent(1)) }).await.unwrap();
+                watch(&Arc::new(Progress::of_part()), SILENCE, async { WAIT.with(|part| part.sent(1)) })
+                    .await
+                    .unwrap();
             }
             std::future::pending::<()>().await;
         };
@@ -263,7 +264,7 @@ mod tests {
                 tokio::time::sleep(STEP).await;
             }
         };
-        assert_eq!(watch_part::<()>(SILENCE, attempts).await, None);
+        assert_eq!(watch(&Arc::new(Progress::of_part()), SILENCE, attempts).await, None);
     }
 
     #[tokio::test]

@@ -110,6 +110,11 @@ impl Payload {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Whether it failed: another attempt would come to the same.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Begins to read them.
     pub fn steps(&self) -> Body {
         match &self.source {

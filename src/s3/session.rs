@@ -57,8 +57,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STS: &str = "not offered by this endpoint";
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
-/// First try and four more, with backoff and the SDK's token bucket over all of a client's requests.
-const ATTEMPTS_MAX: u32 = 5;
+/// First try and two more, with backoff and the SDK's token bucket over all of a client's requests: enough for what goes
+/// wrong once. What lasts is the client's to wait for.
+const ATTEMPTS_MAX: u32 = 3;
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An identity and its defaults. Cheap to clone.
@@ -497,7 +499,9 @@ impl Session {
             .force_path_style(path_style)
             .http_client(make_http())
             .timeout_config(timeouts)
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
+            .retry_config(
+                RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX).with_initial_backoff(FIRST_BACKOFF),
+            )
             // It misfires on slow readers and silent copies; our own deadlines stand in for it.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

@@ -146,6 +146,10 @@ counters! {
     throttled => "s3_throttled", Requests;
     /// Attempts after the first, of requests that failed in a way that may pass.
     retries => "s3_retries", Requests;
+    /// Times that the endpoint was found to answer nothing for a whole `--timeout`; requests fail at once from then on.
+    silences => "s3_silences", Events;
+    /// Of these, those that are over.
+    silences_ended => "s3_silences_ended", Events;
     /// Bytes answered to read(2).
     bytes_read => "fs_read_bytes", Bytes;
     /// Bytes taken from write(2).

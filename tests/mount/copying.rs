@@ -14,7 +14,7 @@ fn tool(m: &Mounted, program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn counter(m: &Mounted, name: &str) -> u64 {
+pub(crate) fn counter(m: &Mounted, name: &str) -> u64 {
     let counters = status(m)["counters"].clone();
     let found = counters.as_array().unwrap().iter().find(|counter| counter["name"] == name).cloned();
     found.unwrap_or_else(|| panic!("no counter {name}"))["value"].as_u64().unwrap()

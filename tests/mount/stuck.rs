@@ -6,8 +6,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::copying::counter;
 use crate::harness::mount::{Mounted, fresh_place, is_mounted, pailfs, wait_for};
 use crate::harness::server::faults;
 use crate::harness::{Endpoint, Place, Server, block_on};
@@ -171,6 +173,44 @@ fn every_call_ends_in_time_where_the_server_says_nothing() {
     assert!(alone.run("umount"));
 }
 
+/// The kernel lets one change of a directory wait for the other, and each may wait for `--timeout`: one after the other
+/// would take as many times as long. Once the server has said nothing for that time, nothing more is asked of it but whether it is back.
+#[test]
+fn calls_that_wait_for_each_other_take_the_timeout_once() {
+    if fresh_place(Server::Demo, "calls_that_wait_for_each_other").is_none() {
+        return;
+    }
+    let alone = Alone::mount(&["--timeout", "4s", "--metadata-ttl", "60s", "--negative-ttl", "60s"]);
+    let dir = |n: usize| alone.path().join(format!("made/{n}"));
+    fs::create_dir(alone.path().join("made")).unwrap();
+    (0..8).for_each(|n| assert!(fs::metadata(dir(n)).is_err()));
+    let notes = || {
+        let said = pailfs(&alone.endpoint).args(["status", "--json"]).arg(alone.path()).output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        status["notes"].to_string()
+    };
+    assert!(!notes().contains("answers nothing"));
+    let stopped = Stopped::stop(alone.server.id());
+    #[allow(clippy::disallowed_methods)] // the time is what is tested
+    let begun = Instant::now();
+    let took = std::thread::scope(|scope| {
+        let making = [0, 1, 2, 3, 4, 5, 6, 7].map(|n| {
+            let dir = &dir;
+            scope.spawn(move || {
+                fs::create_dir(dir(n)).unwrap_err();
+                begun.elapsed()
+            })
+        });
+        making.map(|making: ScopedJoinHandle<_>| making.join().unwrap())
+    });
+    assert!(took.iter().all(|took| *took < TIMEOUT + GRACE), "{took:?}");
+    assert!(notes().contains("answers nothing"), "{}", notes());
+    drop(stopped);
+    assert!(wait_for(Duration::from_secs(60), || fs::create_dir(dir(8)).is_ok()));
+    assert!(!notes().contains("answers nothing"), "{}", notes());
+    assert!(alone.run("umount"));
+}
+
 /// What a program does before the server stops, and what it does then and is not answered.
 const BLOCKED: [(&str, &str, &str); 5] = [
     (
@@ -306,6 +346,32 @@ fn write_and_sync(file: &File, at: u64) -> std::io::Result<()> {
 
 fn write_and_close(path: &Path, len: usize) -> std::io::Result<()> {
     fs::write(path, vec![7; len])
+}
+
+/// A server that says to slow down is waited for, for longer than a few attempts take.
+#[test]
+fn a_server_that_says_to_slow_down_is_waited_for() {
+    let Some(m) = Mounted::fresh(Server::Demo, "a_server_that_says_to_slow_down") else { return };
+    // The SDK makes three attempts.
+    let rule = format!("bucket={},op=PutObject,times=7,fault=slowdown", m.place.bucket);
+    let _faults = faults(Server::Demo, &rule);
+    fs::write(m.at("f"), b"in the end").unwrap();
+    assert_eq!(block_on(m.place.get("f")).unwrap(), "in the end");
+}
+
+/// One that fails at one thing, and does others, is not.
+#[test]
+fn what_a_server_fails_at_alone_is_told_after_a_few_attempts() {
+    let Some(m) = Mounted::fresh(Server::Demo, "what_a_server_fails_at_alone") else { return };
+    fs::write(m.at("f"), b"bytes").unwrap();
+    fs::write(m.at("other"), b"bytes").unwrap();
+    let rule = format!("bucket={},op=GetObject,key=f,fault=error:500", m.place.bucket);
+    let _faults = faults(Server::Demo, &rule);
+    let told = fs::read(m.at("f")).unwrap_err();
+    assert_eq!(told.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    // The SDK makes three attempts, three times; and the kernel asks for less when its read-ahead failed.
+    let retries = counter(&m, "s3_retries");
+    assert!(retries == 8 || retries == 16, "{retries}");
 }
 
 /// The deadline is one of silence: a body that moves is waited for, however long it takes.

@@ -1,364 +1,49 @@
 //! The S3 API through the SDK: [`Store`] for a server.
+//!
+//! Owns: what each request says, and what its answer means.
+//! Does not own: how requests are sent and repeated (`client`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_sdk_s3::Client as Sdk;
-use aws_sdk_s3::config::Region;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, ChecksumMode, CompletedMultipartUpload, CompletedPart,
     CreateBucketConfiguration, Delete, EncodingType, MetadataDirective, ObjectCannedAcl, ObjectIdentifier,
-    OptionalObjectAttributes, RequestPayer, ServerSideEncryption, StorageClass, Tag, Tagging,
-    TaggingDirective, VersioningConfiguration,
+    OptionalObjectAttributes, ServerSideEncryption, StorageClass, Tag, Tagging, TaggingDirective,
+    VersioningConfiguration,
 };
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
-use aws_smithy_types::timeout::TimeoutConfig;
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::StreamExt;
 use md5::{Digest, Md5};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::beside::{Again, Encryption, asked_for};
-use super::checksum::{is_of_body, whole_checksum};
-use super::credentials::Refreshing;
-use super::customer_key::CustomerKey;
-use super::failure::{
-    error_of, may_be_about_the_time, refuses_checksum, region_hint, time_of, wants_new_credentials,
-};
-use super::payload::Payload;
-use super::session::{ATTEMPT_TIMEOUT, Trouble};
-use super::store::Store;
-use super::types::*;
-use crate::base::{ByteRange, Clock, ETag, SystemClock, hex};
+use super::{CRC64, Client, MD5};
+use crate::base::{ByteRange, ETag, hex};
 use crate::error::{Error, Kind, Result};
-use crate::stats::Stats;
+use crate::s3::beside::{Again, Encryption, asked_for};
+use crate::s3::checksum::{is_of_body, whole_checksum};
+use crate::s3::customer_key::CustomerKey;
+use crate::s3::failure::{error_of, refuses_checksum, time_of};
+use crate::s3::patience;
+use crate::s3::payload::Payload;
+use crate::s3::store::Store;
+use crate::s3::types::*;
 
 /// Bodies below this are small requests: the network takes them at once.
 const WATCHED_FROM_BYTES: u64 = 1 << 20;
 /// A body that sends nothing for this long, while somebody waits for it, has stalled.
 const BODY_STALL: Duration = Duration::from_secs(20);
-/// A copy moves bytes inside the server and says nothing meanwhile, so it is given time by its size.
-const COPY_BYTES_PER_SECOND: u64 = 32 << 20;
-const COPY_EXTRA_MAX: Duration = Duration::from_secs(300);
 /// Single deletes under way at once where a server refuses DeleteObjects.
 const SINGLE_DELETES_IN_FLIGHT: usize = 16;
-/// After so many failures to connect in a row the HTTP client is made anew: some never recover by themselves.
-const REBUILD_AFTER_FAILURES: u32 = 3;
-
-/// Checksums that a server takes, best first; found out once per client.
-const CRC64: u8 = 0;
-const MD5: u8 = 1;
-const NONE: u8 = 2;
-
-/// What a session makes for one region and endpoint. Cheap to clone.
-#[derive(Clone)]
-pub struct Client {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    sdk: RwLock<Sdk>,
-    make_http: Box<dyn Fn() -> aws_smithy_runtime_api::client::http::SharedHttpClient + Send + Sync>,
-    settings: ClientSettings,
-    credentials: Option<Arc<Refreshing>>,
-    stats: Arc<Stats>,
-    checksums: AtomicU8,
-    /// Whether DeleteObjects is sent with Content-MD5 in place of a checksum.
-    deletes_with_md5: AtomicBool,
-    failures_in_a_row: AtomicU32,
-    /// Buckets in which ETags of Puts were found to be MD5s, so that they all are, but for what is encrypted with keys.
-    md5_buckets: Mutex<HashSet<String>>,
-    /// Whether an endpoint of one's own was asked which region it expects.
-    region_asked: AtomicBool,
-}
-
-/// What a client needs to know beside the SDK's configuration.
-#[derive(Clone, Debug)]
-pub(super) struct ClientSettings {
-    /// Whether an endpoint was given. It has one region, whatever was guessed.
-    pub(super) own_endpoint: bool,
-    /// Whether bodies are a part of what is signed, because they could be changed on their way.
-    pub(super) signs_bodies: bool,
-    pub(super) requester_pays: bool,
-    /// Encrypts what is written, and what was.
-    pub(super) customer_key: Option<CustomerKey>,
-    /// How long a request with all its retries may go without progress: the whole of a small one.
-    pub(super) timeout: Duration,
-    pub(super) trouble: Arc<Trouble>,
-}
-
-impl std::fmt::Debug for Client {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("settings", &self.inner.settings).finish_non_exhaustive()
-    }
-}
-
-impl Client {
-    pub(super) fn new(
-        config: aws_sdk_s3::Config,
-        make_http: Box<dyn Fn() -> aws_smithy_runtime_api::client::http::SharedHttpClient + Send + Sync>,
-        settings: ClientSettings,
-        credentials: Option<Arc<Refreshing>>,
-        stats: Arc<Stats>,
-    ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                sdk: RwLock::new(Sdk::from_conf(config)),
-                make_http,
-                settings,
-                credentials,
-                stats,
-                checksums: AtomicU8::new(CRC64),
-                deletes_with_md5: AtomicBool::new(false),
-                failures_in_a_row: AtomicU32::new(0),
-                md5_buckets: Mutex::default(),
-                region_asked: AtomicBool::new(false),
-            }),
-        }
-    }
-
-    /// The region this client signs for: the one it was made for, or the one its endpoint insisted on.
-    pub fn region(&self) -> String {
-        self.sdk().config().region().map(|region| region.as_ref().to_owned()).unwrap_or_default()
-    }
-
-    /// Replaces the SDK's client by one that differs a little.
-    fn change(&self, change: impl FnOnce(aws_sdk_s3::config::Builder) -> aws_sdk_s3::config::Builder) {
-        let mut sdk = self.inner.sdk.write().unwrap_or_else(PoisonError::into_inner);
-        *sdk = Sdk::from_conf(change(sdk.config().to_builder()).build());
-    }
-
-    /// Whether `error` is an own endpoint's complaint about the region, which is heeded from now on.
-    async fn learns_region(&self, error: &Error, bucket: &str) -> bool {
-        if !self.inner.settings.own_endpoint || error.status() != Some(400) {
-            return false;
-        }
-        let region = match (region_hint(error), error.code()) {
-            (Some(region), _) => region,
-            // An answer to HEAD has no words; to a GET it has.
-            (None, None) if !bucket.is_empty() && !self.inner.region_asked.swap(true, Ordering::Relaxed) => {
-                let begun = SystemClock.now();
-                let answer = self.sdk().list_objects_v2().bucket(bucket).max_keys(1).send().await;
-                let answer = answer.map_err(|error| error_of(error, &Condition::Any));
-                self.count("ListObjectsV2", answer.as_ref().err(), begun.elapsed());
-                match answer.err().and_then(|error| region_hint(&error)) {
-                    Some(region) => region,
-                    None => return false,
-                }
-            }
-            _ => return false,
-        };
-        if region != self.region() {
-            tracing::info!(region, "the endpoint names its region; signing for that one from now on");
-            self.change(|config| config.region(Region::new(region)));
-        }
-        true
-    }
-
-    fn sdk(&self) -> Sdk {
-        self.inner.sdk.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn payer(&self) -> Option<RequestPayer> {
-        self.inner.settings.requester_pays.then_some(RequestPayer::Requester)
-    }
-
-    /// Whether the SHA-256 of a body is to be a part of the signature. It takes half of what an upload costs, and what
-    /// nobody can change on its way is held to the checksum that is signed.
-    fn signs_body(&self, checksum: &Option<Checksum>) -> bool {
-        self.inner.settings.signs_bodies || checksum.is_none()
-    }
-
-    fn customer_key(&self) -> Option<&CustomerKey> {
-        self.inner.settings.customer_key.as_ref()
-    }
-
-    /// Asks for an object with the session's key, and without where it turns out to be encrypted with none.
-    async fn with_key<'a, T, F>(&'a self, ask: impl Fn(Option<&'a CustomerKey>) -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T>>,
-    {
-        let key = self.customer_key();
-        match ask(key).await {
-            Err(error) if key.is_some() && takes_no_key(&error) => match ask(None).await {
-                // It was not about the key.
-                Err(again) if again.status() == Some(400) => Err(error),
-                answer => answer,
-            },
-            answer => answer,
-        }
-    }
-
-    /// Sends a request whose body takes its time: it goes on for as long as the network takes bytes.
-    async fn patiently<T, E>(
-        &self,
-        sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-    ) -> Result<T, SdkError<E, HttpResponse>> {
-        let timeout = self.inner.settings.timeout;
-        match super::patience::watch_part(timeout, sent).await {
-            Some(answer) => answer,
-            None => {
-                let seconds = timeout.as_secs_f32();
-                Err(SdkError::timeout_error(format!("no byte was taken for {seconds} s")))
-            }
-        }
-    }
-
-    /// For [`patiently`](Self::patiently), which watches attempts and the whole.
-    fn no_deadlines() -> aws_sdk_s3::config::Builder {
-        let timeouts =
-            TimeoutConfig::builder().disable_operation_attempt_timeout().disable_operation_timeout().build();
-        aws_sdk_s3::Config::builder().timeout_config(timeouts)
-    }
-
-    /// Deadlines for a request by which the server copies so many bytes. A second attempt beside a first that is
-    /// still at work would help nobody; one that copies little is not at work for long, and is asked again like any other.
-    fn copy_deadlines(&self, bytes: u64) -> aws_sdk_s3::config::Builder {
-        let extra = Duration::from_secs(bytes / COPY_BYTES_PER_SECOND).min(COPY_EXTRA_MAX);
-        super::patience::give(extra);
-        let whole = self.inner.settings.timeout + extra;
-        let attempt = if bytes < COPY_BYTES_PER_SECOND { ATTEMPT_TIMEOUT.min(whole) } else { whole };
-        let timeouts =
-            TimeoutConfig::builder().operation_attempt_timeout(attempt).operation_timeout(whole).build();
-        aws_sdk_s3::Config::builder().timeout_config(timeouts)
-    }
-
-    /// Sends a request, counts it, and tries once more with fresh credentials where they expired, and with the server's time
-    /// where that may be what it was refused for.
-    async fn call<T, E, F>(
-        &self,
-        operation: &'static str,
-        bucket: &str,
-        key: &str,
-        condition: &Condition,
-        send: impl Fn(Sdk) -> F,
-    ) -> Result<T>
-    where
-        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
-        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-    {
-        let (mut refreshed, mut resigned, mut retimed) = (false, false, false);
-        loop {
-            let sent = self.inner.credentials.as_ref().map(|credentials| credentials.now());
-            let begun = SystemClock.now();
-            let answer = send(self.sdk()).await.map_err(|error| {
-                let error = error_of(error, condition);
-                let trouble = self.inner.settings.trouble.why().filter(|_| error.kind() == Kind::TimedOut);
-                match trouble {
-                    // Time was up between two tries.
-                    Some(why) => unreachable_because(&why),
-                    None => error,
-                }
-                .on(operation, bucket, key)
-            });
-            self.count(operation, answer.as_ref().err(), begun.elapsed());
-            if !matches!(&answer, Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::TimedOut)) {
-                super::patience::moved();
-            }
-            match (answer, &self.inner.credentials, sent) {
-                (Err(error), ..) if !retimed && may_be_about_the_time(&error) => retimed = true,
-                (Err(error), ..) if !resigned && self.learns_region(&error, bucket).await => resigned = true,
-                (Err(error), Some(credentials), Some(sent))
-                    if wants_new_credentials(&error) && !refreshed =>
-                {
-                    refreshed = true;
-                    credentials.invalidate(sent);
-                }
-                (answer, ..) => return answer,
-            }
-        }
-    }
-
-    fn count(&self, operation: &'static str, error: Option<&Error>, took: Duration) {
-        self.inner.stats.request(operation, error.map_or("ok", |error| error.kind().name()), took);
-        match error.map(Error::kind) {
-            Some(Kind::Unreachable | Kind::TimedOut) => {
-                let failures = self.inner.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                if failures.is_multiple_of(REBUILD_AFTER_FAILURES) {
-                    self.change(|config| config.http_client((self.inner.make_http)()));
-                    tracing::debug!(failures, "connections failed in a row; starting with fresh ones");
-                }
-            }
-            _ => self.inner.failures_in_a_row.store(0, Ordering::Relaxed),
-        }
-    }
-
-    /// Whether a Put's ETag has to be the MD5 that was sent with it. A bucket shows by being right once.
-    fn etag_is_md5(
-        &self,
-        bucket: &str,
-        etag: &ETag,
-        sent: Checksum,
-        encryption: Option<&ServerSideEncryption>,
-    ) -> bool {
-        let of_bytes = self.customer_key().is_none()
-            && encryption.is_none_or(|how| *how == ServerSideEncryption::Aes256);
-        if sent.algorithm != ChecksumAlgorithm::Md5 || !of_bytes {
-            return false;
-        }
-        let mut buckets = self.inner.md5_buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let is = BASE64.decode(sent.value).is_ok_and(|md5| hex(&md5) == etag.as_str());
-        if is && !buckets.contains(bucket) {
-            buckets.insert(bucket.to_owned());
-        }
-        buckets.contains(bucket)
-    }
-
-    /// Sends a body with the best checksum the server takes, and learns which that is.
-    async fn with_checksum<T, F>(
-        &self,
-        body: &Payload,
-        given: Option<Checksum>,
-        send: impl Fn(Option<Checksum>) -> F,
-    ) -> Result<T>
-    where
-        F: Future<Output = Result<T>>,
-    {
-        // One of the best kind says what the bytes have to be, whatever the server takes; another is sent as it is.
-        let is_best = |sum: &Checksum| sum.algorithm == ChecksumAlgorithm::Crc64Nvme;
-        if given.as_ref().is_some_and(|given| !is_best(given)) {
-            return send(given).await;
-        }
-        loop {
-            let level = self.inner.checksums.load(Ordering::Relaxed);
-            let checksum = match (&given, level) {
-                (Some(given), CRC64) => Some(given.clone()),
-                _ => {
-                    let (crc, md5) = body.sums(level == MD5).await?;
-                    if given.as_ref().is_some_and(|given| *given != crc) {
-                        let told =
-                            "the bytes to be sent are not what they were when their checksum was taken";
-                        return Err(Error::new(Kind::Corrupt, told));
-                    }
-                    if level == CRC64 { Some(crc) } else { md5 }
-                }
-            };
-            match send(checksum).await {
-                Err(error) if level < NONE && refuses_checksum(&error) => {
-                    let lower = level + 1;
-                    if self.inner.checksums.fetch_max(lower, Ordering::Relaxed) < lower {
-                        let instead = if lower == MD5 { "Content-MD5" } else { "no checksum" };
-                        tracing::warn!(error = %error.report(), "the endpoint refuses a checksum; sending {instead} from now on");
-                    }
-                }
-                answer => {
-                    if answer.is_ok() {
-                        self.inner.stats.bytes_sent.add(body.len());
-                    }
-                    return answer;
-                }
-            }
-        }
-    }
-}
 
 /// More pages than any list has that is read to its end and is not a listing of objects.
 const PAGES_MAX: usize = 10_000;
@@ -376,11 +61,6 @@ impl Turns {
         }
         Ok(())
     }
-}
-
-/// What to say of an endpoint that takes no connections.
-pub fn unreachable_because(why: &str) -> Error {
-    Error::new(Kind::Unreachable, format!("the endpoint cannot be reached: {why}"))
 }
 
 /// The ETag S3 gives an object that one Put made: the MD5 of its bytes.
@@ -415,11 +95,6 @@ macro_rules! add_checksum {
             },
         }
     };
-}
-
-/// S3's answer where an object is encrypted with no key of a customer. To HEAD it is a bare 400.
-fn takes_no_key(error: &Error) -> bool {
-    error.status() == Some(400) && matches!(error.code(), None | Some("InvalidRequest" | "InvalidArgument"))
 }
 
 /// A refusal that may be about what was asked for beside the bytes says what that was, and by which option.
@@ -732,7 +407,7 @@ impl Store for Client {
                     Ok(None) => None,
                     Ok(Some(Ok(chunk))) => {
                         stats.bytes_received.add(chunk.len() as u64);
-                        super::patience::moved();
+                        patience::moved();
                         Some((Ok(chunk), Some(body)))
                     }
                     Ok(Some(Err(error))) => {
@@ -769,12 +444,10 @@ impl Store for Client {
                     let put = add_again!(put, &Again::of(&request.attributes), self.customer_key());
                     let put = add_checksum!(put, sent.clone()).customize();
                     let put = if self.signs_body(sent) { put } else { put.disable_payload_signing() };
-                    async move {
-                        if size < WATCHED_FROM_BYTES {
-                            return put.send().await;
-                        }
-                        self.patiently(put.config_override(Self::no_deadlines()).send()).await
+                    if size < WATCHED_FROM_BYTES {
+                        return put.send();
                     }
+                    put.config_override(Self::no_deadlines()).send()
                 });
                 Ok((answer.await?, checksum))
             })
@@ -1098,7 +771,13 @@ impl Store for Client {
                             let part = add_key!(part, self.customer_key()).customize();
                             let part =
                                 if self.signs_body(checksum) { part } else { part.disable_payload_signing() };
-                            self.patiently(part.config_override(Self::no_deadlines()).send())
+                            let could_be_read = !body.has_failed();
+                            async move {
+                                if !could_be_read {
+                                    return Err(SdkError::construction_failure("the body cannot be read"));
+                                }
+                                part.config_override(Self::no_deadlines()).send().await
+                            }
                         })
                         .await?;
                     Ok((answer, checksum.clone()))
