@@ -275,7 +275,9 @@ impl Budget {
     /// So much of the share, where there is one.
     async fn of_share(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let permits = Arc::clone(&self.share.as_ref()?.permits);
-        Some(permits.acquire_many_owned(self.units(bytes)).await.expect("a share's semaphore is never closed"))
+        Some(
+            permits.acquire_many_owned(self.units(bytes)).await.expect("a share's semaphore is never closed"),
+        )
     }
 
     async fn take_beside(&self, share: Option<OwnedSemaphorePermit>, bytes: u64) -> Grant {
@@ -298,9 +300,7 @@ impl Budget {
     /// Takes `bytes` if they are free now.
     pub fn try_take(&self, bytes: u64) -> Option<Grant> {
         let share = match &self.share {
-            Some(share) => {
-                Some(Arc::clone(&share.permits).try_acquire_many_owned(self.units(bytes)).ok()?)
-            }
+            Some(share) => Some(Arc::clone(&share.permits).try_acquire_many_owned(self.units(bytes)).ok()?),
             None => None,
         };
         Some(Grant::new(self.try_acquire(bytes)?, share, self))
@@ -555,7 +555,11 @@ mod tests {
         drop(buffer(&budget, 8 * MIB));
         let first = uploads.try_take(42 << 20).unwrap();
         let small = buffer(&uploads, 5 * MIB);
-        assert_eq!(budget.held_bytes(Pool::Uploads), 47 << 20, "one that has more than its share has room for is not taken");
+        assert_eq!(
+            budget.held_bytes(Pool::Uploads),
+            47 << 20,
+            "one that has more than its share has room for is not taken"
+        );
         drop((first, small));
         assert!(uploads.try_take(1 << 30).is_some(), "an oversized request gets the whole share");
     }

@@ -8,8 +8,8 @@
 //!   when nothing asked for a name since then;
 //! - to the kernel, what the allocator keeps of both, and whenever the process has more than its limit.
 
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
@@ -23,8 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 5;
 /// How long the kernel has to forget some names before it is told of more.
 const FORGETTING: Duration = Duration::from_millis(10);
-/// Names that it forgets in that time, at least.
-const FORGOTTEN_MIN: usize = 256;
+/// How often it may have forgotten none, before it is told of no more.
+const FORGETS_NONE_MAX: u32 = 300;
 
 /// Counts whatever is asked of names.
 #[derive(Default)]
@@ -95,12 +95,18 @@ pub(super) async fn watch(fs: Weak<Fs>) {
 
 /// Has the kernel told of names to forget, until few are left or somebody asks for more than was asked for.
 async fn have_names_forgotten(fs: &Weak<Fs>, asked: u64) {
-    let rounds = fs.upgrade().map_or(0, |fs| fs.inodes() / FORGOTTEN_MIN + 1);
-    for _ in 0..rounds {
-        // Nobody is kept from ending the mount meanwhile.
-        let goes_on = |fs: Arc<Fs>| fs.asked.value() == asked && fs.have_more_forgotten_at_rest();
-        if !fs.upgrade().is_some_and(goes_on) {
-            return;
+    let with_bytes = fs.upgrade().map(|fs| fs.files_with_bytes()).unwrap_or_default();
+    let (mut least, mut forgets_none) = (usize::MAX, 0);
+    while forgets_none < FORGETS_NONE_MAX {
+        {
+            // Nobody is kept from ending the mount meanwhile.
+            let Some(fs) = fs.upgrade().filter(|fs| fs.asked.value() == asked) else { return };
+            if !fs.have_more_forgotten_at_rest(&with_bytes) {
+                return;
+            }
+            let inodes = fs.inodes();
+            forgets_none = if inodes < least { 0 } else { forgets_none + 1 };
+            least = least.min(inodes);
         }
         tokio::time::sleep(FORGETTING).await;
     }
@@ -120,7 +126,7 @@ impl Fs {
 #[cfg(test)]
 mod tests {
     use std::collections::{HashMap, HashSet};
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::super::weight::tests::of_names;
     use super::*;

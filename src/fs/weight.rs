@@ -128,11 +128,15 @@ impl Fs {
         !is_all
     }
 
+    /// Files whose bytes the kernel may have.
+    pub(super) fn files_with_bytes(&self) -> HashSet<Ino> {
+        lock(&self.pages).iter().map(|(ino, _)| *ino).collect()
+    }
+
     /// Nobody asks for anything: the kernel is told to forget more names, those of files whose bytes it has excepted. It would
     /// ask for the others anew in any case, since it believes none for longer than the TTL. Says whether there are more of
     /// them.
-    pub(super) fn have_more_forgotten_at_rest(&self) -> bool {
-        let with_bytes: HashSet<Ino> = lock(&self.pages).iter().map(|(ino, _)| *ino).collect();
+    pub(super) fn have_more_forgotten_at_rest(&self, with_bytes: &HashSet<Ino>) -> bool {
         // What is remembered of those that were forgotten goes next.
         let tree_bytes = with_holes(self.inodes() as u64 * FORGOTTEN_BYTES);
         self.have_names_forgotten(tree_bytes, NAMES_AT_REST_SHARE, |ino| !with_bytes.contains(&ino))

@@ -1195,7 +1195,8 @@ impl Tree {
             // Until the kernel has given it back.
             self.ages.push_back((ino, serial));
             let is_known = node.lookups > 0 && node.pins == 0 && matches!(node.found, Found::File(_));
-            let is_free = is_known && !self.locals.contains(&ino) && !self.held.contains_key(&ino) && may_go(ino);
+            let is_free =
+                is_known && !self.locals.contains(&ino) && !self.held.contains_key(&ino) && may_go(ino);
             oldest.extend(node.link.clone().filter(|_| is_free));
             if oldest.len() == count {
                 break;
@@ -1562,9 +1563,8 @@ mod tests {
         let mut tree = tree();
         let d = tree.put(ROOT, &name("d"), dir(), None).unwrap();
         tree.looked_up(d);
-        let files: Vec<Ino> = (0..1000)
-            .map(|n| tree.put(d, &name(&format!("f{n}")), file(n), None).unwrap())
-            .collect();
+        let files: Vec<Ino> =
+            (0..1000).map(|n| tree.put(d, &name(&format!("f{n}")), file(n), None).unwrap()).collect();
         let capacity = |tree: &Tree| tree.nodes[&d].children.capacity();
         assert!(capacity(&tree) >= 1000);
         for (left, ino) in (0..1000).rev().zip(files) {
