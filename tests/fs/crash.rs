@@ -10,7 +10,7 @@ use pailfs::s3::{Store, When};
 use pailfs::write::journal::Owed;
 use proptest::prelude::*;
 
-use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, let_others_run, until};
+use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, kind_of, until};
 use crate::harness::block_on;
 
 const MIB: usize = 1 << 20;
@@ -616,8 +616,13 @@ fn what_is_saved_behind_goes_first_once_somebody_waits_for_it() {
             let file = client.open("c", WRITE).await.unwrap();
             let fsync = client.fs.fsync(file.1);
             let one_goes = async {
-                let_others_run().await;
-                assert_eq!(first.stats.requests_of("PutObject"), READERS as u64, "all wait");
+                let all_wait = async {
+                    while client.fs.view().await.transfers.waiting < 3 {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(60), all_wait).await.expect("all three wait");
+                assert_eq!(first.stats.requests_of("PutObject"), READERS as u64);
                 gets.add_permits(1);
                 until("one goes", || first.stats.requests_of("PutObject") > READERS as u64).await;
                 assert_eq!(client.keys().await[0], "c");
