@@ -2,7 +2,7 @@
 //!
 //! An outer error's `Display` never repeats its source; the chain is logged once, at the edge.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -346,7 +346,7 @@ impl Error {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(cause) = source {
-            let cause_text = cause.to_string();
+            let cause_text = OneLine(&cause.to_string()).to_string();
             if !text.contains(&cause_text) {
                 text.push_str(": ");
                 text.push_str(&cause_text);
@@ -368,13 +368,13 @@ impl fmt::Display for Error {
         if let Some(operation) = inner.operation {
             write!(f, "{operation}")?;
             match (&inner.bucket, &inner.key) {
-                (Some(bucket), Some(key)) => write!(f, " s3://{bucket}/{}", key.escape_debug())?,
-                (Some(bucket), None) => write!(f, " s3://{bucket}")?,
+                (Some(bucket), Some(key)) => write!(f, " s3://{}/{}", OneLine(bucket), key.escape_debug())?,
+                (Some(bucket), None) => write!(f, " s3://{}", OneLine(bucket))?,
                 _ => {}
             }
             f.write_str(": ")?;
         }
-        f.write_str(&inner.message)?;
+        write!(f, "{}", OneLine(&inner.message))?;
         let mut facts = Vec::new();
         if let Some(code) = &inner.code {
             facts.push(code.clone());
@@ -386,7 +386,24 @@ impl fmt::Display for Error {
             facts.push(format!("request id {id}"));
         }
         if !facts.is_empty() {
-            write!(f, " ({})", facts.join(", "))?;
+            write!(f, " ({})", OneLine(&facts.join(", ")))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a server says, or another program: a terminal obeys control characters, and a log takes what follows the end of a line
+/// for another one.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
         }
         Ok(())
     }
@@ -433,6 +450,20 @@ mod tests {
         };
         assert_eq!(outer.details(), details);
         assert_eq!(Error::new(Kind::Internal, "x").details(), Details::default());
+    }
+
+    #[test]
+    fn whatever_a_server_says_is_one_line_that_no_terminal_obeys() {
+        let said = "no\n2026 INFO pailfs: all is well\r\x1b]0;title\x07\u{9b}2J";
+        let error = Error::s3(Kind::Server, "a\nb", said)
+            .with_answer(Some(500), Some("x\ty"), None)
+            .on("GetObject", "b\x1b", "k\n")
+            .with_source(io::Error::other("below\nit"));
+        for text in [error.to_string(), error.report()] {
+            assert!(!text.contains(char::is_control), "{text:?}");
+            assert!(text.contains("all is well"), "{text}");
+        }
+        assert!(error.report().contains(": below\\nit"), "{}", error.report());
     }
 
     #[test]

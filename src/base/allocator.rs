@@ -2,6 +2,7 @@
 //! for that.
 
 /// From this size on, memory is the kernel's own again as soon as it is freed, in bytes: where glibc begins by itself.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_FROM_BYTES: i32 = 128 << 10;
 
 /// Holds the allocator to that size, for the rest of the process.

@@ -1,5 +1,5 @@
-//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs, and the
-//! allocator's settings.
+//! Vocabulary that imports nothing of ours: byte ranges, entity tags, sizes, clocks, budgets, gates, choices, CRCs, files
+//! that are their user's alone, and the allocator's settings.
 
 pub mod allocator;
 mod budget;
@@ -7,6 +7,7 @@ mod clock;
 pub mod crc;
 mod gate;
 mod policy;
+pub mod private;
 mod range;
 mod size;
 

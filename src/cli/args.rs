@@ -48,7 +48,7 @@ pub enum Command {
     /// List the sessions there are and where each of their values comes from.
     Sessions(SessionsArgs),
     /// Run an S3 server of our own, to try pailfs without an account.
-    Demo(DemoArgs),
+    Demo(Box<DemoArgs>),
     /// Print what completes commands and flags in a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages.
@@ -461,6 +461,8 @@ pub struct DemoArgs {
     /// End when standard input does, so that no server outlives the test that started it
     #[arg(long, hide = true)]
     pub until_stdin_closes: bool,
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 fn parse_mode(text: &str) -> Result<u16, String> {

@@ -72,19 +72,20 @@ fn understand(line: &str) -> Option<Word> {
 pub struct Child;
 
 impl Child {
-    /// Leaves the terminal, so that its signals and its end do not reach the mount, and the directory it was
-    /// started in, which may be unmounted some day.
-    pub fn detach() -> Result<Self, Failure> {
-        let failed =
-            |error: io::Error| Failure::new(Code::Local, format!("cannot leave the terminal: {error}"));
-        rustix::process::setsid().map_err(|errno| failed(errno.into()))?;
-        std::env::set_current_dir("/").map_err(failed)?;
+    /// Leaves the directory it was started in, which may be unmounted some day.
+    pub fn leave_directory() -> Result<Self, Failure> {
+        std::env::set_current_dir("/")
+            .map_err(|error| Failure::new(Code::Local, format!("cannot leave the directory: {error}")))?;
         Ok(Self)
     }
 
-    /// Says that the mount is live, and lets go of the first process's streams. An error means that nobody
-    /// waits any more.
+    /// Leaves the terminal, so that its signals and its end do not reach the mount, says that the mount is live, and
+    /// lets go of the first process's streams. An error means that nobody waits any more.
+    ///
+    /// Not before the mount is there: at a directory that systemd mounts at its first use, the kernel lets nobody in
+    /// until then but systemd's own process group, of which the programs that it mounts with are.
     pub fn ready(self, log: &Log) -> io::Result<()> {
+        rustix::process::setsid()?;
         say(&Word::Ready { ready: true, pid: std::process::id() })?;
         log.take_stdio()
     }

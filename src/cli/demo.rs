@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 
 use super::args::DemoArgs;
 use super::exit::{Code, Failure};
-use super::{machine, mount, mountpoint};
+use super::{logging, machine, mount, mountpoint};
 use crate::base::{Durability, Exclusive, OnConflict, Passthrough, PosixMode, StagingPlace, SystemClock};
 use crate::config::{BucketDir, DEFAULT_SESSION, MountConfig, Rates, Site, Source, default_memory_limit};
 use crate::control;
 use crate::demo::{FaultRule, Server, seed_tree};
-use crate::mount::{Log, Signals};
+use crate::mount::Signals;
 use crate::s3::{Client, ListRequest, MemStore, NewObjects, Secret, Session, SessionConfig, Store};
 
 /// How long a request to the demo server may take: it is on this machine, and faults are part of the demo.
@@ -106,6 +106,7 @@ async fn try_out(
     let Some(bucket) = args.bucket.first() else {
         return Err(Failure::new(Code::Usage, "there is no bucket to mount"));
     };
+    let log = logging::start(&args.log, false)?;
     let settings = server_session(server);
     let session = Session::builder().name("demo").settings(settings.clone()).timeout(TIMEOUT).build().await?;
     let client = session.client();
@@ -126,9 +127,10 @@ async fn try_out(
     };
     let config = configure(bucket, settings, &dir, home.path())?;
     let mountpoint = config.mountpoint.clone();
+    log.require_outside(&mountpoint)?;
     let guide = guide(&mountpoint, bucket, &server.endpoint());
     let ready = || say(&guide).map_err(|failure| std::io::Error::other(failure.message));
-    let run = crate::mount::run(config, ready, mount::shown(), Log::default());
+    let run = crate::mount::run(config, ready, mount::shown(), log.of_mount());
     let outcome = run.await.map_err(mount::failure_of);
     if mountpoint::is_mounted(&mountpoint).unwrap_or(true) {
         // Removing the directory would remove what is in the bucket.

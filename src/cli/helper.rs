@@ -16,9 +16,10 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser};
 
-use super::args::{Cli, UmountArgs};
+use super::args::Cli;
 use super::exit::{Code, Failure};
 use super::options::{self, Flag};
+use super::running::Unmounter;
 use super::{background, machine, running};
 
 /// Flags of `pailfs mount` that say how a command behaves in front of a person.
@@ -58,7 +59,7 @@ impl Caller {
         let code = match outcome {
             Ok(()) => 0,
             Err(failure) => {
-                eprintln!("pailfs: {}", failure.message);
+                eprintln!("pailfs: {}", running::printable_lines(&failure.message));
                 code_of(failure.code)
             }
         };
@@ -119,7 +120,7 @@ fn umount(args: &[OsString]) -> Result<(), Failure> {
         // Now, whatever is not saved: the mount's process goes on with that.
         return running::detach(&dir);
     }
-    super::runtime()?.block_on(running::umount(&UmountArgs { dir }))
+    super::runtime()?.block_on(running::unmount(&dir, Unmounter::Caller))
 }
 
 fn usage(message: impl Into<String>) -> Failure {

@@ -185,7 +185,7 @@ impl Access {
 }
 
 /// A process that crashes leaves no image of its memory, and other processes of its user do not look into it: there are
-/// the session's keys, and bytes of whoever else uses the mount. A limit of the image's length would not do: a machine
+/// a session's keys, and bytes of whoever else uses the mount. A limit of the image's length would not do: a machine
 /// that collects images by a program of its own may pay no heed to it. A crash is told by the log; a debugger of root's is still let in.
 pub fn keep_no_core() {
     let none = rustix::process::DumpableBehavior::NotDumpable;
@@ -215,9 +215,11 @@ pub fn runtime_dirs(uid: u32) -> Vec<PathBuf> {
     let mut dirs = Vec::new();
     if uid == 0 {
         dirs.push("/run/pailfs".into());
-    } else if uid == rustix::process::geteuid().as_raw() {
-        dirs.extend(absolute_var("XDG_RUNTIME_DIR").map(|dir| dir.join("pailfs")));
     } else {
+        if uid == rustix::process::geteuid().as_raw() {
+            dirs.extend(absolute_var("XDG_RUNTIME_DIR").map(|dir| dir.join("pailfs")));
+        }
+        // What the variable names on most machines. What lies in /tmp may be somebody else's by now, who cannot be here.
         dirs.push(PathBuf::from(format!("/run/user/{uid}/pailfs")));
     }
     dirs.push(PathBuf::from(format!("/tmp/pailfs-{uid}")));
@@ -328,6 +330,15 @@ mod tests {
         assert!(message.ends_with("line 2 is not NAME=VALUE") && !message.contains("hush"), "{message}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o622)).unwrap();
         assert!(read_env_file(&path).unwrap_err().message.contains("others can write"));
+    }
+
+    #[test]
+    fn a_directory_that_anybody_may_have_made_is_the_last_resort() {
+        for (uid, first) in [(0, "/run/pailfs"), (1000, "/run/user/1000/pailfs")] {
+            let dirs = runtime_dirs(uid);
+            assert!(dirs.contains(&first.into()), "{dirs:?}");
+            assert_eq!(dirs.last(), Some(&format!("/tmp/pailfs-{uid}").into()));
+        }
     }
 
     #[test]

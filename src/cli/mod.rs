@@ -40,6 +40,8 @@ use exit::{Code, Failure};
 
 /// Runs what was typed, and says how the program is to end.
 pub fn main() -> ExitCode {
+    // Every command has the keys of its user in its environment, or reads them.
+    machine::keep_no_core();
     let args: Vec<OsString> = std::env::args_os().collect();
     if let Some(caller) = helper::Caller::of(&args) {
         return caller.run(&args);
@@ -58,7 +60,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             // The process in the background has told the one in front, which prints it.
             if !cli.background_child {
-                let _ = writeln!(std::io::stderr(), "pailfs: {}", failure.message);
+                let _ = writeln!(std::io::stderr(), "pailfs: {}", running::printable_lines(&failure.message));
             }
             failure.code.into()
         }

@@ -42,10 +42,9 @@ pub fn run(args: &MountArgs, background_child: bool) -> Result<(), Failure> {
 
 fn stay(args: &MountArgs, background_child: bool, log: &Log, live: &Cell<bool>) -> Result<(), Failure> {
     allocator::give_large_blocks_back();
-    machine::keep_no_core();
     let config = configure(args)?;
     log.require_outside(&config.mountpoint)?;
-    let child = background_child.then(Child::detach).transpose()?;
+    let child = background_child.then(Child::leave_directory).transpose()?;
     let what = format!("{} on {}", config.site.source.name(), config.mountpoint.display());
     let ready = || {
         child.map_or(Ok(()), |child| child.ready(log))?;

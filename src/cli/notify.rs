@@ -9,6 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use super::progress::count;
+use super::running::printable;
 use crate::base::{Clock, SystemClock, format_bytes};
 use crate::control::Unsaved;
 
@@ -45,6 +46,8 @@ impl Notifier {
 
     /// The mount is live.
     pub fn ready(&self, what: &str) {
+        // A line is a word of its own to the manager.
+        let what = printable(what);
         self.say(&format!("READY=1\nMAINPID={}\nSTATUS={what}", std::process::id()));
     }
 

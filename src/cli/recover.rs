@@ -10,6 +10,7 @@ use super::args::RecoverArgs;
 use super::exit::{Code, Failure};
 use super::machine::absolute;
 use super::mount::{choose, failure_of, shown};
+use super::running::{printable, printable_json};
 use super::{logging, machine};
 use crate::base::format_bytes;
 use crate::config::{Site, default_memory_limit};
@@ -80,7 +81,7 @@ fn list(state_dir: &Path, json: bool) -> Result<(), Failure> {
     }
     let text = if json {
         let text = serde_json::to_string_pretty(&all);
-        text.map_err(|error| Failure::new(Code::Internal, error.to_string()))? + "\n"
+        printable_json(&text.map_err(|error| Failure::new(Code::Internal, error.to_string()))?) + "\n"
     } else {
         describe(&all)
     };
@@ -133,24 +134,25 @@ fn describe(all: &[Debts]) -> String {
         text.push_str("nothing is owed\n");
     }
     for debts in all {
-        let _ = writeln!(text, "{}", debts.dir.display());
+        let _ = writeln!(text, "{}", printable(&debts.dir.to_string_lossy()));
         if let Some(why) = &debts.unreadable {
-            let _ = writeln!(text, "  {why}");
+            let _ = writeln!(text, "  {}", printable(why));
         }
         for file in &debts.files {
             let state = match (&file.damage, file.closed) {
-                (Some(damage), _) => format!("not whole: {damage}"),
+                (Some(damage), _) => format!("not whole: {}", printable(damage)),
                 (None, true) => "closed".to_owned(),
                 (None, false) => "not closed".to_owned(),
             };
-            let _ = writeln!(text, "  {}  {}  {state}", file.object, format_bytes(file.bytes));
+            let _ = writeln!(text, "  {}  {}  {state}", printable(&file.object), format_bytes(file.bytes));
         }
         for rename in &debts.renames {
             let RenameDebt { from, to, objects } = rename;
+            let (from, to) = (printable(from), printable(to));
             let _ = writeln!(text, "  {from}  {objects} objects  being renamed to {to}");
         }
         for removed in &debts.removals {
-            let _ = writeln!(text, "  {removed}  removed");
+            let _ = writeln!(text, "  {}  removed", printable(removed));
         }
         if debts.uploads > 0 {
             let _ = writeln!(text, "  {} uploads that are to be aborted", debts.uploads);

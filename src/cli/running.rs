@@ -12,8 +12,10 @@ use super::exit::{Code, Failure};
 use super::logging;
 use super::mountpoint::{self, Place};
 use super::progress::Progress;
-use crate::base::format_bytes;
+use crate::base::{Clock, SystemClock, format_bytes};
 use crate::control::{Cause, Client, Reply, Request, Unsaved};
+use crate::error::Kind;
+use crate::mount;
 
 /// How long a process may take to end after it has said that all is saved and unmounted.
 const END_WAIT_SECONDS: i64 = 60;
@@ -41,7 +43,21 @@ pub async fn log_level(args: &LogLevelArgs) -> Result<(), Failure> {
 }
 
 pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
-    let place = Place::find(&args.dir)?;
+    unmount(&args.dir, Unmounter::Mount).await
+}
+
+/// Who takes the directory away when all is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounter {
+    /// The mount's process, which does it only if nothing was written meanwhile.
+    Mount,
+    /// This one: what systemd mounted at its first use it unmounts by itself after a while, and until that is over the
+    /// kernel lets nobody come near the directory but systemd's own process group, of which the mount's process is not.
+    Caller,
+}
+
+pub async fn unmount(dir: &Path, by: Unmounter) -> Result<(), Failure> {
+    let place = Place::find(dir)?;
     let Some(client) = place.connect().await? else {
         mountpoint::clear_dead(&place.path)?;
         eprintln!(
@@ -51,9 +67,17 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
         return Ok(());
     };
     let process = client.pid().and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
-    match watched(client, Request::Unmount).await? {
+    let request = match by {
+        Unmounter::Mount => Request::Unmount,
+        Unmounter::Caller => Request::Flush,
+    };
+    match watched(client, request).await? {
         Reply::Done => {}
         other => return Err(refused(other)),
+    }
+    if by == Unmounter::Caller {
+        let taken_away = tokio::task::spawn_blocking(move || take_away(&place.path));
+        taken_away.await.unwrap_or_else(|panic| Err(Failure::new(Code::Internal, panic.to_string())))?;
     }
     let Some(process) = process else { return Ok(()) };
     let ended = tokio::task::spawn_blocking(move || {
@@ -69,6 +93,25 @@ pub async fn umount(args: &UmountArgs) -> Result<(), Failure> {
             Err(Failure::new(Code::Local, format!("cannot wait for the mount's process: {error}")))
         }
         Err(panic) => Err(Failure::new(Code::Internal, panic.to_string())),
+    }
+}
+
+/// Takes the directory away if nobody uses it.
+fn take_away(path: &Path) -> Result<(), Failure> {
+    let patience = SystemClock.now() + mount::BUSY_WAIT;
+    loop {
+        match crate::fuse::unmount(path, false) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == Kind::Conflict => {
+                if SystemClock.now() >= patience {
+                    return Err(Failure::new(Code::Mountpoint, mount::IN_USE));
+                }
+                std::thread::sleep(mount::BUSY_PAUSE);
+            }
+            // Somebody else was quicker.
+            Err(_) if !mountpoint::is_mounted(path)? => return Ok(()),
+            Err(error) => return Err(Failure::coded(Code::Mountpoint, &error)),
+        }
     }
 }
 
@@ -113,7 +156,7 @@ pub fn refused(reply: Reply) -> Failure {
                 Cause::BadRequest => Code::Internal,
                 Cause::Failed => Code::Failed,
             };
-            Failure::new(code, name_files(&refusal.message, &refusal.unsaved))
+            Failure::new(code, name_files(&printable(&refusal.message), &refusal.unsaved))
         }
         _ => Failure::new(Code::Internal, "the mount answered something else than it was asked"),
     }
@@ -123,7 +166,7 @@ pub fn refused(reply: Reply) -> Failure {
 pub fn name_files(message: &str, unsaved: &Unsaved) -> String {
     let mut text = message.to_owned();
     for file in &unsaved.first {
-        let error = file.last_error.as_deref().unwrap_or("not tried yet");
+        let error = printable(file.last_error.as_deref().unwrap_or("not tried yet"));
         let _ = write!(text, "\n  {} ({}): {error}", printable(&file.path), format_bytes(file.bytes));
     }
     let named = unsaved.first.len() as u64;
@@ -140,10 +183,43 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The same of a text that has lines.
+pub fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(printable).collect();
+    lines.join("\n")
+}
+
+/// JSON leaves some control characters as they are that terminals obey; they are in its strings alone, where they have another form.
+pub fn printable_json(text: &str) -> String {
+    let escaped = |c: char| match c {
+        '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::{Refusal, UnsavedFile};
+
+    #[test]
+    fn no_terminal_obeys_what_is_shown() {
+        let text = "a\nb\tc\x1b[2J\u{9b}2J\x7f\r";
+        assert_eq!(printable_lines(text), "a\nb\\tc\\u{1b}[2J\\u{9b}2J\\u{7f}\\r");
+        let json = printable_json(&serde_json::to_string(text).unwrap());
+        assert!(!json.contains(char::is_control), "{json:?}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        let told = Unsaved::of([UnsavedFile {
+            path: "p\x1b".into(),
+            bytes: 1,
+            sent: 0,
+            last_error: Some("e\x1b\n".into()),
+        }]);
+        let refusal = Refusal { unsaved: told, ..Refusal::new(Cause::Failed, "m\x1b\n") };
+        let message = refused(Reply::Refused(refusal)).message;
+        assert!(!message.contains('\x1b') && message.lines().count() == 2, "{message:?}");
+    }
 
     #[test]
     fn a_refusal_names_the_files_and_has_a_code() {

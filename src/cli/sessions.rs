@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::args::{CheckArgs, SessionsArgs};
 use super::exit::{Code, Failure};
+use super::running::{printable, printable_json};
 use super::{machine, mount};
 use crate::base::SystemClock;
 use crate::config::{ConfigFile, DEFAULT_SESSION, S3Url};
@@ -130,14 +131,15 @@ fn rows(session: &SessionDescription) -> String {
     ];
     for (what, value) in values {
         if let Some(value) = value {
-            let _ = writeln!(text, "  {what:<12} {:<32} from {}", value.value, value.source);
+            let (value, source) = (printable(&value.value), printable(&value.source));
+            let _ = writeln!(text, "  {what:<12} {value:<32} from {source}");
         }
     }
     if let Some(expires) = session.expires {
         let _ = writeln!(text, "  {:<12} {expires} (seconds since 1970)", "expires");
     }
     if let Some(problem) = &session.problem {
-        let _ = writeln!(text, "  {:<12} {problem}", "problem");
+        let _ = writeln!(text, "  {:<12} {}", "problem", printable(problem));
     }
     text
 }
@@ -219,25 +221,34 @@ fn show_checked(checked: &Checked) -> String {
     let mut text = format!("{}\n{}", checked.session.name, rows(&checked.session));
     match (&checked.caller, &checked.caller_unknown) {
         (Some(caller), _) => {
-            let _ = writeln!(text, "  {:<12} {} (account {})", "caller", caller.arn, caller.account);
+            let (arn, account) = (printable(&caller.arn), printable(&caller.account));
+            let _ = writeln!(text, "  {:<12} {arn} (account {account})", "caller");
         }
         (None, Some(why)) => {
-            let _ = writeln!(text, "  {:<12} unknown: {why}", "caller");
+            let _ = writeln!(text, "  {:<12} unknown: {}", "caller", printable(why));
         }
         (None, None) => {}
     }
     if let Some(bucket) = &checked.bucket {
-        let region = bucket.region.as_deref().unwrap_or("not told by the endpoint");
+        let region = printable(bucket.region.as_deref().unwrap_or("not told by the endpoint"));
         let _ = writeln!(text, "s3://{}\n  {:<34} {region}", bucket.name, "region");
         for (name, verdict, meaning) in bucket.capabilities.table() {
             let _ = writeln!(text, "  {name:<34} {verdict:<8} {meaning}");
         }
         if let Some(why) = &bucket.stopped {
-            let _ = writeln!(text, "  nothing was written to find out more, because it would stay: {why}");
+            let _ = writeln!(
+                text,
+                "  nothing was written to find out more, because it would stay: {}",
+                printable(why)
+            );
         }
         for left in &bucket.left {
-            let _ =
-                writeln!(text, "  left behind, because it could not be deleted: s3://{}/{left}", bucket.name);
+            let _ = writeln!(
+                text,
+                "  left behind, because it could not be deleted: s3://{}/{}",
+                bucket.name,
+                printable(left)
+            );
         }
     }
     text
@@ -272,7 +283,8 @@ fn warn(warnings: &[String]) {
 
 fn json(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n").map_err(|error| Failure::new(Code::Internal, error.to_string()))
+    text.map(|text| printable_json(&text) + "\n")
+        .map_err(|error| Failure::new(Code::Internal, error.to_string()))
 }
 
 fn print(text: &str) -> Result<(), Failure> {

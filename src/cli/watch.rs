@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::StatusArgs;
 use super::exit::{Code, Failure};
-use super::running::{live, no_answer, refused};
+use super::running::{live, no_answer, printable_json, printable_lines, refused};
 use super::{mountpoint, status};
 use crate::control::{Reply, Request, Status};
 
@@ -17,6 +17,8 @@ pub async fn run(args: &StatusArgs) -> Result<(), Failure> {
     if args.prometheus {
         let client = live(&args.dir).await?;
         return match client.ask(Request::Metrics, |_| {}).await.map_err(no_answer)? {
+            // A label may hold anything that is in a name.
+            Reply::Metrics { text } if stdout().is_terminal() => say(&printable_lines(&text)),
             Reply::Metrics { text } => say(&text),
             other => Err(refused(other)),
         };
@@ -70,7 +72,7 @@ async fn watch(args: &StatusArgs, pause: Duration, first: Status) -> Result<(), 
 }
 
 fn json(text: serde_json::Result<String>) -> Result<String, Failure> {
-    text.map_err(|error| Failure::new(Code::Internal, error.to_string()))
+    text.map(|text| printable_json(&text)).map_err(|error| Failure::new(Code::Internal, error.to_string()))
 }
 
 fn say(text: &str) -> Result<(), Failure> {

@@ -17,15 +17,17 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the mount of a user. Nobody else can pose as it: the socket's directory and the answering
-    /// process have to be the owner's.
+    /// Connects to the mount of a user. Nobody else can pose as it, and it cannot pose as somebody else's: the socket's directory
+    /// and the answering process have to be the owner's.
     pub async fn connect(path: &Path, owner: u32) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             check_private(dir, owner)?;
         }
         let stream = timeout(SILENCE_MAX, UnixStream::connect(path)).await??;
+        // Not root either, where it is not root's mount: a user's link may lead to another socket of root's, and who asks may
+        // well be root.
         let peer = stream.peer_cred()?.uid();
-        if peer != owner && peer != 0 {
+        if peer != owner {
             return Err(io::Error::other(format!("user {peer} answers on {}", path.display())));
         }
         Ok(Self { stream })
@@ -245,6 +247,20 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         let server = Server::start(&dead, handle(&mount.flushed)).unwrap();
         server.stop().await;
+    }
+
+    /// Root that asks a user's mount to end must not end one of its own.
+    #[tokio::test]
+    async fn a_user_s_link_to_a_socket_of_root_s_is_not_asked() {
+        let mount = fixture();
+        let theirs = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(theirs.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&mount.path, theirs.path().join("socket")).unwrap();
+        if std::os::unix::fs::chown(theirs.path(), Some(12_345), None).is_err() {
+            return;
+        }
+        let error = Client::connect(&theirs.path().join("socket"), 12_345).await.err().unwrap();
+        assert!(error.to_string().contains("user 0 answers"), "{error}");
     }
 
     #[tokio::test]

@@ -107,8 +107,9 @@ impl Fs {
         let left = entry.believed.left(self.clock.now(), ttl);
         let (size, dated, posix, ttl) = match (&entry.found, unsaved) {
             (Found::Dir { marker }, _) => {
-                let dated = marker.as_ref().map_or(self.mounted_at, |marker| marker.modified);
-                (DIR_SIZE, dated, marker.as_ref().and_then(|marker| marker.posix.clone()), left)
+                let marker = marker.marker();
+                let dated = marker.map_or(self.mounted_at, |marker| marker.modified);
+                (DIR_SIZE, dated, marker.and_then(|marker| marker.posix.clone()), left)
             }
             // What is written here and not saved is nobody else's.
             (Found::File(_), Some(unsaved)) => (unsaved.len, unsaved.written_at, Some(unsaved.posix), ttl),

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 
 use super::handles::Handle;
-use super::hydrate::LINES_AHEAD;
+use super::hydrate::{LINES_AHEAD, is_told};
 use super::lookup::no_such_name;
 use super::names::{At, require_new_name};
 use super::pages::{Asker, Page, Pages, Sharding, shown_for};
@@ -22,7 +22,7 @@ use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
 use crate::tree::posix::{self, FileType};
 use crate::tree::walk::DIRS_MAX;
-use crate::tree::{DirPlace, Facts, Found, Ino, Known, Listed, Marker, ROOT, Ticket, VolumeId};
+use crate::tree::{DirPlace, Facts, Found, Ino, Known, Listed, Marked, Marker, ROOT, Ticket, VolumeId};
 use crate::write::delete_object;
 
 /// One line of a directory.
@@ -271,6 +271,7 @@ impl Fs {
             ino,
             attr: None,
         };
+        let may_have_more = attributes && self.may_have_more(dir);
         let mut tree = self.tree();
         if !attributes {
             if ticket.is_some_and(|ticket| tree.is_gone(dir, name, ticket)) {
@@ -303,12 +304,20 @@ impl Fs {
                 tree.describe(entry.ino, told);
                 tree.entry(entry.ino).unwrap_or(entry)
             }
-            (Found::Dir { .. }, Found::Dir { marker: Some(marker @ Marker { posix: Some(_), .. }) }) => {
-                tree.mark(entry.ino, marker.clone());
+            (Found::Dir { .. }, Found::Dir { marker }) if marker.is_told() => {
+                match marker {
+                    Marked::Yes(marker) => tree.mark(entry.ino, marker.clone()),
+                    Marked::No | Marked::Unseen => tree.has_no_marker(entry.ino),
+                }
                 tree.entry(entry.ino).unwrap_or(entry)
             }
             _ => entry,
         };
+        // S3 did not answer: what a listing says is not what is stored beside it.
+        if may_have_more && !is_told(&entry.found) {
+            drop(tree);
+            return take(&without(Some(entry.ino)));
+        }
         // The lookup is counted first: once the reply is out the kernel may forget at any time.
         tree.looked_up(entry.ino);
         drop(tree);
@@ -552,7 +561,7 @@ impl Fs {
         }
         names.sort();
         names.dedup();
-        let lines = names.into_iter().map(|name| (name, Found::Dir { marker: None })).collect();
+        let lines = names.into_iter().map(|name| (name, Found::Dir { marker: Marked::Unseen })).collect();
         stream.lines.extend(Merged { lines, mark: None }, asked);
         stream.complete = true;
         Ok(())
@@ -600,7 +609,7 @@ impl Fs {
         }
         let entry = {
             let mut tree = self.tree();
-            let found = Found::Dir { marker: Some(marker) };
+            let found = Found::Dir { marker: Marked::Yes(marker) };
             let entry = tree.create(parent, &name, found, false, self.clock.now())?;
             tree.changed_dir(parent, Some(self.clock.wall()));
             tree.looked_up(entry.ino);
@@ -691,7 +700,7 @@ impl Fs {
     /// Writes the marker of a directory if what is about to go (`Deletes::note`) is all that makes it one: a
     /// directory does not vanish because its last entry was removed.
     pub(super) async fn keep_dir(&self, volume: &Volume, ino: Ino, dir: &DirKey) -> Result<()> {
-        let marked = matches!(self.tree().entry(ino)?.found, Found::Dir { marker: Some(_) });
+        let marked = matches!(self.tree().entry(ino)?.found, Found::Dir { marker: Marked::Yes(_) });
         let at_top = dir.prefix() == volume.prefix;
         if marked || at_top || dir.marker_key().is_none() {
             return Ok(());

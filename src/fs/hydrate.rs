@@ -16,7 +16,7 @@ use crate::s3::{Metadata, Store};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::lines::Line;
 use crate::tree::posix::{self, FileType, Posix};
-use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Marker};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Marked, Marker};
 
 /// Lines whose attributes are asked for at once, ahead of the one that is shown.
 pub(super) const LINES_AHEAD: usize = 128;
@@ -36,11 +36,17 @@ impl Fs {
         }
     }
 
+    /// Whether what is in a directory may have attributes that a listing does not tell: where nobody could say, it may.
+    pub(super) fn may_have_more(&self, dir: Ino) -> bool {
+        self.is_worth_asking(dir).unwrap_or_else(|| {
+            let has_keys = matches!(self.tree().dir_place(dir), Ok(DirPlace::In { .. }));
+            has_keys && !self.parent_is_silent(dir)
+        })
+    }
+
     /// Whether what memory knows of a child is all that there is to be known of it.
     pub(super) fn is_described(&self, parent: Ino, entry: &Entry) -> bool {
-        // A directory without a marker has nothing to say.
-        let is_all = matches!(entry.found, Found::Dir { marker: None }) || is_told(&entry.found);
-        is_all || self.is_worth_asking(parent) != Some(true)
+        is_told(&entry.found) || !self.may_have_more(parent)
     }
 
     /// What a line is, as far as it shows.
@@ -88,10 +94,13 @@ impl Fs {
                     carries
                 }
                 Err(error) if error.is_not_found() => false,
-                // The next listing asks again.
+                // The next listing asks again, and whoever wants to know of a name before that.
                 Err(_) => return false,
             },
-            None => self.samples_say(&volume, &key, lines).await,
+            None => match self.samples_say(&volume, &key, lines).await {
+                Some(say) => say,
+                None => return false,
+            },
         };
         self.tree().set_carries(dir, carries);
         carries
@@ -106,8 +115,8 @@ impl Fs {
         says && self.is_worth_asking(parent) == Some(false)
     }
 
-    /// Whether some of the lines have attributes of their own.
-    async fn samples_say(&self, volume: &Volume, dir: &DirKey, lines: &[&Line]) -> bool {
+    /// Whether some of the lines have attributes of their own; `None` where those that could be asked have none.
+    async fn samples_say(&self, volume: &Volume, dir: &DirKey, lines: &[&Line]) -> Option<bool> {
         let (dirs, files): (Vec<&Line>, Vec<&Line>) =
             lines.iter().partition(|line| matches!(line.found, Found::Dir { .. }));
         let spread = |lines: Vec<&Line>| {
@@ -120,14 +129,17 @@ impl Fs {
         };
         let samples = [spread(dirs), spread(files)].concat();
         let told = self.heads(volume, dir, samples).await;
-        told.iter().any(|(_, found)| match found {
-            Found::File(facts) => facts.posix.as_ref().is_some_and(|posix| !posix.is_empty()),
-            Found::Dir { marker } => marker.as_ref().is_some_and(|marker| marker.carries),
-        })
+        let carries = told.iter().any(|(_, told)| match told {
+            Told::Is(Found::File(facts)) => facts.posix.as_ref().is_some_and(|posix| !posix.is_empty()),
+            Told::Is(Found::Dir { marker }) => marker.marker().is_some_and(|marker| marker.carries),
+            Told::Gone | Told::Unknown => false,
+        });
+        let all_answered = told.iter().all(|(_, told)| !matches!(told, Told::Unknown));
+        (carries || all_answered).then_some(carries)
     }
 
-    /// Asks for what is not known of lines that are about to be shown. What could not be told stays as it is listed: it is
-    /// asked for again when it is wanted.
+    /// Asks for what is not known of lines that are about to be shown. What could not be told stays as it is listed, and is
+    /// shown without attributes: whoever wants them asks for that name.
     pub(super) async fn describe_lines(&self, dir: Ino, lines: &mut [&mut Line]) {
         let place = self.tree().dir_place(dir);
         let Ok(DirPlace::In { volume, dir: key }) = place else { return };
@@ -188,7 +200,8 @@ impl Fs {
                     all.push((name.clone(), Found::File(Facts { posix, ..facts.clone() })));
                 }
                 _ => {
-                    let Some((name, found)) = told.next_if(|(told, _)| told == name) else { continue };
+                    let Some((name, told)) = told.next_if(|(told, _)| told == name) else { continue };
+                    let Told::Is(found) = told else { continue };
                     if let (Found::File(facts), Some(key)) = (&found, keys[i].as_deref()) {
                         self.keep(&place, key, facts, asked_at);
                     }
@@ -211,8 +224,8 @@ impl Fs {
         }
     }
 
-    /// Asks for names; answers come in the order of the names, without those that nothing was told of.
-    async fn heads(&self, volume: &Volume, dir: &DirKey, names: Vec<(Name, Found)>) -> Vec<(Name, Found)> {
+    /// Asks for names; answers come in the order of the names, without those that have no key.
+    async fn heads(&self, volume: &Volume, dir: &DirKey, names: Vec<(Name, Found)>) -> Vec<(Name, Told)> {
         let asked = names.into_iter().map(|(name, found)| {
             let key = match &found {
                 Found::File(_) => dir.object_key(&name).ok(),
@@ -222,8 +235,8 @@ impl Fs {
             };
             let (store, bucket) = (Arc::clone(&volume.store), volume.bucket.clone());
             async move {
-                let found = ask(&*store, &bucket, &key?, found).await?;
-                Some((name, found))
+                let told = ask(&*store, &bucket, &key?, found).await;
+                Some((name, told))
             }
         });
         let asked: Vec<_> = asked.collect();
@@ -231,11 +244,19 @@ impl Fs {
     }
 }
 
+/// What S3 says of a name that was listed.
+enum Told {
+    Is(Found),
+    Gone,
+    /// It did not answer.
+    Unknown,
+}
+
 /// Whether all is known of a line that there is to be known.
-fn is_told(found: &Found) -> bool {
+pub(super) fn is_told(found: &Found) -> bool {
     match found {
         Found::File(facts) => facts.posix.is_some(),
-        Found::Dir { marker } => marker.as_ref().is_some_and(|marker| marker.posix.is_some()),
+        Found::Dir { marker } => marker.is_told(),
     }
 }
 
@@ -254,14 +275,23 @@ fn posix_of(text: &[u8]) -> Option<Posix> {
     Some(Posix::of(&metadata?))
 }
 
-/// What S3 says of a name; `None` where it says nothing now.
-async fn ask(store: &dyn Store, bucket: &str, key: &str, found: Found) -> Option<Found> {
+async fn ask(store: &dyn Store, bucket: &str, key: &str, found: Found) -> Told {
     match (store.head(bucket, key, None).await, found) {
-        (Ok(info), Found::File(_)) => Some(Found::File(Facts::from(&info))),
-        (Ok(info), Found::Dir { .. }) => Some(Found::Dir { marker: Some(Marker::described(&info)) }),
+        (Ok(info), Found::File(_)) => Told::Is(Found::File(Facts::from(&info))),
+        (Ok(info), Found::Dir { .. }) => {
+            Told::Is(Found::Dir { marker: Marked::Yes(Marker::described(&info)) })
+        }
+        (Err(error), Found::Dir { marker }) if error.is_not_found() => {
+            let marker = match marker {
+                Marked::Yes(listed) => Marked::Yes(listed.without_object()),
+                Marked::No | Marked::Unseen => Marked::No,
+            };
+            Told::Is(Found::Dir { marker })
+        }
+        (Err(error), _) if error.is_not_found() => Told::Gone,
         (Err(error), _) => {
             tracing::debug!(key, error = %error.report(), "attributes of a listed name are not known yet");
-            None
+            Told::Unknown
         }
     }
 }

@@ -12,7 +12,7 @@ use super::dirs::keys_below;
 use super::{Attr, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
 use crate::tree::keys::{DirKey, Name};
-use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, Marker, ROOT, VolumeId};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Known, Marked, Marker, ROOT, VolumeId};
 
 use super::volume::Volume;
 
@@ -103,7 +103,7 @@ impl Fs {
         let Known::Is(entry) = &known else { return known };
         let may_carry = match self.options.posix {
             PosixMode::Off => false,
-            PosixMode::Auto => tree.carries(parent) == Some(true),
+            PosixMode::Auto => tree.carries(parent) != Some(false),
             PosixMode::Full => true,
         };
         if may_carry {
@@ -239,7 +239,7 @@ impl Fs {
         let tree = self.tree();
         let found = tree.child(parent, name).and_then(|ino| tree.entry(ino).ok()).map(|entry| entry.found);
         Some(match found {
-            Some(Found::Dir { marker }) => marker,
+            Some(Found::Dir { marker: Marked::Yes(marker) }) => Some(marker),
             _ => None,
         })
     }
@@ -410,12 +410,12 @@ async fn find(
     let below = async {
         match &child {
             Some(child) => match first_below(volume, child).await? {
-                Some(Found::Dir { marker: Some(listed) }) => match known {
+                Some(Found::Dir { marker: Marked::Yes(listed) }) => match known {
                     Some(Some(known)) if known.tells(listed.modified) => {
-                        Ok(Some(Found::Dir { marker: Some(known) }))
+                        Ok(Some(Found::Dir { marker: Marked::Yes(known) }))
                     }
                     Some(_) => describe_marker(volume, child, listed).await.map(Some),
-                    None => Ok(Some(Found::Dir { marker: Some(listed) })),
+                    None => Ok(Some(Found::Dir { marker: Marked::Yes(listed) })),
                 },
                 found => Ok(found),
             },
@@ -456,20 +456,22 @@ async fn find(
 async fn first_below(volume: &Volume, dir: &DirKey) -> Result<Option<Found>> {
     let first = keys_below(volume, dir, 1).await?.into_iter().find(|o| o.key.starts_with(dir.prefix()));
     Ok(first.map(|first| Found::Dir {
-        marker: (Some(first.key.as_str()) == dir.marker_key()).then(|| Marker::listed(first.last_modified)),
+        marker: match Some(first.key.as_str()) == dir.marker_key() {
+            true => Marked::Yes(Marker::listed(first.last_modified)),
+            false => Marked::No,
+        },
     }))
 }
 
 /// A directory whose marker a listing has shown, with what the marker says.
 async fn describe_marker(volume: &Volume, dir: &DirKey, listed: Marker) -> Result<Found> {
-    let Some(key) = dir.marker_key() else { return Ok(Found::Dir { marker: Some(listed) }) };
+    let Some(key) = dir.marker_key() else { return Ok(Found::Dir { marker: Marked::Yes(listed) }) };
     let marker = match volume.store.head(&volume.bucket, key, None).await {
-        Ok(info) => Some(Marker::described(&info)),
-        // Some servers keep a marker as a directory, and have no object there.
-        Err(error) if error.is_not_found() => Some(listed),
+        Ok(info) => Marker::described(&info),
+        Err(error) if error.is_not_found() => listed.without_object(),
         Err(error) => return Err(error),
     };
-    Ok(Found::Dir { marker })
+    Ok(Found::Dir { marker: Marked::Yes(marker) })
 }
 
 /// A name that no key has is a name that does not exist, unless it is being made.

@@ -133,11 +133,12 @@ impl Fs {
         if said.file_type != Some(FileType::Symlink) {
             return Err(no_link());
         }
-        if let Some(target) = &said.target {
-            return Ok(Bytes::copy_from_slice(target));
-        }
         let (id, key) = self.tree().object_place(ino)?;
         let volume = self.volume(id)?;
+        if let Some(target) = &said.target {
+            let target = path_from(Bytes::copy_from_slice(target));
+            return target.map_err(|error| error.on("readlink", &volume.bucket, &key));
+        }
         if facts.size >= TARGET_MAX {
             return Err(too_long().on("readlink", &volume.bucket, &key));
         }
@@ -152,9 +153,22 @@ impl Fs {
             Err(error) if error.kind() == Kind::TooLarge => {
                 Err(too_long().on("readlink", &volume.bucket, &key))
             }
-            read => Ok(read?.1),
+            read => path_from(read?.1).map_err(|error| error.on("readlink", &volume.bucket, &key)),
         }
     }
+}
+
+/// A target that a program here could have given to a link: to the kernel a path ends at the first NUL, and to whoever reads it
+/// elsewhere it does not.
+fn path_from(target: Bytes) -> Result<Bytes> {
+    if target.len() as u64 >= TARGET_MAX {
+        return Err(too_long());
+    }
+    if target.is_empty() || target.contains(&0) {
+        let told = "the object says that it is a symbolic link, and no path is in it";
+        return Err(Error::new(Kind::Corrupt, told));
+    }
+    Ok(target)
 }
 
 fn too_long() -> Error {

@@ -18,7 +18,7 @@ use crate::read::Object;
 use crate::s3::{Condition, Part, Unfinished};
 use crate::tree::keys::{Name, path_of};
 use crate::tree::posix::Posix;
-use crate::tree::{DirPlace, Entry, Facts, Found, Ino, ROOT, Tree, VolumeId};
+use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Marked, ROOT, Tree, VolumeId};
 use crate::write::journal::{
     BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
 };
@@ -494,7 +494,7 @@ impl Fs {
                     require_kind(&tree.entry(ino)?, true)?;
                     ino
                 }
-                None => tree.create(at, name, Found::Dir { marker: None }, false, now)?.ino,
+                None => tree.create(at, name, Found::Dir { marker: Marked::Unseen }, false, now)?.ino,
             };
         }
         Ok((at, last))

@@ -5,6 +5,7 @@
 
 mod convert;
 mod device;
+mod guarded;
 mod mounted;
 mod ops;
 mod passthrough;

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::device;
+use super::guarded::Guarded;
 use super::ops::Adapter;
 use super::trace::Trace;
 use crate::error::{Error, Kind, Result};
@@ -49,14 +50,14 @@ pub async fn mount(fs: Arc<Fs>, runtime: Handle, mountpoint: &Path, options: &Op
     let (started_tx, started) = oneshot::channel();
     let (ended_tx, ended) = watch::channel(false);
     let news = fs.news();
-    let adapter = Adapter {
+    let adapter = Guarded(Adapter {
         fs,
         runtime,
         started: Some(started_tx),
         passthrough: Arc::default(),
         running: Arc::default(),
         trace: options.trace.clone(),
-    };
+    });
     let config = config(options);
     let target = mountpoint.to_owned();
     let inherited = device::inherited(mountpoint);

@@ -5,10 +5,9 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
@@ -16,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::convert::errno_name;
+use crate::base::private;
 use crate::error::{Error, Kind, Result};
 
 /// Lines that wait for their way to the disk: some hundredths of a second of what one mount can do.
@@ -126,7 +126,7 @@ impl Trace {
 
 /// It tells names of objects and what was done with them.
 fn append(path: &Path) -> io::Result<File> {
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    let mut file = private::append(path)?;
     if file.metadata()?.len() == 0 {
         file.write_all(HEADER.as_bytes())?;
     }
@@ -276,6 +276,7 @@ fn push_time(text: &mut String, at: SystemTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::PermissionsExt;
 

@@ -16,7 +16,6 @@ pub use slots::recover;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -55,8 +54,11 @@ const GONE_WAIT: Duration = Duration::from_secs(5);
 /// How long the process of an earlier mount may take to end.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(10);
 /// A program whose last close was waiting for us needs a moment to be gone.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
+pub const BUSY_WAIT: Duration = Duration::from_secs(1);
+pub const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Why a mount stays.
+pub const IN_USE: &str =
+    "the mount is in use: a program has a file open there or works in one of its directories";
 /// Requests to unmount that wait for their turn.
 const UNMOUNTS_WAITING_MAX: usize = 8;
 
@@ -134,12 +136,10 @@ pub async fn run(
     // From here on a signal is a wish to end well.
     let mut signals = Signals::new().map_err(Failure::at(Stage::Machine))?;
     let traced = trace.clone();
-    if !has_terminal() {
-        signals.hangup_means(move || {
-            reopen();
-            traced.iter().for_each(|trace| trace.reopen());
-        });
-    }
+    signals.hangup_means(move || {
+        reopen();
+        traced.iter().for_each(|trace| trace.reopen());
+    });
     let root = tokio::select! {
         root = connect(&config.site, config.read_only, &stats, &findings) => root?,
         () = signals.next() => return Err(interrupted("before the mount was live")),
@@ -187,6 +187,8 @@ pub async fn run(
     let mut live =
         Live { fs, mounted: Arc::new(mounted), signals, stall: stall(&config.site), given_up: None, heard };
     let wanted = ready().map_err(|error| interrupted("because nobody waits for the mount").because(error));
+    // What stays in the background has left its terminal by that.
+    live.signals.look_for_terminal();
     let mut answers = Vec::new();
     if wanted.is_ok() {
         answers = live.until_the_end(asked).await;
@@ -506,11 +508,7 @@ fn options(config: &MountConfig, journal: Option<Arc<Journal>>) -> Result<Option
 /// What is the same whether anybody looks at the files or they are only to be saved.
 fn site_options(site: &Site, journal: Option<Arc<Journal>>) -> Result<Options> {
     let staging_dir = site.state_dir.join("staging");
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&staging_dir);
-    made.map_err(|error| {
-        Error::new(Kind::Local, format!("cannot make the state directory {}", staging_dir.display()))
-            .with_source(error)
-    })?;
+    slots::make_private(&site.state_dir, &staging_dir)?;
     Ok(options_of(site, staging_dir, journal))
 }
 
@@ -716,10 +714,7 @@ impl Live {
         }
         match unmounted {
             Ok(()) => Ok(()),
-            Err(error) if is_busy(&error) => Err(Refusal::new(
-                Cause::Busy,
-                "the mount is in use: a program has a file open there or works in one of its directories",
-            )),
+            Err(error) if is_busy(&error) => Err(Refusal::new(Cause::Busy, IN_USE)),
             Err(error) => Err(Refusal::new(Cause::Failed, error.report())),
         }
     }
@@ -781,6 +776,8 @@ pub struct Signals {
     signals: [Signal; 3],
     /// What a hangup means to a process that no terminal can hang up: it asks for files to be opened anew.
     hangup: Option<Box<dyn Fn() + Send>>,
+    /// Looked for beforehand: when it has hung up it is not found any more.
+    terminal: bool,
 }
 
 impl Signals {
@@ -792,10 +789,15 @@ impl Signals {
             listen(SignalKind::interrupt())?,
             listen(SignalKind::hangup())?,
         ];
-        Ok(Self { signals, hangup: None })
+        Ok(Self { signals, hangup: None, terminal: has_terminal() })
     }
 
-    /// From now on a hangup does not ask to end.
+    /// Looks again whether a terminal can hang the process up.
+    fn look_for_terminal(&mut self) {
+        self.terminal = has_terminal();
+    }
+
+    /// From now on a hangup does not ask to end, unless it is a terminal's.
     pub fn hangup_means(&mut self, what: impl Fn() + Send + 'static) {
         self.hangup = Some(Box::new(what));
     }
@@ -808,8 +810,8 @@ impl Signals {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
                 _ = hangup.recv() => match &self.hangup {
-                    Some(what) => what(),
-                    None => return,
+                    Some(what) if !self.terminal => what(),
+                    _ => return,
                 },
             }
         }

@@ -6,7 +6,6 @@
 //! Guarantees: two mounts never have one directory; what is owed is found by the source and the endpoints it was
 //! mounted with, wherever it was mounted; a mount has what all mounts of its source owe that have ended before it began.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use md5::{Digest, Md5};
 use super::{
     Failure, Findings, Heard, PROGRESS_EVERY, Stage, connect, save_and_tell, site_options, stall, unsaved,
 };
-use crate::base::SystemClock;
+use crate::base::{SystemClock, private};
 use crate::config::Site;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Fs, TakenUp};
@@ -24,21 +23,35 @@ use crate::write::journal::{Journal, Owed};
 
 /// Mounts of one source on one host, each with a directory of its own for what it owes.
 const SLOTS_MAX: u32 = 32;
+/// Where in the state directory their directories are.
+const MOUNTS: &str = "mounts";
 
 /// Refuses a state directory that other users can write to: what lies in it side by side with the mounts' own directories
 /// is believed (what a server can do, attributes), and they could put other directories in the place of those.
 pub(super) fn require_trusted(state_dir: &Path) -> Result<()> {
-    // One that is not there yet is made for its user alone.
-    let Ok(metadata) = std::fs::metadata(state_dir) else { return Ok(()) };
-    let owners = [0, rustix::process::geteuid().as_raw()];
-    if !metadata.is_dir() || !owners.contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 {
-        let told = format!(
-            "the state directory {} has to be a directory that only its user may write to (chmod go-w)",
-            state_dir.display()
-        );
-        return Err(Error::new(Kind::InvalidArgument, told));
+    match private::check_dir_above(state_dir) {
+        // It will be made for its user alone.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        checked => checked.map_err(|error| cannot_use(state_dir, &error)),
     }
-    Ok(())
+}
+
+/// Makes a directory in the state directory, and that one too, if they are not there; and refuses either where others can
+/// write: they may have been there since the first look.
+pub(super) fn make_private(state_dir: &Path, dir: &Path) -> Result<()> {
+    private::make_dir(dir).map_err(|error| cannot_use(dir, &error))?;
+    private::check_dir_above(state_dir).map_err(|error| cannot_use(state_dir, &error))
+}
+
+fn cannot_use(dir: &Path, error: &std::io::Error) -> Error {
+    let dir = dir.display();
+    if private::is_refusal(error) {
+        let told = format!(
+            "the state directory {dir} has to be a directory that only its user may write to: {error}"
+        );
+        return Error::new(Kind::InvalidArgument, told);
+    }
+    Error::new(Kind::Local, format!("cannot use the state directory {dir}: {error}"))
 }
 
 /// Saves what mounts of this source owed when they ended, and finishes what they had begun, without mounting it. `heard` is
@@ -112,8 +125,12 @@ async fn open_slot(
     others: Vec<PathBuf>,
 ) -> Result<Option<(Journal, Vec<Owed>)>> {
     let dir = slot_dir(site, slot);
-    let whose = whose.to_owned();
-    let opened = tokio::task::spawn_blocking(move || Journal::open_with(&dir, &whose, &others)).await;
+    let (whose, state_dir) = (whose.to_owned(), site.state_dir.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        make_private(&state_dir, &state_dir.join(MOUNTS))?;
+        Journal::open_with(&dir, &whose, &others)
+    })
+    .await;
     match opened.map_err(|e| Error::new(Kind::Internal, "opening the journal broke off").with_source(e))? {
         Err(error) if error.kind() == Kind::Conflict => {
             tracing::info!(error = %error.report(), "another mount has this directory; trying the next");
@@ -137,7 +154,7 @@ fn slot_dir(site: &Site, slot: u32) -> PathBuf {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '_' };
     let readable: String = name.trim_start_matches("s3://").chars().map(plain).take(64).collect();
     let number = u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]);
-    site.state_dir.join("mounts").join(format!("{readable}-{number:08x}.{slot}"))
+    site.state_dir.join(MOUNTS).join(format!("{readable}-{number:08x}.{slot}"))
 }
 
 /// Takes up what an earlier mount owed, so that it is saved in the background.

@@ -8,7 +8,7 @@
 //! is asked before the first write that needs to know, and by `pailfs sessions check`.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Store;
 use super::types::*;
-use crate::base::{ByteRange, Clock, ETag};
+use crate::base::{ByteRange, Clock, ETag, private};
 use crate::error::{Error, Kind, Result};
 
 /// How long a verdict is believed. Servers are upgraded, and seldom.
@@ -29,6 +29,8 @@ const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The same where the identity was not allowed to find out, or the server answered nonsense: either may be mended.
 const LIFETIME_OF_DOUBT: Duration = Duration::from_secs(5 * 60);
 const FILE_NAME: &str = "capabilities.json";
+/// More than there is of 10,000 buckets.
+const KEPT_MAX_BYTES: u64 = 16 << 20;
 /// What the scratch keys of a probe begin with, below the prefix that is probed. Listings of a mount leave them out.
 pub const SCRATCH: &str = ".pailfs-probe-";
 /// Deletes of a probe's own keys under way at once.
@@ -794,7 +796,12 @@ impl CapabilityCache {
     /// A file that is missing or damaged is an empty one: everything in it can be found out again.
     fn read(&self) -> HashMap<String, Kept> {
         let Some(file) = &self.file else { return HashMap::new() };
-        let Ok(text) = std::fs::read(file) else { return HashMap::new() };
+        let mut text = Vec::new();
+        let read =
+            private::open_to_read(file).and_then(|file| file.take(KEPT_MAX_BYTES).read_to_end(&mut text));
+        if read.is_err() {
+            return HashMap::new();
+        }
         serde_json::from_slice(&text).unwrap_or_else(|error| {
             tracing::debug!(file = %file.display(), %error, "the kept capabilities cannot be read");
             HashMap::new()
@@ -844,7 +851,7 @@ impl CapabilityCache {
         // Its file is made for its owner alone, and replaces the old one whole.
         let written = || -> std::io::Result<()> {
             let dir = file.parent().unwrap_or_else(|| Path::new("."));
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            private::make_dir(dir)?;
             let mut fresh = tempfile::NamedTempFile::new_in(dir)?;
             std::io::Write::write_all(&mut fresh, &serde_json::to_vec_pretty(all)?)?;
             fresh.persist(file)?;
@@ -1005,9 +1012,19 @@ mod tests {
         let next_day = CapabilityCache::new(Some(dir.path()), clock.clone());
         next_day.get_or_probe("e", "b", probe()).await.unwrap();
         assert_eq!(count(), 5);
+        // Somebody's link is not what was kept, and what it leads to is nobody's business.
+        let (file, elsewhere) = (dir.path().join(FILE_NAME), dir.path().join("elsewhere"));
+        std::fs::rename(&file, &elsewhere).unwrap();
+        let before = std::fs::read(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        let linked = CapabilityCache::new(Some(dir.path()), clock.clone());
+        linked.get_or_probe("e", "b", probe()).await.unwrap();
+        assert_eq!(count(), 6);
+        assert_eq!(std::fs::read(&elsewhere).unwrap(), before);
+        assert!(std::fs::symlink_metadata(&file).unwrap().is_file());
         std::fs::write(dir.path().join(FILE_NAME), b"{ damaged").unwrap();
         let damaged = CapabilityCache::new(Some(dir.path()), clock);
         damaged.get_or_probe("e", "b", probe()).await.unwrap();
-        assert_eq!(count(), 6);
+        assert_eq!(count(), 7);
     }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use super::keys::{DirKey, Name};
-use super::{Facts, Found, Marker, VolumeId};
+use super::{Facts, Found, Marked, Marker, VolumeId};
 use crate::s3::{ListPage, ListedObject};
 
 /// Keys that are kept.
@@ -230,7 +230,10 @@ impl Ahead {
         let first = range.objects.get(first).filter(|object| below.contains(&object.key));
         let found = match (first, object) {
             (Some(first), _) => {
-                let marker = (first.key == below.start).then(|| Marker::listed(first.last_modified));
+                let marker = match first.key == below.start {
+                    true => Marked::Yes(Marker::listed(first.last_modified)),
+                    false => Marked::No,
+                };
                 Some(Found::Dir { marker })
             }
             // Keys below it may still come.

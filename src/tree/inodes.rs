@@ -8,7 +8,9 @@ use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
 use super::listing::{Order, hash_of};
 use super::walk::{Ask, Walks};
-use super::{AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, Marker, ROOT, VolumeId};
+use super::{
+    AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, Marked, Marker, ROOT, VolumeId,
+};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
 use crate::s3::ListPage;
@@ -202,7 +204,7 @@ impl Tree {
         negative_ttl: Duration,
         now: SystemTime,
     ) -> Self {
-        let mut node = Node::new(None, Found::Dir { marker: Some(Marker::listed(now)) });
+        let mut node = Node::new(None, Found::Dir { marker: Marked::Yes(Marker::listed(now)) });
         node.volume = root;
         node.lookups = 1;
         let capacity = NonZeroUsize::new(REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
@@ -859,7 +861,8 @@ impl Tree {
         if let Some(ino) = self.child(ROOT, name) {
             return ino;
         }
-        let ino = self.add(ROOT, name.clone(), Found::Dir { marker: Some(Marker::listed(created)) }, None);
+        let ino =
+            self.add(ROOT, name.clone(), Found::Dir { marker: Marked::Yes(Marker::listed(created)) }, None);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.volume = Some((volume, dir));
             // Nobody else knows which volume the name stands for.
@@ -922,7 +925,16 @@ impl Tree {
     /// The directory has a marker now; what was known of it stays where this does not tell.
     pub fn mark(&mut self, dir: Ino, new: Marker) {
         if let Some(Node { found: Found::Dir { marker }, .. }) = self.nodes.get_mut(&dir).map(Box::as_mut) {
-            *marker = Some(newer_marker(marker.as_ref(), new));
+            *marker = Marked::Yes(newer_marker(marker.marker(), new));
+        }
+    }
+
+    /// S3 was asked, and the directory has no marker that anything could be said in.
+    pub fn has_no_marker(&mut self, dir: Ino) {
+        if let Some(Node { found: Found::Dir { marker: marker @ Marked::Unseen }, .. }) =
+            self.nodes.get_mut(&dir).map(Box::as_mut)
+        {
+            *marker = Marked::No;
         }
     }
 
@@ -931,9 +943,11 @@ impl Tree {
         let node = self.nodes.get(&dir)?;
         match (&node.found, node.carries) {
             // Another client may have begun to keep attributes there.
-            (Found::Dir { marker: Some(Marker { carries: true, .. }) }, _) => Some(true),
+            (Found::Dir { marker: Marked::Yes(Marker { carries: true, .. }) }, _) => Some(true),
             (_, Some(carries)) => Some(carries),
-            (Found::Dir { marker: Some(Marker { posix: Some(_), carries, .. }) }, None) => Some(*carries),
+            (Found::Dir { marker: Marked::Yes(Marker { posix: Some(_), carries, .. }) }, None) => {
+                Some(*carries)
+            }
             _ => None,
         }
     }
@@ -948,7 +962,7 @@ impl Tree {
     /// Whether what a directory's marker says was asked for, and of one that is no older than this.
     pub fn knows_marker(&self, dir: Ino, listed: SystemTime) -> bool {
         self.nodes.get(&dir).is_some_and(|node| match &node.found {
-            Found::Dir { marker: Some(known) } => known.tells(listed),
+            Found::Dir { marker: Marked::Yes(known) } => known.tells(listed),
             _ => false,
         })
     }
@@ -1318,9 +1332,11 @@ impl Tree {
             let mut news = None;
             match (&mut node.found, found) {
                 (Found::Dir { marker }, Found::Dir { marker: new }) => {
-                    // A listing of the parent cannot see the marker; that is no news of its absence.
-                    if let Some(new) = new {
-                        *marker = Some(newer_marker(marker.as_ref(), new));
+                    match new {
+                        Marked::Yes(new) => *marker = Marked::Yes(newer_marker(marker.marker(), new)),
+                        Marked::No if *marker == Marked::Unseen => *marker = Marked::No,
+                        // A listing of the parent cannot see the marker; that is no news of its absence.
+                        Marked::No | Marked::Unseen => {}
                     }
                 }
                 (Found::File(old), Found::File(new)) => {
@@ -1546,7 +1562,7 @@ mod tests {
     }
 
     fn dir() -> Found {
-        Found::Dir { marker: None }
+        Found::Dir { marker: Marked::Unseen }
     }
 
     fn tree() -> Tree {

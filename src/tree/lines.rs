@@ -173,13 +173,14 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::base::{Clock, SystemClock};
+    use crate::tree::Marked;
     use crate::tree::keys::DirKey;
 
     /// The lines `from..to` of a directory of numbers, with a mark after the last.
     fn page(from: u64, to: u64) -> Merged {
         let dir = DirKey::root("");
         let name = |n: u64| Name::parse(format!("{n:09}").as_ref()).unwrap();
-        let lines = (from..to).map(|n| (name(n), Found::Dir { marker: None })).collect();
+        let lines = (from..to).map(|n| (name(n), Found::Dir { marker: Marked::Unseen })).collect();
         let last = name(to - 1);
         Merged { lines, mark: Some(((to - from) as usize, format!("{:09}", to - 1), Some(dir.place(&last)))) }
     }
@@ -230,7 +231,7 @@ mod tests {
                             // Another client has added names before the line meanwhile.
                             if inserted > 0 && mark.number < of {
                                 let name = |n| Name::parse(format!("{:09}x{n}", mark.number).as_ref()).unwrap();
-                                let new = (0..inserted).map(|n| (name(n), Found::Dir { marker: None })).collect();
+                                let new = (0..inserted).map(|n| (name(n), Found::Dir { marker: Marked::Unseen })).collect();
                                 lines.extend(Merged { lines: new, mark: None }, now);
                             }
                             lines.extend(page(mark.number, 20_000), now);

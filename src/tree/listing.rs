@@ -13,8 +13,8 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::Found;
 use super::keys::{DirKey, Name, Place, Shown};
+use super::{Found, Marked};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{ListPage, ListedObject, SCRATCH};
 
@@ -357,7 +357,7 @@ pub fn merge(
         if !overruled(&entry.name) {
             let found = match entry.what {
                 What::File(object) => Found::File((&object).into()),
-                What::Dir => Found::Dir { marker: None },
+                What::Dir => Found::Dir { marker: Marked::Unseen },
             };
             out.lines.push((entry.name, found));
         }

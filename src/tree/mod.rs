@@ -117,6 +117,12 @@ impl Marker {
         self.posix.is_some() && listed < self.modified + Duration::from_secs(1)
     }
 
+    /// One that a listing shows and S3 has no object of: some servers keep a marker as a directory. It says nothing.
+    #[must_use]
+    pub fn without_object(self) -> Self {
+        Self::with(&Metadata::new(), self.modified)
+    }
+
     /// One that S3 was asked for.
     pub fn described(info: &ObjectInfo) -> Self {
         Self::with(&info.attributes.metadata, info.last_modified)
@@ -163,10 +169,35 @@ impl From<&ObjectInfo> for Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     File(Facts),
-    /// A directory, with its marker where it is known to have one.
-    Dir {
-        marker: Option<Marker>,
-    },
+    Dir { marker: Marked },
+}
+
+/// What is known of a directory having a marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// A listing of the directory above does not show it.
+    Unseen,
+    /// There is none.
+    No,
+    Yes(Marker),
+}
+
+impl Marked {
+    pub fn marker(&self) -> Option<&Marker> {
+        match self {
+            Self::Yes(marker) => Some(marker),
+            Self::Unseen | Self::No => None,
+        }
+    }
+
+    /// Whether there is no more to be known of it than this.
+    pub fn is_told(&self) -> bool {
+        match self {
+            Self::Unseen => false,
+            Self::No => true,
+            Self::Yes(marker) => marker.posix.is_some(),
+        }
+    }
 }
 
 impl Found {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,8 +10,8 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
 use super::room::{Held, Room};
 use super::sums::{Sum, Sums};
-use crate::base::ByteRange;
 use crate::base::crc::{crc64, joined};
+use crate::base::{ByteRange, private};
 use crate::error::{Error, Kind, Result};
 
 /// A sparse local file, holding a file's written bytes at their own offsets.
@@ -93,8 +93,11 @@ impl Staging {
     pub fn named(dir: &Path, name: &str, sums: Sums) -> Result<Self> {
         let path = dir.join(name);
         let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(|e| Error::from(e).on("stage", "", ""))?;
+        options.read(true).write(true).create(true).truncate(false);
+        let file = private::open(&path, &options).map_err(|error| {
+            let told = format!("cannot stage in {}: {error}", path.display());
+            Error::from(error).and(&told).on("stage", "", "")
+        })?;
         Ok(Self { file, path: Some(path), known: Mutex::new(Known { sums, ..Known::default() }) })
     }
 
@@ -447,6 +450,16 @@ mod tests {
         let sum = staging.read_whole(&mut buffer, range.start())?;
         assert!(sum.is_none_or(|sum| sum == crc64(&buffer)));
         Ok(sum.map(|_| buffer))
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_named_one_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("victim"), "mine").unwrap();
+        std::os::unix::fs::symlink("victim", dir.path().join("s")).unwrap();
+        let error = Staging::named(dir.path(), "s", Sums::default()).unwrap_err();
+        assert!(error.message().contains("symbolic link") && error.message().contains("/s"), "{error}");
+        assert_eq!(std::fs::read(dir.path().join("victim")).unwrap(), b"mine");
     }
 
     #[test]

@@ -252,6 +252,15 @@ impl Client {
         Self::of_root(Root::Buckets(buckets), usual(), self.store, self.clock, self.stats)
     }
 
+    /// A mount of all buckets of some other server.
+    pub fn of_all_buckets(server: Arc<dyn Store>) -> Self {
+        let (clock, stats) = (Arc::new(ManualClock::new()), Arc::new(Stats::default()));
+        let unused = Arc::new(MemStore::new(clock.clone(), Arc::clone(&stats)));
+        let open = |bucket: &str, store: Arc<dyn Store>| Volume::new(bucket, "", store);
+        let buckets = Buckets { store: server, session: None, read_only: false, open: Box::new(open) };
+        Self::of_root(Root::Buckets(buckets), usual(), unused, clock, stats)
+    }
+
     /// The same, with what is to become of a save that another client was faster than.
     pub fn on_conflict(self, on_conflict: pailfs::fs::OnConflict) -> Self {
         let volume = Volume::new(BUCKET, "", Arc::clone(&self.store) as Arc<dyn Store>);

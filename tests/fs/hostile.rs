@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use pailfs::demo::Server;
 use pailfs::error::{Kind, Result};
+use pailfs::fs::{FileType, SetAttr};
 use pailfs::s3::{ListVersionsRequest, Session, Store, Upload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -667,7 +668,7 @@ fn changes_nothing_else(client: &Client) -> BoxFuture<'_, Result<(), String>> {
 
 #[test]
 fn bytes_that_are_not_what_was_asked_for() {
-    let lies: [(&'static str, Change); 12] = [
+    let lies: [(&'static str, Change); 14] = [
         ("fewer than announced", |told| told[..told.len() - 2].to_owned()),
         ("more than announced", |told| told + "and more"),
         ("a shorter length", |told| told.replace("content-length: 5", "content-length: 3")),
@@ -685,6 +686,20 @@ fn bytes_that_are_not_what_was_asked_for() {
         }),
         ("a range of another object", |told| {
             with_header(&told, "content-range", "bytes 0-4/9223372036854775807").replacen(
+                "200 OK",
+                "206 Partial Content",
+                1,
+            )
+        }),
+        ("a range of the largest of all numbers", |told| {
+            with_header(&told, "content-range", "bytes 0-4/18446744073709551615").replacen(
+                "200 OK",
+                "206 Partial Content",
+                1,
+            )
+        }),
+        ("a range that begins beyond all numbers", |told| {
+            with_header(&told, "content-range", "bytes 18446744073709551615-4/18446744073709551615").replacen(
                 "200 OK",
                 "206 Partial Content",
                 1,
@@ -931,4 +946,204 @@ fn headers_that_are_not_utf_8_do_not_hide_an_object() {
             if bytes == b"known" { Ok(()) } else { Err(format!("{bytes:?}")) }
         })
     })]);
+}
+
+/// Names of buckets are names of directories, and parts of the paths that are asked for.
+#[test]
+fn buckets_whose_names_are_none() {
+    let names = [
+        "..",
+        ".",
+        "",
+        "/",
+        "a/b",
+        "../../etc",
+        "a&#0;b",
+        "%2e%2e",
+        "%",
+        "a?x=y",
+        "a#b",
+        "b@evil.example",
+        "a&#27;[2Jb",
+        "a&#10;b",
+        "arn:aws:s3:::x",
+        "\u{202e}txt",
+        BUCKET,
+    ];
+    let long = "n".repeat(3_000);
+    let all: String = names
+        .iter()
+        .chain([&long.as_str()])
+        .map(|name| format!("<Bucket><Name>{name}</Name></Bucket>"))
+        .collect();
+    let before = panics();
+    block_on(async {
+        let server = Server::builder().bucket(BUCKET).start().await.unwrap();
+        honest_put(&server, "good/f", "fine").await;
+        for with_nul in [true, false] {
+            let told = if with_nul { all.clone() } else { all.replace("&#0;", "") };
+            let body = format!("<ListAllMyBucketsResult><Buckets>{told}</Buckets></ListAllMyBucketsResult>");
+            let rule = move |asked: &Asked| (asked.path == "/").then(|| Lie::Instead(xml(&body)));
+            let liar = Liar::start(&server, Arc::new(rule)).await;
+            let client = Client::of_all_buckets(liar.store().await);
+            let look = async {
+                let shown = client.list("").await.unwrap_or_default();
+                for name in &shown {
+                    let name = name.trim_end_matches('/');
+                    assert!(
+                        !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']),
+                        "{name:?}"
+                    );
+                    assert!(name.len() <= 255, "{name:?}");
+                    let _ = client.stat(name).await;
+                    let _ = client.list(name).await;
+                    let _ = client.read(&format!("{name}/f")).await;
+                }
+                assert!(with_nul || shown.contains(&format!("{BUCKET}/")), "{shown:?}");
+                assert_eq!(client.read(&format!("{BUCKET}/good/f")).await.unwrap(), b"fine");
+            };
+            tokio::time::timeout(SOON, look).await.expect("it ends");
+        }
+    });
+    assert_eq!(panics(), before, "something panicked");
+}
+
+/// A link to nowhere is an error of the object's, and no path that ends where its reader happens to think so.
+#[test]
+fn symbolic_links_that_lead_to_no_path() {
+    let long = "a".repeat(4096);
+    let escaped = format!("--symlink-target: {long}");
+    for (what, header, body) in [
+        ("empty", "mode: 41471".to_owned(), String::new()),
+        ("with a NUL", "mode: 41471".to_owned(), "/etc/passwd\0.txt".to_owned()),
+        ("longer than a path", "mode: 41471".to_owned(), long),
+        ("with a NUL in its metadata", "--symlink-target: /etc/passwd%00.txt".to_owned(), String::new()),
+        ("longer than a path in its metadata", escaped, String::new()),
+    ] {
+        let rule = move |asked: &Asked| {
+            let head = asked.is("HEAD", "bad/known");
+            let told = format!("ETag: \"e\"\r\nContent-Length: {}\r\nx-amz-meta-{header}\r\n", body.len());
+            (head || asked.is("GET", "bad/known"))
+                .then(|| Lie::Instead(answer("200 OK", &told, if head { "" } else { &body })))
+        };
+        run(vec![case(what, rule, |client| {
+            Box::pin(async {
+                let attr = client.walk("bad/known").await.map_err(|error| error.report())?;
+                if attr.file_type != FileType::Symlink {
+                    return Err(format!("it is a {:?}", attr.file_type));
+                }
+                fails(client.fs.readlink(attr.ino).await, &[Kind::Corrupt])
+            })
+        })]);
+    }
+}
+
+/// What metadata may say of a file, at its ends: the kernel is told something that it takes.
+#[test]
+fn attributes_beyond_all_measure() {
+    const ENDS: [&str; 12] = [
+        "9223372036854775807",
+        "-9223372036854775808",
+        "9223372036854775807.999999999",
+        "-9223372036854775808.999999999",
+        "99999999999999999999999999999999999999999999",
+        "-0.1",
+        "18446744073709551615",
+        "4294967295",
+        "4294967296",
+        "037777777777",
+        "0xffffffff",
+        "1e9",
+    ];
+    let cases = ENDS.iter().flat_map(|value| {
+        ["mtime", "atime", "ctime", "mode", "uid", "gid", "rdev", "file-mtime", "file-permissions"].map(|key| {
+            let rule = move |asked: &Asked| {
+                let head = asked.is("HEAD", "bad/known");
+                let told = format!(
+                    "ETag: \"e\"\r\nContent-Length: 5\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\nx-amz-meta-{key}: {value}\r\n"
+                );
+                (head || asked.is("GET", "bad/known"))
+                    .then(|| Lie::Instead(answer("200 OK", &told, if head { "" } else { "known" })))
+            };
+            case("an attribute at an end", rule, |client| {
+                Box::pin(async {
+                    let attr = client.walk("bad/known").await.map_err(|error| error.report())?;
+                    if attr.perm > 0o7777 {
+                        return Err(format!("{attr:?}"));
+                    }
+                    let _ = client.fs.getxattr(attr.ino, "user.s3.etag").await;
+                    let _ = client.fs.listxattr(attr.ino).await;
+                    let set = SetAttr { mtime: Some(attr.mtime), atime: Some(attr.atime), ..SetAttr::default() };
+                    match client.fs.setattr(attr.ino, None, set).await {
+                        Err(error) if error.kind() != Kind::Stale => Err(error.report()),
+                        _ => Ok(()),
+                    }
+                })
+            })
+        })
+    });
+    let cases: Vec<Case> = cases.collect();
+    let mut cases = cases.into_iter().peekable();
+    while cases.peek().is_some() {
+        run(cases.by_ref().take(36).collect());
+    }
+}
+
+/// What a server says goes into logs, to terminals and into `last_error`: one line, that obeys nobody.
+#[test]
+fn words_of_a_server_are_words() {
+    let said = "no&#10;2026-01-01 INFO pailfs: all is well&#13;&#27;[2J&#155;2J&#7;";
+    let rule = move |asked: &Asked| {
+        let error = format!("<Error><Code>Access&#10;Denied</Code><Message>{said}</Message></Error>");
+        asked
+            .lists("bad%2F")
+            .then(|| Lie::Instead(answer("403 Forbidden", "Content-Type: application/xml\r\n", &error)))
+    };
+    run(vec![case("an error of many lines", rule, |client| {
+        Box::pin(async {
+            let error = client.list("bad").await.err().ok_or("it was listed")?;
+            let report = error.report();
+            if report.contains(char::is_control) || !report.contains("all is well") {
+                return Err(format!("{report:?}"));
+            }
+            Ok(())
+        })
+    })]);
+}
+
+/// A signature is good for whoever hears it: no answer sends a request to somebody else.
+#[test]
+fn no_request_goes_where_an_answer_sends_it() {
+    block_on(async {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = format!("http://{}", elsewhere.local_addr().unwrap());
+        let heard = Arc::new(AtomicUsize::new(0));
+        let hears = Arc::clone(&heard);
+        let listening = tokio::spawn(async move {
+            while elsewhere.accept().await.is_ok() {
+                hears.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let server = Server::builder().bucket(BUCKET).start().await.unwrap();
+        for status in
+            ["301 Moved", "302 Found", "303 See Other", "307 Temporary Redirect", "308 Permanent Redirect"]
+        {
+            for region in ["", "x-amz-bucket-region: eu-west-1\r\n", "x-amz-bucket-region: a.example/b#\r\n"]
+            {
+                let headers = format!("Location: {to}/{BUCKET}/other\r\nRefresh: 0; url={to}\r\n{region}");
+                let body = format!("<Error><Code>PermanentRedirect</Code><Endpoint>{to}</Endpoint></Error>");
+                let rule = move |_: &Asked| Some(Lie::Instead(answer(status, &headers, &body)));
+                let liar = Liar::start(&server, Arc::new(rule)).await;
+                let client = Client::of_server(liar.store().await);
+                let asks = async {
+                    client.list("bad").await.map(drop).unwrap_err();
+                    client.read("bad/known").await.map(drop).unwrap_err();
+                    client.write("bad/new", b"bytes").await.unwrap_err();
+                };
+                tokio::time::timeout(SOON, asks).await.expect("it ends");
+            }
+        }
+        listening.abort();
+        assert_eq!(heard.load(Ordering::Relaxed), 0, "{to} was asked");
+    });
 }

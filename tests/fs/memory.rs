@@ -141,3 +141,19 @@ fn a_failed_save_keeps_the_bytes_while_the_process_lives() {
         assert!(client.object("f").await.unwrap() == body);
     });
 }
+
+/// After a failure that is the endpoint's silence, pauses do not grow to minutes: it is back at some moment.
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_saved_is_saved_soon_after_a_long_silence() {
+    let client = Client::new().with_staging_in_memory(64 << 20);
+    let file = client.open("f", REWRITE).await.unwrap();
+    write(&client, file.1, b"bytes").await;
+    client.store.refuse("PutObject", Kind::Unreachable, When::Before);
+    assert_eq!(kind_of(client.close(file).await), Kind::Unreachable);
+    tokio::time::sleep(Duration::from_secs(1_000)).await;
+    assert_eq!(client.fs.pending().len(), 1);
+    client.store.refuse_nothing();
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert!(client.fs.pending().is_empty());
+    assert_eq!(client.object("f").await.unwrap(), b"bytes");
+}

@@ -946,3 +946,42 @@ fn a_close_of_a_file_whose_bytes_are_in_s3_does_not_save_its_attributes_before_t
         client.close(file).await.unwrap();
     });
 }
+
+/// What a listing says is not what is stored beside it: where S3 does not answer for a name, or whether a directory has
+/// attributes in it, nothing is shown of what it might be. A soak found a directory and a file with those of new ones.
+#[test]
+fn no_request_that_fails_shows_other_attributes_than_are_stored() {
+    block_on(async {
+        let writer = Client::new();
+        writer.mkdir("d").await.unwrap();
+        writer.mkdir("d/sub").await.unwrap();
+        for path in ["f", "d/f", "d/sub/f"] {
+            writer.write(path, b"bytes").await.unwrap();
+        }
+        for path in ["f", "d", "d/f", "d/sub", "d/sub/f"] {
+            let set_to = SetAttr { mtime: Some(at(5, 6)), ..mode(0o710) };
+            set(&writer, path, set_to).await.unwrap();
+        }
+        writer.fs.flush_all().await.unwrap();
+        for n in 1.. {
+            let client = Client::of_store(Arc::clone(&writer.store));
+            client.store.clear_calls();
+            client.store.fail_nth(n, Kind::Server, When::Before);
+            let mut shown = Vec::new();
+            for dir in ["", "d", "d/sub"] {
+                shown.extend(client.attrs(dir).await.unwrap_or_default());
+                for name in ["f", "d", "sub"] {
+                    let path = if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
+                    shown.extend(client.stat(&path).await.ok());
+                }
+            }
+            let wrong = shown.iter().find(|attr| attr.perm != 0o710 || attr.mtime != at(5, 6));
+            assert!(wrong.is_none(), "request {n} fails: {wrong:?} ({:?})", client.store.calls());
+            if (client.store.calls().len() as u64) < n {
+                assert_eq!(shown.len(), 2 * 5, "nothing fails");
+                break;
+            }
+        }
+        writer.store.refuse_nothing();
+    });
+}

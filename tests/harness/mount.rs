@@ -111,8 +111,34 @@ impl Mounted {
 
     fn wait_for_end(&mut self) {
         let ended = wait_for(END_DEADLINE, || self.child.try_wait().expect("a child can be asked").is_some());
-        assert!(ended, "the daemon is still there; its log:\n{}", self.log_text());
+        let users = if ended { String::new() } else { users_of(&self.path()) };
+        assert!(ended, "the daemon is still there; using it: {users}; its log:\n{}", self.log_text());
     }
+}
+
+/// Who keeps a mount busy: processes with a file open there, that work there, or whose own mount table has it.
+fn users_of(path: &Path) -> String {
+    let name = |pid: &Path| fs::read_to_string(pid.join("comm")).unwrap_or_default().trim().to_owned();
+    let mut users = String::new();
+    for pid in fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let own = ["cwd", "root", "exe"].map(|link| pid.join(link));
+        let opened = fs::read_dir(pid.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+        let used: Vec<_> = own
+            .into_iter()
+            .chain(opened)
+            .filter_map(|link| fs::read_link(link).ok())
+            .filter(|target| target.starts_with(path))
+            .collect();
+        let is_other = fs::read_link(pid.join("ns/mnt"))
+            .is_ok_and(|ns| fs::read_link("/proc/self/ns/mnt").is_ok_and(|own| own != ns));
+        let mounts = fs::read_to_string(pid.join("mounts")).unwrap_or_default();
+        let has_copy = is_other && mounts.contains(&*path.to_string_lossy());
+        let maps = fs::read_to_string(pid.join("maps")).unwrap_or_default();
+        if !used.is_empty() || has_copy || maps.contains(&*path.to_string_lossy()) {
+            users += &format!("{} {} {used:?}, a copy of the mount: {has_copy}; ", pid.display(), name(&pid));
+        }
+    }
+    users
 }
 
 impl Drop for Mounted {

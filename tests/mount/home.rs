@@ -138,6 +138,27 @@ fn a_line_of_fstab_mounts_and_umount_returns_when_all_is_in_s3() {
 }
 
 #[test]
+fn a_mount_in_the_background_outlives_the_terminal_it_was_started_from() {
+    let Some(system) = System::new("a_mount_in_the_background_outlives") else { return };
+    system.run_well(
+        r#"
+        # A terminal of its own, which hangs up when the command in it has ended.
+        script -qec "mount -t pailfs -o $OPTIONS,log_file=$T/log $SOURCE $T/mnt" /dev/null
+        pid=$(pailfs status --json "$T/mnt" | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)
+        read -r _ _ _ _ _ session terminal _ <"/proc/$pid/stat"
+        [ "$session $terminal" = "$pid 0" ]
+        # A hangup is not the terminal's any more: it asks for the log to be opened anew.
+        mv "$T/log" "$T/log.1"
+        kill -HUP "$pid"
+        until [ -e "$T/log" ]; do kill -0 "$pid"; done
+        echo data >"$T/mnt/f"
+        umount "$T/mnt"
+        "#,
+    );
+    assert_eq!(block_on(system.place.get("f")).unwrap(), "data\n");
+}
+
+#[test]
 fn both_types_and_a_mount_without_rights_work() {
     let Some(system) = System::new("both_types_and_a_mount_without_rights_work") else { return };
     block_on(system.place.put("there", "x")).unwrap();
@@ -563,7 +584,14 @@ fn the_example_for_kubernetes_is_yaml_and_its_flags_are_ours() {
     let output = Command::new("python3").args(["-c", script]).arg(file).output().unwrap();
     let documents: serde_json::Value = serde_json::from_slice(&output.stdout).expect("YAML");
     assert_eq!(documents[0]["kind"], "Secret");
-    let sidecar = &documents[1]["spec"]["initContainers"][0];
+    let first = &documents[1]["spec"]["initContainers"];
+    let (place, sidecar) = (&first[0], &first[1]);
+    let directory = sidecar["args"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        place["command"].as_array().unwrap().last(),
+        Some(directory),
+        "a volume is empty in the beginning"
+    );
     assert_eq!(sidecar["volumeMounts"][0]["mountPropagation"], "Bidirectional");
     let args: Vec<&str> =
         sidecar["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();

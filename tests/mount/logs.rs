@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -364,6 +364,32 @@ fn files_are_opened_anew_after_a_hangup_and_are_their_owner_s() {
     assert!(m.read("ops").contains("/after\t") && !m.read("ops").contains("/before\t"), "{}", m.read("ops"));
     assert!(m.read("ops.1").contains("/before\t"));
     assert_eq!(block_on(m.place.get("after")).unwrap(), "x");
+}
+
+#[test]
+fn the_demo_s_own_mount_logs_like_every_other() {
+    if fresh_place(Server::Demo, "the_demo_s_own_mount_logs").is_none() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let (dir, log) = (home.path().join("mnt"), home.path().join("log"));
+    fs::create_dir(&dir).unwrap();
+    let mut command = pailfs(&endpoint(Server::Demo));
+    command.args(["demo", "--mount"]).arg(&dir).arg("--log-file").arg(&log);
+    let mut demo = command.stdout(Stdio::null()).spawn().unwrap();
+    assert!(wait_for(SOON, || is_mounted(&dir) || demo.try_wait().unwrap().is_some()));
+    let leveled = ask(&["log-level", "debug"], &dir);
+    let unmounted = ask(&["umount"], &dir);
+    // Nothing stays, whatever was answered.
+    if !unmounted.status.success() {
+        let _ = rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH);
+    }
+    assert!(demo.wait().unwrap().success());
+    assert!(leveled.status.success(), "{}", String::from_utf8_lossy(&leveled.stderr));
+    let log = fs::read_to_string(&log).unwrap();
+    for line in [" mounted ", "level was changed", " unmounted "] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
 }
 
 #[test]

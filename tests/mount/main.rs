@@ -23,6 +23,7 @@ mod cli;
 mod cluster;
 mod copying;
 mod drain;
+mod extremes;
 mod full;
 mod holes;
 mod home;

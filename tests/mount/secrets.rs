@@ -158,6 +158,49 @@ fn a_mount_that_crashes_leaves_no_core() {
     m.umount();
 }
 
+/// Those that are over soon have the same keys: who asks for a mount in the background, and who asks about a session.
+#[test]
+fn no_other_command_leaves_a_core_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody_answers = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    nobody_answers.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", nobody_answers.local_addr().unwrap());
+    let at =
+        Endpoint { url: url.clone(), access: "a".into(), secret: SECRET.into(), region: "us-east-1".into() };
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let (mnt, state) = (mnt.display().to_string(), dir.path().join("state").display().to_string());
+    let commands = [
+        vec!["sessions", "check", "s3://bucket"],
+        vec!["mount", "s3://bucket", &mnt, "--state-dir", &state, "--timeout", "2s"],
+    ];
+    for command in commands {
+        let typed = format!(
+            "ulimit -c unlimited; exec {} {} --endpoint-url {url} --region us-east-1",
+            env!("CARGO_BIN_EXE_pailfs"),
+            command.join(" "),
+        );
+        let mut child = Command::new("sh")
+            .args(["-c", &typed])
+            .envs([("AWS_ACCESS_KEY_ID", &at.access), ("AWS_SECRET_ACCESS_KEY", &at.secret)])
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .current_dir(dir.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut asked = None;
+        assert!(wait_for(LONG, || {
+            asked = asked.take().or_else(|| nobody_answers.accept().ok());
+            asked.is_some()
+        }));
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::ABORT).unwrap();
+        let ended = child.wait().unwrap();
+        assert_eq!(ended.signal(), Some(6), "{command:?}: {ended:?}");
+        assert!(!ended.core_dumped(), "{command:?}: {ended:?}");
+    }
+}
+
 #[test]
 fn other_users_are_neither_let_in_nor_answered_unless_they_are_asked_for() {
     let Some(m) = Mounted::fresh(Server::Demo, "other_users_are_not_let_in") else { return };
@@ -269,5 +312,166 @@ fn a_state_directory_that_others_can_write_is_refused_with_the_reason() {
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && told.contains("only its user may write to"), "{mode:o}: {told}");
         assert!(!is_mounted(target.path()));
+    }
+    // Nor where anybody could put another one in its place.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::create_dir(dir.path().join("state")).unwrap();
+    fs::set_permissions(dir.path().join("state"), fs::Permissions::from_mode(0o700)).unwrap();
+    for flag in ["--state-dir", "--cache-dir"] {
+        let output = pailfs(&at)
+            .env("XDG_STATE_HOME", target.path().with_extension("state"))
+            .args(["mount", &format!("s3://{}", place.bucket)])
+            .arg(target.path())
+            .args(["--endpoint-url", &at.url, "--region", &at.region, flag])
+            .arg(dir.path().join("state"))
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains("anybody can write to"), "{flag}: {told}");
+    }
+    let _ = fs::remove_dir_all(target.path().with_extension("state"));
+}
+
+/// The same where others could write once, and have left links in the place of every file that a mount makes there: none of them
+/// is followed, and where the mount needs what was there it says which file it is.
+#[test]
+fn no_link_in_the_place_of_a_file_that_a_mount_makes_is_followed() {
+    let Some(place) = fresh_place(Server::Demo, "no_link_in_the_place_of_a_file_is_followed") else { return };
+    let (at, source) = (endpoint(Server::Demo), format!("s3://{}", place.bucket));
+    let base = tempfile::tempdir().unwrap();
+    let flags = |home: &Path| {
+        ["--posix", "full", "--state-dir", "state", "--cache-dir", "cache"].map(|flag| match flag {
+            "state" | "cache" => home.join(flag).display().to_string(),
+            flag => flag.to_owned(),
+        })
+    };
+    let first = base.path().join("first");
+    fs::create_dir(&first).unwrap();
+    let typed = flags(&first);
+    let mut m = Mounted::mount(place, &source, &typed.each_ref().map(String::as_str));
+    fs::write(m.at("f"), vec![7; 300_000]).unwrap();
+    fs::set_permissions(m.at("f"), fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(pailfs(&at).arg("flush").arg(m.path()).status().unwrap().success());
+    assert_eq!(fs::read(m.at("f")).unwrap().len(), 300_000);
+    let mut unsaved = fs::File::create(m.at("unsaved")).unwrap();
+    std::io::Write::write_all(&mut unsaved, b"waits").unwrap();
+    assert!(wait_for(LONG, || files(&first)
+        .iter()
+        .any(|path| path.extension().is_some_and(|e| e == "data"))));
+    m.kill();
+    drop(unsaved);
+    drop(m);
+    let made: Vec<_> =
+        files(&first).iter().map(|path| path.strip_prefix(&first).unwrap().to_owned()).collect();
+    for kind in
+        ["lock", "journal-", "staging/", "attributes", "capabilities.json", "usage", ".index", ".data"]
+    {
+        let is_there = made.iter().any(|path| path.to_string_lossy().contains(kind));
+        assert!(is_there, "no {kind} in {made:?}");
+    }
+    let mut refused = 0;
+    for (n, path) in made.iter().enumerate() {
+        let home = base.path().join(n.to_string());
+        assert!(Command::new("cp").arg("-a").args([&first, &home]).status().unwrap().success());
+        let victim = base.path().join(format!("victim-{n}"));
+        fs::write(&victim, "mine").unwrap();
+        fs::remove_file(home.join(path)).unwrap();
+        std::os::unix::fs::symlink(&victim, home.join(path)).unwrap();
+        let mnt = home.join("mnt");
+        fs::create_dir(&mnt).unwrap();
+        let output = pailfs(&at)
+            .args(["mount", &source])
+            .arg(&mnt)
+            .args(["--endpoint-url", &at.url, "--region", &at.region])
+            .args(flags(&home))
+            .output()
+            .unwrap();
+        if output.status.success() {
+            assert_eq!(fs::read(mnt.join("f")).unwrap().len(), 300_000, "{path:?}");
+            fs::write(mnt.join(format!("new-{n}")), vec![1; 300_000]).unwrap();
+            let umount = pailfs(&at).arg("umount").arg(&mnt).output().unwrap();
+            let told = String::from_utf8_lossy(&umount.stderr);
+            // What the link stood for may be what was still to be saved.
+            assert!(umount.status.success() || told.contains("unsaved"), "{path:?}: {told}");
+            if is_mounted(&mnt) {
+                rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::DETACH).unwrap();
+            }
+        } else {
+            refused += 1;
+            let told = String::from_utf8_lossy(&output.stderr);
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(told.contains("symbolic link") && told.contains(name), "{path:?}: {told}");
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"mine", "{path:?}");
+    }
+    assert!(refused >= 2, "the lock and the journal are needed");
+}
+
+/// What a bucket says of who may do what is a word in it: nobody becomes root by a file of somebody else's, and no device is one.
+#[test]
+fn no_object_makes_a_program_root_s_or_a_device() {
+    let Some(place) = fresh_place(Server::Demo, "no_object_makes_a_program_root_s") else { return };
+    if !is_root() {
+        eprintln!("skipped: what root may do with a device takes root to see");
+        return;
+    }
+    for (key, mode, rdev) in [("setuid", "36333", ""), ("null", "8630", "259"), ("zero", "0020666", "261")] {
+        let mut attributes = Attributes::default();
+        for (name, value) in [("mode", mode), ("uid", "0"), ("gid", "0"), ("rdev", rdev)] {
+            if !value.is_empty() {
+                attributes.metadata.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        let request = PutRequest {
+            bucket: place.bucket.clone(),
+            key: key.to_owned(),
+            body: "#!/bin/sh\nid -u\n".into(),
+            attributes,
+            ..PutRequest::default()
+        };
+        block_on(place.store.put(request)).unwrap();
+    }
+    let source = format!("s3://{}", place.bucket);
+    for flags in [&["--posix", "full"][..], &["--posix", "full", "--allow-other"]] {
+        let m = Mounted::mount(place.clone(), &source, flags);
+        assert_eq!(fs::metadata(m.at("setuid")).unwrap().mode() & 0o7777, 0o6755, "it is shown");
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains(&*m.path().to_string_lossy())).unwrap();
+        assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
+        for device in ["null", "zero"] {
+            assert_eq!(fs::metadata(m.at(device)).unwrap().mode() & 0o170_000, 0o020_000, "{device}");
+            let error = fs::File::open(m.at(device)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{device}");
+        }
+    }
+}
+
+/// A name with what a terminal obeys, in what is said about it: by the log, the status, and by what waits for another mount.
+#[test]
+fn no_name_ends_a_line_or_is_obeyed_by_a_terminal() {
+    let Some(place) = fresh_place(Server::Demo, "no_name_is_obeyed_by_a_terminal") else { return };
+    let (at, source) = (endpoint(Server::Demo), format!("s3://{}", place.bucket));
+    let state = tempfile::tempdir().unwrap();
+    let dir = state.path().display().to_string();
+    let mut m = Mounted::mount(place, &source, &["--state-dir", &dir]);
+    let name = "a\nFORGED all is well\x1b[2J\u{9b}2J\x07\r";
+    let mut unsaved = fs::File::create(m.at(name)).unwrap();
+    std::io::Write::write_all(&mut unsaved, b"waits").unwrap();
+    let ask = |args: &[&str], dir: Option<&Path>| {
+        let output = pailfs(&at).args(args).args(dir).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let mut told = vec![ask(&["status"], Some(&m.path())), ask(&["status", "--json"], Some(&m.path()))];
+    // Those who were asked have closed the file as they began; from here on nobody has.
+    std::io::Write::write_all(&mut unsaved, b"still").unwrap();
+    m.kill();
+    drop(unsaved);
+    told.push(ask(&["recover", "--state-dir", &dir], None));
+    told.push(ask(&["recover", "--state-dir", &dir, "--json"], None));
+    told.push(m.log_text());
+    for (n, text) in told.iter().enumerate() {
+        assert!(n < 2 || text.contains("FORGED"), "{n}: {text:?}");
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{n}: {text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{n}: {text}");
     }
 }

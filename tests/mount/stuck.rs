@@ -22,9 +22,16 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Stopped(rustix::process::Pid);
 
 impl Stopped {
-    pub fn stop(pid: u32) -> Self {
-        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    pub fn stop(number: u32) -> Self {
+        let pid = rustix::process::Pid::from_raw(number.cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        // Its threads stop when they get to it.
+        let threads = || fs::read_dir(format!("/proc/{number}/task")).unwrap().flatten();
+        let is_stopped = |thread: fs::DirEntry| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        };
+        assert!(wait_for(GRACE, || threads().all(is_stopped)));
         Self(pid)
     }
 }

@@ -1,10 +1,11 @@
 //! The log's file, which others may rename under us.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::base::private;
 
 pub struct LogFile {
     path: PathBuf,
@@ -54,7 +55,7 @@ impl LogFile {
 
 /// A log tells names of objects, which are nobody else's business.
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    private::append(path)
 }
 
 /// Sends standard output and error there.

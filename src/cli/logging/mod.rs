@@ -22,6 +22,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use super::args::{LogArgs, LogFormat, LogTo};
 use super::exit::{Code, Failure};
 use super::machine::absolute;
+use super::running::printable;
 use crate::error::{Error, Kind};
 use crate::mount;
 use datagram::{Journald, Syslog};
@@ -245,11 +246,43 @@ type Writer = Box<dyn Layer<Below> + Send + Sync>;
 
 /// Lines of text or JSON.
 fn lines(format: LogFormat, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) -> Writer {
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false);
     match format {
-        LogFormat::Text => layer.boxed(),
-        LogFormat::Json => layer.json().boxed(),
+        LogFormat::Text => layer.with_writer(OneLine(writer)).boxed(),
+        // It has forms of its own for what would end a line.
+        LogFormat::Json => layer.json().with_writer(writer).boxed(),
+    }
+}
+
+/// Keeps a line one line, whatever a server or a name has in it: otherwise they could say what others seem to have said.
+struct OneLine<W>(W);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for OneLine<M> {
+    type Writer = OneLine<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        OneLine(self.0.make_writer())
+    }
+}
+
+/// A line is written by one call.
+impl<W: io::Write> io::Write for OneLine<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let (text, end) = match line.strip_suffix(b"\n") {
+            Some(text) => (text, "\n"),
+            None => (line, ""),
+        };
+        if text.is_ascii() && !text.iter().any(u8::is_ascii_control) {
+            self.0.write_all(line)?;
+        } else {
+            let escaped = printable(&String::from_utf8_lossy(text)) + end;
+            self.0.write_all(escaped.as_bytes())?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -280,6 +313,17 @@ mod tests {
         assert_eq!(filter("off").unwrap().to_string(), "off");
         assert_eq!(filter("hyper_util=trace").unwrap().to_string(), "hyper_util=trace");
         assert_eq!(filter("pailfs=loud").unwrap_err().code, Code::Usage);
+    }
+
+    #[test]
+    fn a_line_stays_one_whatever_is_in_it() {
+        use std::io::Write as _;
+        let mut written = Vec::new();
+        for line in ["plain\n", "forged\n2026 INFO all is well\x1b[2J\n", "caf\u{e9}\u{9b}2J\n"] {
+            OneLine(&mut written).write_all(line.as_bytes()).unwrap();
+        }
+        let text = String::from_utf8(written).unwrap();
+        assert_eq!(text, "plain\nforged\\n2026 INFO all is well\\u{1b}[2J\ncaf\u{e9}\\u{9b}2J\n");
     }
 
     #[test]

@@ -23,6 +23,8 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed commits of closed files are tried again after this long, doubling up to the maximum.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
+/// The same where the endpoint did not answer: it comes back at some moment, and while it is silent asking costs no request.
+const RETRY_UNANSWERED_MAX: Duration = Duration::from_secs(10);
 /// How often a conflict copy is written again because its file was written meanwhile.
 const COPY_ROUNDS_MAX: u32 = 8;
 /// After a request that failed for want of an answer, S3 may still say whether it was done.
@@ -546,6 +548,9 @@ impl Fs {
                     state.behind = (state.awaited == 0).then(Turn::default);
                 }
                 if let Err(error) = fs.commit_in_time(&file).await {
+                    if matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) {
+                        pause = pause.min(RETRY_UNANSWERED_MAX);
+                    }
                     fs.tell_unsaved(file.ino, &error, file.is_dirty().then_some(pause));
                 }
             }

@@ -31,10 +31,10 @@
 mod behind;
 mod page;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,7 +44,7 @@ use rustix::fs::Advice;
 use tokio::task::JoinHandle;
 
 use super::lock;
-use crate::base::{Clock, ETag};
+use crate::base::{Clock, ETag, private};
 use behind::{Answer, Behind};
 use page::{Identity, PAGE_BYTES, PAGE_ENTRIES_MAX, Page, VALUE_MAX_BYTES};
 
@@ -261,20 +261,20 @@ fn offset(page: u64) -> u64 {
 /// Opens the file of so many pages, or begins it anew.
 fn open_private(path: &Path, pages: u64) -> io::Result<File> {
     let dir = path.parent().ok_or(ErrorKind::InvalidInput)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let metadata = fs::metadata(dir)?;
-    if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-        let told = "others can write to its directory, and would say who owns which file";
-        return Err(io::Error::new(ErrorKind::PermissionDenied, told));
-    }
+    // Others would say who owns which file.
+    private::make_dir(dir)?;
     let header = header(pages);
-    match OpenOptions::new().read(true).write(true).open(path) {
+    match private::open(path, OpenOptions::new().read(true).write(true)) {
         Ok(file) if is_of(&file, &header, pages)? => return Ok(file),
         Ok(_) => {
             let path = path.display();
             tracing::warn!(%path, "attributes of files that were kept are damaged or of another format: beginning anew");
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if private::is_refusal(&error) => {
+            let path = path.display();
+            tracing::warn!(%path, %error, "this is not where attributes of files were kept: beginning anew");
+        }
         Err(error) => return Err(error),
     }
     // A mount that has the old file open goes on with it.

@@ -1,3 +1,4 @@
+use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -329,4 +330,19 @@ async fn a_disk_that_fails_fails_nobody() {
     assert!(kept.0.as_ref().unwrap().rests());
     drop(kept);
     thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_link_in_its_place_leads_to_is_neither_read_nor_written() {
+    let scene = Scene::new();
+    drop(scene.open());
+    let victim = scene.dir.path().join("victim");
+    fs::rename(&scene.path, &victim).unwrap();
+    let before = fs::read(&victim).unwrap();
+    std::os::unix::fs::symlink(&victim, &scene.path).unwrap();
+    let kept = scene.open();
+    scene.put(&kept, "k", b"v");
+    assert_eq!(scene.find(&kept, "k").await.as_deref(), Some(&b"v"[..]));
+    assert!(fs::symlink_metadata(&scene.path).unwrap().is_file());
+    assert!(fs::read(&victim).unwrap() == before);
 }

@@ -19,7 +19,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ use rustix::fs::Advice;
 
 use super::index::{BLOCK_BYTES, FORMAT, MARK_BYTES, Place, SHARDS, decode_marks, on_disk};
 use super::usage::{Candidate, USAGE_BYTES, Usage, victims};
-use crate::base::ByteRange;
+use crate::base::{ByteRange, private};
 use crate::error::{Error, Kind, Result};
 use crate::stats::Stats;
 
@@ -86,8 +86,8 @@ impl Files {
     /// what is in it is taken for the bucket's.
     pub(super) fn open(dir: &Path, limit_bytes: u64, stats: Arc<Stats>) -> Result<Self> {
         let root = dir.join(format!("v{FORMAT}"));
-        for (dir, recursive) in [(dir, true), (&root, false)] {
-            make_private(dir, recursive).and_then(|()| check_private(dir))?;
+        for dir in [dir, &root] {
+            private::make_dir(dir).map_err(|error| cannot_use(dir, error))?;
         }
         Ok(Self { root, limit_bytes, stats, fresh_names: AtomicU64::new(0) })
     }
@@ -95,7 +95,7 @@ impl Files {
     /// Opens a version for reading; `None` where nothing of it is here.
     pub(super) fn open_version(&self, place: &Place, now: SystemTime) -> io::Result<Option<Opened>> {
         let Some((index, _)) = self.marks(place, 0..0)? else { return Ok(None) };
-        let Some(data) = absent_is_none(File::open(self.data_path(place)))? else {
+        let Some(data) = open_to_read(&self.data_path(place))? else {
             // Marks without bytes would keep the bytes from being written again.
             self.remove(place);
             return Ok(None);
@@ -171,7 +171,7 @@ impl Files {
     pub(super) fn data(&self, place: &Place, now: SystemTime) -> io::Result<Option<(File, fs::Metadata)>> {
         let Some((index, _)) = self.marks(place, 0..0)? else { return Ok(None) };
         note_use(&index, now);
-        let Some(data) = absent_is_none(File::open(self.data_path(place)))? else { return Ok(None) };
+        let Some(data) = open_to_read(&self.data_path(place))? else { return Ok(None) };
         let metadata = data.metadata()?;
         Ok((metadata.len() == place.size).then_some((data, metadata)))
     }
@@ -187,7 +187,7 @@ impl Files {
 
     /// The index file and the marks of some blocks; `None` where the version is not here.
     fn marks(&self, place: &Place, indices: Range<u64>) -> io::Result<Option<(File, Vec<u64>)>> {
-        let Some(index) = absent_is_none(File::open(self.index_path(place)))? else { return Ok(None) };
+        let Some(index) = open_to_read(&self.index_path(place))? else { return Ok(None) };
         if !has_header(&index, place)? {
             return Ok(None);
         }
@@ -259,7 +259,7 @@ impl Files {
                 break;
             }
             let path = self.shard_path(number);
-            let Some(shard) = absent_is_none(File::open(&path))? else { continue };
+            let Some(shard) = open_shard(&path)? else { continue };
             match shard.try_lock() {
                 Ok(()) => {}
                 // Something is being written into it.
@@ -295,7 +295,7 @@ impl Files {
     /// at the start, but before the first write.
     fn with_usage<T>(&self, change: impl FnOnce(&mut Usage) -> T) -> io::Result<T> {
         let path = self.root.join("usage");
-        let file = private().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = open_own(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
         file.lock()?;
         let mut bytes = vec![0; USAGE_BYTES];
         let known = file.read_exact_at(&mut bytes, 0).ok().and_then(|()| Usage::decode(&bytes));
@@ -311,7 +311,7 @@ impl Files {
     /// What is counted, by whichever process counted last; `None` where nobody has. Takes no lock, so a writer may be
     /// seen in the middle: then it is looked at again.
     pub(super) fn used_bytes(&self) -> Option<u64> {
-        let file = absent_is_none(File::open(self.root.join("usage"))).ok()??;
+        let file = open_to_read(&self.root.join("usage")).ok()??;
         let mut bytes = vec![0; USAGE_BYTES];
         (0..USAGE_LOOKS_MAX).find_map(|_| {
             file.read_exact_at(&mut bytes, 0).ok()?;
@@ -322,7 +322,11 @@ impl Files {
     fn count_everything(&self) -> io::Result<Usage> {
         let mut usage = Usage::EMPTY;
         for number in 0..SHARDS {
-            let content = absent_is_none(take_stock(number, &self.shard_path(number)))?;
+            let path = self.shard_path(number);
+            if absent_is_none(is_shard(&path))? != Some(true) {
+                continue;
+            }
+            let content = absent_is_none(take_stock(number, &path))?;
             usage.set(number, content.unwrap_or_default().iter().map(|candidate| candidate.bytes).sum());
         }
         Ok(usage)
@@ -331,20 +335,22 @@ impl Files {
     /// The index file, made whole under another name so that nobody sees half of a header.
     fn index_for_writing(&self, place: &Place) -> io::Result<File> {
         let path = self.index_path(place);
-        if let Some(index) = absent_is_none(private().read(true).write(true).open(&path))?
+        let mut changed = OpenOptions::new();
+        changed.read(true).write(true);
+        if let Some(index) = absent_is_none(open_own(&path, &changed))?
             && has_header(&index, place)?
         {
             return Ok(index);
         }
         let number = self.fresh_names.fetch_add(1, Ordering::Relaxed);
         let fresh = path.with_extension(format!("{}-{number}.new", std::process::id()));
-        let index = private().write(true).create(true).truncate(true).open(&fresh)?;
+        let index = private::create(&fresh)?;
         index.set_len(place.index_len())?;
         index.write_all_at(&place.header, 0)?;
         let linked = fs::hard_link(&fresh, &path);
         if linked.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
             // Another process was first, or something that is no index of this version lies there.
-            let theirs = private().read(true).write(true).open(&path)?;
+            let theirs = open_own(&path, &changed)?;
             if !has_header(&theirs, place)? {
                 fs::rename(&fresh, &path)?;
                 return Ok(index);
@@ -358,7 +364,7 @@ impl Files {
 
     fn data_for_writing(&self, place: &Place) -> io::Result<File> {
         let path = self.data_path(place);
-        let open = || private().write(true).create(true).truncate(false).open(&path);
+        let open = || open_own(&path, OpenOptions::new().write(true).create(true).truncate(false));
         let mut data = open()?;
         if data.metadata()?.len() > place.size {
             // No file of ours; who has it open keeps it as it is.
@@ -504,12 +510,6 @@ fn note_use(index: &File, now: SystemTime) {
     }
 }
 
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
 fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -518,45 +518,58 @@ fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// Opens a file of the cache. What else has its name is taken away: nothing of the cache is lost with it.
+fn open_own(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    match private::open(path, options) {
+        Err(error) if private::is_refusal(&error) => {
+            fs::remove_file(path)?;
+            private::open(path, options)
+        }
+        opened => opened,
+    }
+}
+
+/// `None` where it is not there, or something else is in the place of its shard: that goes when a shard is made.
+fn open_to_read(path: &Path) -> io::Result<Option<File>> {
+    let is_no_shard = || path.parent().is_some_and(|shard| is_shard(shard).is_ok_and(|is| !is));
+    match open_own(path, OpenOptions::new().read(true)) {
+        Err(error) if error.kind() == ErrorKind::NotADirectory && is_no_shard() => Ok(None),
+        opened => absent_is_none(opened),
+    }
+}
+
 fn make_shard(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        made => made,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    if is_shard(dir)? {
+        return Ok(());
+    }
+    fs::remove_file(dir)?;
+    DirBuilder::new().mode(0o700).create(dir)
+}
+
+/// Whether it is a directory of ours, and no link to one: files are made and removed in it.
+fn is_shard(dir: &Path) -> io::Result<bool> {
+    let metadata = fs::symlink_metadata(dir)?;
+    Ok(metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw())
+}
+
+fn open_shard(dir: &Path) -> io::Result<Option<File>> {
+    match absent_is_none(is_shard(dir))? {
+        Some(true) => absent_is_none(File::open(dir)),
+        _ => Ok(None),
     }
 }
 
-fn make_private(dir: &Path, recursive: bool) -> Result<()> {
-    let made = DirBuilder::new().recursive(recursive).mode(0o700).create(dir);
-    match made {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            let what = format!("cannot make the cache directory {}", dir.display());
-            Err(Error::new(Kind::Local, what).with_source(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_private(dir: &Path) -> Result<()> {
-    let metadata = fs::metadata(dir).map_err(|error| {
-        let what = format!("cannot use the cache directory {}", dir.display());
-        Error::new(Kind::Local, what).with_source(error)
-    })?;
-    let refused = |why: String| {
+fn cannot_use(dir: &Path, error: io::Error) -> Error {
+    let dir = dir.display();
+    if private::is_refusal(&error) {
         let what = format!(
-            "the cache directory {} {why}; what is in it would be taken for a bucket's",
-            dir.display()
+            "the cache directory {dir} is not used, as what is in it would be taken for a bucket's: {error}"
         );
-        Err(Error::new(Kind::InvalidArgument, what))
-    };
-    if !metadata.is_dir() {
-        return refused("is no directory".to_owned());
+        return Error::new(Kind::InvalidArgument, what);
     }
-    let me = rustix::process::geteuid().as_raw();
-    if metadata.uid() != me {
-        return refused(format!("belongs to user {}, and user {me} mounts", metadata.uid()));
-    }
-    if metadata.mode() & 0o022 != 0 {
-        return refused(format!("can be written by others (mode {:o}): chmod go-w", metadata.mode() & 0o777));
-    }
-    Ok(())
+    Error::new(Kind::Local, format!("cannot use the cache directory {dir}")).with_source(error)
 }

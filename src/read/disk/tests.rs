@@ -627,3 +627,60 @@ fn the_limit_holds_under_64_fillers_of_8_processes() {
     bench.fill(&object("last", MIB));
     assert!(occupied(dir.path()) <= SHARED_LIMIT);
 }
+
+/// Whoever could write to the directory once may have left links there, to files that its user has and they have not.
+#[test]
+fn what_lies_in_the_place_of_a_file_is_taken_away_and_what_a_link_leads_to_stays() {
+    let o = object("o", 300_000);
+    for (planted, pipe) in
+        ["usage", "index", "data", "shard"].into_iter().flat_map(|name| [(name, false), (name, true)])
+    {
+        let scratch = tempfile::tempdir().unwrap();
+        let (dir, victim) = (scratch.path().join("cache"), scratch.path().join("victim"));
+        let bench = Bench::open(&dir, 64 * MIB);
+        bench.fill(&o);
+        let data = bench.files("data").remove(0);
+        let path = match planted {
+            "usage" => dir.join("v1/usage"),
+            "index" => data.with_extension("index"),
+            "data" => data,
+            _ => data.parent().unwrap().to_owned(),
+        };
+        match planted {
+            "shard" => {
+                // Files of theirs, of a name that would be taken for what was never finished.
+                fs::remove_dir_all(&path).unwrap();
+                fs::create_dir(&victim).unwrap();
+                fs::write(victim.join("mine.new"), "mine").unwrap();
+            }
+            _ => {
+                fs::remove_file(&path).unwrap();
+                fs::write(&victim, "mine").unwrap();
+            }
+        }
+        if pipe {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        } else {
+            std::os::unix::fs::symlink(&victim, &path).unwrap();
+        }
+        let again = Bench::open(&dir, 64 * MIB);
+        assert_eq!(again.has(&o), planted == "usage", "{planted}");
+        again.cache.usage();
+        again.fill(&o);
+        again.fill(&object("q", 1000));
+        assert!(again.has(&o), "{planted} {pipe}");
+        assert_eq!(again.stats.disk_errors.value(), 0, "{planted} {pipe}");
+        assert!(!fs::symlink_metadata(&path).unwrap().is_symlink(), "{planted}");
+        // Everything makes room for another one.
+        let small = Bench::open(&dir, MIB);
+        small.fill(&object("p", 900_000));
+        match planted {
+            "shard" => {
+                assert_eq!(fs::read(victim.join("mine.new")).unwrap(), b"mine");
+                assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
+            }
+            _ => assert_eq!(fs::read(&victim).unwrap(), b"mine", "{planted}"),
+        }
+    }
+}

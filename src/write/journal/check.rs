@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::ledger::OwedFile;
-use crate::base::ByteRange;
+use crate::base::{ByteRange, private};
 use crate::write::What;
 use crate::write::staging::{fill, hole_in};
 use crate::write::sums::{Sum, as_it_was};
@@ -34,7 +34,7 @@ fn length(staging: &Path, file: &OwedFile) -> Option<String> {
         return None;
     }
     let path = staging.join(&file.staging);
-    match std::fs::metadata(&path) {
+    match private::open_to_read(&path).and_then(|disk| disk.metadata()) {
         Ok(found) if found.len() >= file.staged_len => None,
         Ok(found) => {
             Some(format!("{} has {} of at least {} bytes", path.display(), found.len(), file.staged_len))
@@ -51,7 +51,7 @@ fn sums(staging: &Path, file: &mut OwedFile, look: Look) -> Result<(), String> {
         return Ok(());
     }
     let path = staging.join(&file.staging);
-    let disk = match File::open(&path) {
+    let disk = match private::open_to_read(&path) {
         // Bytes that the journal has itself are put there when a mount takes it over.
         Err(error) if error.kind() == io::ErrorKind::NotFound && file.staged_len == 0 => return Ok(()),
         disk => disk.map_err(|error| format!("{}: {error}", path.display()))?,

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use super::ledger::Ledger;
 use super::log::{self, DiskDir, Replayed, replay};
 use super::{STAGING_NAME, in_dir, lock_of, require_private, restore_inlined};
+use crate::base::private;
 use crate::error::Result;
 
 const PREFIX: &str = "inherited-";
@@ -42,6 +43,8 @@ pub(super) fn replay_all(dir: &Path, boot: u64) -> Result<(Replayed, Vec<Inherit
         if own.number() > number {
             continue;
         }
+        // Whoever could put it there could say what is to be saved.
+        require_private(&path)?;
         let (replayed, further) = replay_all(&path, boot)?;
         let prefix = format!("{number:x}-");
         beside.extend(further.into_iter().map(|further| {
@@ -56,12 +59,12 @@ pub(super) fn replay_all(dir: &Path, boot: u64) -> Result<(Replayed, Vec<Inherit
 /// Makes another directory this one's, if no mount holds it and it owes something; whether it was.
 pub(super) fn take(dir: &Path, other: &Path, boot: u64) -> Result<bool> {
     let Some(_lock) = lock_of(other)? else { return Ok(false) };
+    require_private(other)?;
     let (replayed, beside) = replay_all(other, boot)?;
     let owes = |ledger: &Ledger| !ledger.owed().is_empty();
     if !owes(&replayed.ledger) && !beside.iter().any(|beside| owes(&beside.replayed.ledger)) {
         return Ok(false);
     }
-    require_private(other)?;
     require_private(&other.join(STAGING_NAME))?;
     require_links(dir, other)?;
     let segments = log::numbers(&DiskDir(dir.to_owned()))?;
@@ -90,7 +93,7 @@ impl Inherited {
         let Self { staging: there, replayed, prefix } = self;
         restore_inlined(&there, &replayed)?;
         for (name, ..) in replayed.ledger.inlined() {
-            fs::File::open(there.join(name))?.sync_data()?;
+            private::open_to_read(&there.join(name))?.sync_data()?;
         }
         let mut ledger = replayed.ledger;
         ledger.inherited();
@@ -127,6 +130,10 @@ fn numbered(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(|error| in_dir(dir, error.into()))? {
         let entry = entry.map_err(|error| in_dir(dir, error.into()))?;
+        // Not a link either, which is nothing that was taken over.
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
         found.extend(number.map(|number| (number, entry.path())));

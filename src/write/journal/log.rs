@@ -12,19 +12,20 @@
 //! 5. A segment is at most twice its checkpoint, or `segment_bytes` if that is more; so the whole is bounded by what is
 //!    owed.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 use super::ledger::{FrameAt, Ledger, Step};
+use super::naming;
 use super::record::{
     HEADER_BYTES, Record, decode, encode, header, index_of, read_header, synced_by_later_frames,
 };
-use crate::base::ByteRange;
+use crate::base::{ByteRange, private};
 use crate::error::{Error, Kind, Result};
 
 /// The name a segment is written under.
@@ -474,6 +475,13 @@ fn number_of(name: &str) -> Option<u64> {
 /// A directory of the file system.
 pub(super) struct DiskDir(pub(super) PathBuf);
 
+impl DiskDir {
+    fn open_own(&self, name: &str) -> io::Result<File> {
+        let path = self.0.join(name);
+        private::open_to_read(&path).map_err(naming(&path))
+    }
+}
+
 impl LogDir for DiskDir {
     fn names(&self) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(&self.0)?;
@@ -482,17 +490,17 @@ impl LogDir for DiskDir {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        Ok(Arc::new(options.open(self.0.join(name))?))
+        Ok(Arc::new(private::create(&self.0.join(name))?))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
-        Ok(Arc::new(File::open(self.0.join(name))?))
+        Ok(Arc::new(self.open_own(name)?))
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.0.join(name))
+        let mut bytes = Vec::new();
+        self.open_own(name)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

@@ -51,9 +51,9 @@ mod mem;
 mod record;
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,6 +61,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::check::{Look, check};
 use self::inherited::{Inherited, remove_done, replay_all, sync_dir};
 use self::log::{DiskDir, Log, Replayed};
+use crate::base::private;
 use crate::error::{Error, Kind, Result};
 
 pub(super) use ledger::remember;
@@ -106,7 +107,7 @@ impl Journal {
     pub fn open_with(dir: &Path, mounted: &str, others: &[PathBuf]) -> Result<(Self, Vec<Owed>)> {
         let staging = dir.join(STAGING_NAME);
         let lock = take_lock(dir, mounted)?;
-        make_private(&staging, false)?;
+        make_private(&staging)?;
         let boot = boot();
         for other in others {
             match inherited::take(dir, other, boot) {
@@ -148,9 +149,14 @@ impl Journal {
     /// What is owed in a directory that no mount holds, without taking it over, and whether the bytes are what was written.
     /// Reads all of them. Blocks.
     pub fn look(dir: &Path) -> Result<Vec<Owed>> {
-        let lock = match File::open(dir.join(LOCK_NAME)) {
+        match private::check_dir(dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            lock => lock.map_err(|error| in_dir(dir, error.into()))?,
+            checked => checked.map_err(|error| cannot_use(dir, error))?,
+        }
+        let path = dir.join(LOCK_NAME);
+        let lock = match private::open_to_read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            lock => lock.map_err(naming(&path)).map_err(|error| in_dir(dir, error.into()))?,
         };
         lock.try_lock_shared().map_err(|error| refused(dir, error))?;
         if !is_lock_of(dir, &lock)? {
@@ -252,42 +258,45 @@ impl Journal {
 }
 
 /// Makes a directory if it is not there.
-fn make_private(dir: &Path, recursive: bool) -> Result<()> {
-    match DirBuilder::new().recursive(recursive).mode(0o700).create(dir) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(cannot_use(dir, error)),
-        _ => require_private(dir),
-    }
+fn make_private(dir: &Path) -> Result<()> {
+    private::make_dir(dir).map_err(|error| cannot_use(dir, error))
 }
 
 fn cannot_use(dir: &Path, error: std::io::Error) -> Error {
+    if private::is_refusal(&error) {
+        let told = format!(
+            "the state directory {} has to be a directory that only its user may write to: {error}",
+            dir.display()
+        );
+        return Error::new(Kind::InvalidArgument, told);
+    }
     Error::new(Kind::Local, format!("cannot use the state directory {}", dir.display())).with_source(error)
 }
 
 /// Refuses a directory that other users could put bytes into, because they would go to S3 as the mounter's.
 fn require_private(dir: &Path) -> Result<()> {
-    let metadata = fs::metadata(dir).map_err(|error| cannot_use(dir, error))?;
-    let mine = metadata.uid() == rustix::process::geteuid().as_raw();
-    if !metadata.is_dir() || !mine || metadata.mode() & 0o022 != 0 {
-        let told = format!(
-            "the state directory {} has to be a directory that only its user may write to",
-            dir.display()
-        );
-        return Err(Error::new(Kind::InvalidArgument, told));
+    private::check_dir(dir).map_err(|error| cannot_use(dir, error))
+}
+
+/// Says of which file somebody else may have made something, where that is why it is not used.
+fn naming(path: &Path) -> impl Fn(std::io::Error) -> std::io::Error {
+    move |error| match private::is_refusal(&error) {
+        true => std::io::Error::new(error.kind(), format!("{}: {error}", path.display())),
+        false => error,
     }
-    Ok(())
 }
 
 /// Makes the directory if it is not there, and keeps others out of it.
 fn take_lock(dir: &Path, mounted: &str) -> Result<File> {
     let mut lock = loop {
-        make_private(dir, true)?;
-        let mut options = OpenOptions::new();
+        make_private(dir)?;
+        let path = dir.join(LOCK_NAME);
         let opened =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_NAME));
+            private::open(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
         let lock = match opened {
             // Another mount has just taken the directory over.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            lock => lock.map_err(|error| in_dir(dir, error.into()))?,
+            lock => lock.map_err(naming(&path)).map_err(|error| in_dir(dir, error.into()))?,
         };
         lock.try_lock().map_err(|error| refused(dir, error))?;
         if is_lock_of(dir, &lock)? {
@@ -305,9 +314,10 @@ fn take_lock(dir: &Path, mounted: &str) -> Result<File> {
 
 /// The lock of a directory that is there and that nobody holds.
 fn lock_of(dir: &Path) -> Result<Option<File>> {
-    let lock = match OpenOptions::new().read(true).write(true).open(dir.join(LOCK_NAME)) {
+    let path = dir.join(LOCK_NAME);
+    let lock = match private::open(&path, OpenOptions::new().read(true).write(true)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        lock => lock?,
+        lock => lock.map_err(naming(&path))?,
     };
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => return Ok(None),
@@ -319,7 +329,7 @@ fn lock_of(dir: &Path) -> Result<Option<File>> {
 /// Whether a lock that was taken is the directory's still: another mount may have taken the directory over.
 fn is_lock_of(dir: &Path, lock: &File) -> Result<bool> {
     let held = lock.metadata().map_err(|error| in_dir(dir, error.into()))?;
-    match fs::metadata(dir.join(LOCK_NAME)) {
+    match fs::symlink_metadata(dir.join(LOCK_NAME)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(in_dir(dir, error.into())),
         Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
@@ -354,8 +364,9 @@ fn in_dir(dir: &Path, error: Error) -> Error {
 fn restore_inlined(staging: &Path, replayed: &Replayed) -> Result<()> {
     for (name, range, from) in replayed.ledger.inlined() {
         let bytes = replayed.bytes(range, from)?;
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(staging.join(name))?;
+        let path = staging.join(name);
+        let opened = private::open(&path, OpenOptions::new().write(true).create(true).truncate(false));
+        let file = opened.map_err(naming(&path))?;
         file.write_all_at(&bytes, range.start())?;
     }
     Ok(())

@@ -1290,6 +1290,66 @@ fn a_directory_that_others_may_write_to_is_refused() {
     assert_eq!(Journal::open(&dir, "m").unwrap_err().kind(), Kind::InvalidArgument);
 }
 
+/// Whoever could write to the directory once may have left links there, to files that its user has and they have not.
+#[test]
+fn no_link_or_pipe_in_the_place_of_a_file_is_followed_or_waited_for() {
+    let inlined = Record::Inlined {
+        file: FileId(1),
+        range: range(40, 4),
+        stamp: 1_000,
+        at: UNIX_EPOCH,
+        bytes: Bytes::from_static(b"more"),
+    };
+    let names = ["lock", "journal-00000001", "journal.new", "staging/s1", "inherited-7"];
+    for (name, pipe) in names.into_iter().flat_map(|name| [(name, false), (name, true)]) {
+        let scratch = scratch();
+        let dir = written_once(&scratch, vec![inlined.clone()], b"0123456789");
+        let (victim, planted) = (scratch.path().join("victim"), dir.join(name));
+        fs::write(&victim, "mine").unwrap();
+        let _ = fs::remove_file(&planted);
+        if pipe {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &planted, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        } else {
+            std::os::unix::fs::symlink(&victim, &planted).unwrap();
+        }
+        let looked = Journal::look(&dir);
+        let opened = Journal::open(&dir, "m").map(|(_, owed)| owed);
+        match name {
+            // What the journal says is in there has nowhere to go.
+            "lock" | "journal-00000001" | "staging/s1" => {
+                let error = opened.unwrap_err();
+                let why = if pipe { "no plain file" } else { "symbolic link" };
+                assert!(error.message().contains(name) && error.message().contains(why), "{name}: {error}");
+            }
+            _ => assert_eq!(opened.unwrap().len(), 1, "{name}"),
+        }
+        match name {
+            "lock" | "journal-00000001" => assert!(looked.is_err(), "{name}"),
+            "staging/s1" => assert!(only(looked.unwrap()).damage.is_some(), "{name}"),
+            _ => assert_eq!(only(looked.unwrap()).damage, None, "{name}"),
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"mine", "{name}");
+    }
+}
+
+/// What is in a directory of another user's is not owed, though it lies in ours.
+#[test]
+fn what_another_user_has_put_there_is_not_taken_for_what_is_owed() {
+    let scratch = scratch();
+    let (dir, theirs) = (state_dir(&scratch), scratch.path().join("theirs"));
+    owing(&theirs, "theirs");
+    drop(Journal::open(&dir, "m").unwrap());
+    fs::rename(&theirs, dir.join("inherited-00000099")).unwrap();
+    let copied = copy_of(&dir);
+    assert_ne!(Journal::open(&copied.path().join("state"), "m").unwrap().1, []);
+    if std::os::unix::fs::chown(dir.join("inherited-00000099"), Some(12_345), None).is_ok() {
+        for error in [Journal::open(&dir, "m").unwrap_err(), Journal::look(&dir).unwrap_err()] {
+            assert!(error.message().contains("belongs to user 12345"), "{error}");
+        }
+    }
+}
+
 #[test]
 fn damage_is_told_with_its_path_and_nothing_is_removed() {
     let scratch = scratch();
