@@ -1,4 +1,5 @@
-//! How the C library's allocator gives memory back. The one place in the house that needs `unsafe`.
+//! How the C library's allocator gives memory back, and what the process has. The one place in the house that needs `unsafe`
+//! for that.
 
 /// From this size on, memory is the kernel's own again as soon as it is freed, in bytes: where glibc begins by itself.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -12,11 +13,42 @@ const MAPPED_FROM_BYTES: i32 = 128 << 10;
 /// take 251 and keep 111; the processor time of reading and writing 2 GiB in order is the same within what can be measured.
 /// jemalloc took 265.
 pub fn give_large_blocks_back() {
+    tell(Word::MappedFrom(MAPPED_FROM_BYTES));
+}
+
+/// Gives pages back that nothing is on. By itself the allocator does that at the end of each of its arenas alone, so that one
+/// name above a thousand that are gone keeps all of their pages: `find` over 1,000,000 names left 114 MiB where 54 were in use.
+/// Takes a few ms for each 100 MiB.
+pub fn give_back() {
+    tell(Word::GiveBack);
+}
+
+/// What there is to tell the allocator.
+#[cfg_attr(not(all(target_os = "linux", target_env = "gnu")), allow(dead_code))]
+enum Word {
+    MappedFrom(i32),
+    GiveBack,
+}
+
+/// Tells the allocator, where it is one that listens.
+fn tell(word: Word) {
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = word;
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[allow(unsafe_code)]
-    // SAFETY: it takes two numbers and keeps no address; it may be called at any time, from any thread. Where it
-    // refuses, everything works as before.
+    // SAFETY: both take numbers and keep no address, and may be called at any time, from any thread. Where they refuse,
+    // everything works as before.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES);
+        match word {
+            Word::MappedFrom(bytes) => libc::mallopt(libc::M_MMAP_THRESHOLD, bytes),
+            Word::GiveBack => libc::malloc_trim(0),
+        };
     }
+}
+
+/// Memory of this process that is in RAM, as the kernel says.
+pub fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }

@@ -1,7 +1,8 @@
 //! A bound on bytes held at once, handed out as grants that give themselves back.
 //!
 //! One budget serves everybody who holds bytes: reads in flight, blocks that are kept, uploads. Who keeps bytes only
-//! because nobody else wanted them waits for [`Budget::pressed`] and lets go of what others ask for.
+//! because nobody else wanted them waits for [`Budget::pressed`] and lets go of what others ask for. Who holds bytes for as
+//! long as a network likes has a [share](Budget::share_for), so that something is left to those who cannot wait for it.
 //!
 //! [`Buffer`]s that are done with stay with the budget for whoever wants one next, until anybody else wants their bytes:
 //! memory that the kernel hands out anew is cleared and mapped page by page, which is up to a quarter of what it costs to
@@ -51,6 +52,15 @@ pub struct Budget {
     inner: Arc<Inner>,
     /// What is taken here is for this.
     pool: Pool,
+    /// Where no more may be held for it than that.
+    share: Option<Share>,
+}
+
+/// A part of a budget.
+#[derive(Clone, Debug)]
+struct Share {
+    permits: Arc<Semaphore>,
+    units: u64,
 }
 
 #[derive(Debug)]
@@ -65,6 +75,8 @@ struct Inner {
     pressure: Notify,
     /// Buffers that nobody has, the one used last at the back.
     idle: Mutex<VecDeque<Memory>>,
+    /// Buffers that were done with.
+    used: AtomicU64,
 }
 
 /// Permits that are held, by [`Pool`].
@@ -125,19 +137,25 @@ impl Drop for Buffer {
 #[derive(Debug)]
 pub struct Grant {
     permit: OwnedSemaphorePermit,
+    /// Of the share that its pool has.
+    share: Option<OwnedSemaphorePermit>,
     held: Arc<Held>,
     pool: Pool,
 }
 
 impl Grant {
-    fn new(permit: OwnedSemaphorePermit, inner: &Arc<Inner>, pool: Pool) -> Self {
-        inner.held.of(pool).fetch_add(permit.num_permits() as u64, Ordering::Relaxed);
-        Self { permit, held: Arc::clone(&inner.held), pool }
+    fn new(permit: OwnedSemaphorePermit, share: Option<OwnedSemaphorePermit>, budget: &Budget) -> Self {
+        let held = Arc::clone(&budget.inner.held);
+        held.of(budget.pool).fetch_add(permit.num_permits() as u64, Ordering::Relaxed);
+        Self { permit, share, held, pool: budget.pool }
     }
 
     /// From now on its bytes are held for something else.
     #[must_use]
     pub fn held_for(mut self, pool: Pool) -> Self {
+        if self.pool != pool {
+            self.share = None;
+        }
         let permits = self.permit.num_permits() as u64;
         self.held.of(self.pool).fetch_sub(permits, Ordering::Relaxed);
         self.held.of(pool).fetch_add(permits, Ordering::Relaxed);
@@ -151,8 +169,9 @@ impl Grant {
         let units = usize::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(usize::MAX);
         let units = units.min(self.permit.num_permits());
         let permit = self.permit.split(units).expect("a grant holds what it was asked to split");
+        let share = self.share.as_mut().and_then(|share| share.split(units.min(share.num_permits())));
         // They are counted already.
-        Self { permit, held: Arc::clone(&self.held), pool: self.pool }
+        Self { permit, share, held: Arc::clone(&self.held), pool: self.pool }
     }
 
     /// Takes another grant of the same budget in.
@@ -160,6 +179,10 @@ impl Grant {
         let mut other = other.held_for(self.pool);
         let all = other.permit.split(other.permit.num_permits());
         self.permit.merge(all.expect("a grant holds what it holds"));
+        match (&mut self.share, other.share.take()) {
+            (Some(share), Some(more)) => share.merge(more),
+            (none, more) => *none = none.take().or(more),
+        }
     }
 }
 
@@ -195,15 +218,25 @@ impl Budget {
                 held: Arc::default(),
                 pressure: Notify::new(),
                 idle: Mutex::default(),
+                used: AtomicU64::new(0),
             }),
             pool: Pool::Reads,
+            share: None,
         }
     }
 
     /// The same budget, for whoever holds its bytes for this. A new one is for reads.
     #[must_use]
     pub fn held_for(&self, pool: Pool) -> Self {
-        Self { inner: Arc::clone(&self.inner), pool }
+        Self { inner: Arc::clone(&self.inner), pool, share: None }
+    }
+
+    /// The same, where all who have this one or a clone of it hold so many bytes at most.
+    #[must_use]
+    pub fn share_for(&self, pool: Pool, bytes: u64) -> Self {
+        let units = (bytes / UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS as u64 >> 1);
+        let permits = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX >> 4)));
+        Self { inner: Arc::clone(&self.inner), pool, share: Some(Share { permits, units }) }
     }
 
     /// Bytes that are held for this now.
@@ -213,6 +246,11 @@ impl Budget {
 
     pub fn limit_bytes(&self) -> u64 {
         self.inner.limit_bytes
+    }
+
+    /// The most that one request gets.
+    pub fn single_max_bytes(&self) -> u64 {
+        self.inner.single_max_bytes
     }
 
     /// Bytes nobody holds now.
@@ -230,8 +268,21 @@ impl Budget {
     /// Waits for `bytes`. A request for more than the whole budget waits for all of it, so that
     /// one oversized caller is served alone instead of never.
     pub async fn take(&self, bytes: u64) -> Grant {
-        if let Some(grant) = self.try_take(bytes) {
-            return grant;
+        let share = self.of_share(bytes).await;
+        self.take_beside(share, bytes).await
+    }
+
+    /// So much of the share, where there is one.
+    async fn of_share(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.share.as_ref()?.permits);
+        Some(
+            permits.acquire_many_owned(self.units(bytes)).await.expect("a share's semaphore is never closed"),
+        )
+    }
+
+    async fn take_beside(&self, share: Option<OwnedSemaphorePermit>, bytes: u64) -> Grant {
+        if let Some(permit) = self.try_acquire(bytes) {
+            return Grant::new(permit, share, self);
         }
         let bytes = u64::from(self.units(bytes)) * UNIT_BYTES;
         self.inner.wanted_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -243,15 +294,23 @@ impl Budget {
             .acquire_many_owned(self.units(bytes))
             .await
             .expect("a budget's semaphore is never closed");
-        Grant::new(permit, &self.inner, self.pool)
+        Grant::new(permit, share, self)
     }
 
     /// Takes `bytes` if they are free now.
     pub fn try_take(&self, bytes: u64) -> Option<Grant> {
+        let share = match &self.share {
+            Some(share) => Some(Arc::clone(&share.permits).try_acquire_many_owned(self.units(bytes)).ok()?),
+            None => None,
+        };
+        Some(Grant::new(self.try_acquire(bytes)?, share, self))
+    }
+
+    fn try_acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let units = self.units(bytes);
         loop {
             if let Ok(permit) = Arc::clone(&self.inner.permits).try_acquire_many_owned(units) {
-                return Some(Grant::new(permit, &self.inner, self.pool));
+                return Some(permit);
             }
             self.inner.idle().pop_front()?;
         }
@@ -259,14 +318,33 @@ impl Budget {
 
     /// Waits for a buffer of `len` bytes. What is in it is whatever was there before: its user writes all of it.
     pub async fn buffer(&self, len: usize) -> Buffer {
-        let memory = match self.inner.idle_of(len) {
-            Some(Memory { bytes, grant }) => Memory { bytes, grant: grant.held_for(self.pool) },
+        let mut share = self.of_share(len as u64).await;
+        let memory = match self.inner.idle_of(len).filter(|memory| self.has_room_for(memory, &mut share)) {
+            Some(Memory { bytes, grant }) => {
+                let mut grant = grant.held_for(self.pool);
+                grant.share = share;
+                Memory { bytes, grant }
+            }
             None => {
-                let grant = self.take(len as u64).await;
+                let grant = self.take_beside(share, len as u64).await;
                 Memory { bytes: vec![0; len], grant }
             }
         };
         Buffer { memory: Some(memory), len, inner: Arc::clone(&self.inner) }
+    }
+
+    /// Takes what a buffer has more than was asked for into the share, if it has room for that.
+    fn has_room_for(&self, memory: &Memory, share: &mut Option<OwnedSemaphorePermit>) -> bool {
+        let (Some(of), Some(share)) = (&self.share, share) else { return true };
+        let more = memory.grant.permit.num_permits().saturating_sub(share.num_permits());
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        let more = Arc::clone(&of.permits).try_acquire_many_owned(more);
+        more.map(|more| share.merge(more)).is_ok()
+    }
+
+    /// How many buffers were done with so far.
+    pub fn used_buffers(&self) -> u64 {
+        self.inner.used.load(Ordering::Relaxed)
     }
 
     /// Lets go of buffers that nobody has.
@@ -281,6 +359,7 @@ impl Budget {
 
     fn units(&self, bytes: u64) -> u32 {
         let most = self.inner.single_max_bytes.div_ceil(UNIT_BYTES).max(1);
+        let most = self.share.as_ref().map_or(most, |share| share.units.min(most));
         u32::try_from(bytes.div_ceil(UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX)
     }
 }
@@ -299,6 +378,7 @@ impl Inner {
         if memory.bytes.len() < IDLE_MIN_BYTES {
             return;
         }
+        self.used.fetch_add(1, Ordering::Relaxed);
         let Memory { bytes, grant } = memory;
         let memory = Memory { bytes, grant: grant.held_for(Pool::Idle) };
         let mut idle = self.idle();
@@ -444,6 +524,44 @@ mod tests {
         assert_eq!(held(), [64 << 10, 0, 0, 0, 0, 0]);
         drop(all);
         assert_eq!(held(), [0; 6]);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_a_share_leaves_the_rest_to_others() {
+        let budget = Budget::new(64 << 20);
+        let uploads = budget.share_for(Pool::Uploads, 48 << 20);
+        let first = uploads.take(40 << 20).now_or_never().expect("there is room");
+        assert!(uploads.try_take(9 << 20).is_none(), "however much is free beside it");
+        let next = uploads.buffer(16 * MIB);
+        tokio::pin!(next);
+        assert!(next.as_mut().now_or_never().is_none());
+        assert_eq!(budget.wanted_bytes(), 0, "nobody else is asked to give way for it");
+        drop(budget.try_take(24 << 20).expect("the rest is for others"));
+        drop(first);
+        let next = next.now_or_never().expect("its share is free");
+        let mut second = uploads.try_take(32 << 20).unwrap();
+        assert!(uploads.try_take(1).is_none());
+        // A buffer that nobody has is of no share, and the next one that is of its memory is again.
+        drop(next);
+        let again = buffer(&uploads, 16 * MIB);
+        assert!(uploads.try_take(1).is_none());
+        drop(second.split(8 << 20));
+        second.merge(uploads.try_take(8 << 20).unwrap());
+        assert!(uploads.try_take(1).is_none());
+        let names = second.held_for(Pool::Names);
+        assert!(uploads.try_take(1 << 30).is_none() && uploads.try_take(16 << 20).is_some());
+        drop((names, again));
+        assert_eq!(budget.held_bytes(Pool::Idle), 0, "too large to be kept");
+        drop(buffer(&budget, 8 * MIB));
+        let first = uploads.try_take(42 << 20).unwrap();
+        let small = buffer(&uploads, 5 * MIB);
+        assert_eq!(
+            budget.held_bytes(Pool::Uploads),
+            47 << 20,
+            "one that has more than its share has room for is not taken"
+        );
+        drop((first, small));
+        assert!(uploads.try_take(1 << 30).is_some(), "an oversized request gets the whole share");
     }
 
     #[tokio::test]

@@ -35,6 +35,7 @@ mod namespace;
 mod news;
 mod owed;
 mod pages;
+mod rest;
 mod siblings;
 mod turns;
 mod under_way;
@@ -174,8 +175,9 @@ const KEPT_MAX: u64 = 500_000;
 /// GETs under way at once, over all files: what two cores can empty at 90 MB/s a connection, and small files' worth of
 /// round trips.
 const REQUESTS_MAX: usize = 64;
-/// Of the memory limit, an eighth but at least this much is for what is bounded by itself: the buffers of connections (256 KiB
-/// for each of the 64 requests under way), names known to be absent (4 MB), the program.
+/// Of the memory limit an eighth, but at least this much and a sixteenth, is for what is bounded by itself: the program (21 MiB
+/// of it are in RAM), the buffers of connections (256 KiB for each of the 64 requests under way) and of the kernel's requests
+/// (1 MiB for each thread), names known to be absent (4 MB); and for holes that the allocator cannot help.
 const OVERHEAD_MIN_BYTES: u64 = 24 << 20;
 const BYTES_MIN: u64 = 16 << 20;
 /// Closed files that are saved in the background at once. What is written again while it waits for its turn goes once.
@@ -231,6 +233,7 @@ pub struct Fs {
     /// Room for pages of listings that are asked for before they are wanted.
     room: pages::Room,
     weight: weight::Weight,
+    asked: rest::Asked,
     /// What S3 said of attributes, on disk.
     kept: kept::Kept,
     renames: under_way::Renames,
@@ -309,7 +312,7 @@ impl Fs {
             _ => kept::Kept::default(),
         };
         let pages = std::num::NonZeroUsize::new(PAGES_KNOWN_MAX).unwrap_or(std::num::NonZeroUsize::MIN);
-        Ok(Arc::new(Self {
+        let fs = Arc::new(Self {
             clock,
             stats,
             volumes: RwLock::new(volumes),
@@ -337,6 +340,7 @@ impl Fs {
             hurry: Arc::default(),
             room,
             weight: weight::Weight::default(),
+            asked: rest::Asked::default(),
             mounted_at: now,
             lookups: lookup::Lookups::default(),
             absences: absences::Absences::default(),
@@ -346,7 +350,9 @@ impl Fs {
             renames: under_way::Renames::default(),
             disks: view::Disks::default(),
             options,
-        }))
+        });
+        tokio::spawn(rest::watch(Arc::downgrade(&fs)));
+        Ok(fs)
     }
 
     pub fn options(&self) -> &Options {
@@ -405,7 +411,7 @@ impl Fs {
 
     /// Inodes in the table.
     pub fn inodes(&self) -> usize {
-        self.tree().len()
+        lock(&self.tree).len()
     }
 
     /// Draws a ticket before asking S3 of a name; it goes back however the question ends.
@@ -415,6 +421,7 @@ impl Fs {
     }
 
     fn tree(&self) -> MutexGuard<'_, Tree> {
+        self.asked.note();
         lock(&self.tree)
     }
 
@@ -481,7 +488,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The part of a memory limit that bytes of files may take.
 fn bytes_in_memory(limit: u64) -> u64 {
-    limit.saturating_sub((limit / 8).max(OVERHEAD_MIN_BYTES)).max(BYTES_MIN)
+    limit.saturating_sub((limit / 8).max(OVERHEAD_MIN_BYTES + limit / 16)).max(BYTES_MIN)
 }
 
 /// How much of them staged bytes may take: half, and what a file takes before its first part leaves. The rest is for parts

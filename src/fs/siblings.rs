@@ -150,6 +150,12 @@ impl Siblings {
         }
     }
 
+    /// Lets go of what is believed no longer.
+    pub(super) fn let_go_of_expired(&mut self, now: Instant) {
+        let ttl = self.ttl;
+        self.pages.retain(|page| now < page.at + ttl);
+    }
+
     /// Many keys changed here at once.
     pub(super) fn changed_all(&mut self) {
         self.last_change += 1;

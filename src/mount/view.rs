@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::rates::{self, Rates};
 use super::{Findings, unsaved};
-use crate::base::{Clock, StagingPlace, SystemClock};
+use crate::base::{Clock, StagingPlace, SystemClock, allocator};
 use crate::config::{self, MountConfig};
 use crate::control::{
     BucketStatus, Capability, Cost, CounterValue, DiskCacheStatus, Latency, MemoryStatus, OpenStatus,
@@ -117,7 +117,7 @@ impl Looker {
             cost: cost(stats, &self.rates),
             memory: MemoryStatus {
                 budget_bytes: view.memory_budget_bytes,
-                resident_bytes: resident_bytes(),
+                resident_bytes: allocator::resident_bytes(),
                 pools: view
                     .memory
                     .iter()
@@ -177,7 +177,7 @@ impl Looker {
         let since_1970 = self.begun_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Gauges {
             start_time_seconds: Some(since_1970.as_secs()),
-            resident_memory_bytes: resident_bytes(),
+            resident_memory_bytes: allocator::resident_bytes(),
             memory_limit_bytes: Some(self.still.memory_limit_bytes),
             memory_budget_bytes: Some(view.memory_budget_bytes),
             disk_cache_used_bytes: view.disk_cache.and_then(|cache| cache.used_bytes),
@@ -330,13 +330,6 @@ fn requests(stats: &Stats) -> Vec<RequestCount> {
     stats.requests().into_iter().map(count).collect()
 }
 
-/// Memory of this process that is in RAM, as the kernel says.
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
-}
-
 /// What there is to say of an endpoint that does not answer.
 fn silence(stats: &Stats) -> Option<String> {
     let silent = stats.silences.value() > stats.silences_ended.value();
@@ -368,6 +361,6 @@ mod tests {
 
     #[test]
     fn this_process_is_in_ram() {
-        assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(allocator::resident_bytes().unwrap() > 1 << 20);
     }
 }

@@ -2,13 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::MissedTickBehavior;
 
 use super::disk::{DiskCache, Fetching};
 use super::segments::{BRIDGE_BYTES, Need, Piece, Segments};
@@ -20,9 +18,6 @@ use crate::s3::{Body, GetRequest, is_of_body, verify};
 
 /// How often a body that broke off is taken up again where it broke.
 const RESUMES_MAX: u32 = 3;
-/// When nobody has read for so long, and for no longer than twice that, bytes that are here are let go of. What a program
-/// reads again after it has rested that long, the kernel mostly has.
-const IDLE: Duration = Duration::from_secs(5);
 
 /// Bytes in memory and bytes on their way.
 pub(super) struct Fetcher {
@@ -298,26 +293,17 @@ impl Fetcher {
         lock(&self.segments).clear();
     }
 
-    /// Lets go of bytes for as long as others lack them, and of all when nobody has read for a while.
+    /// A number that changes whenever bytes are read, and whenever some come.
+    pub(super) fn reads(&self) -> u64 {
+        lock(&self.segments).reads()
+    }
+
+    /// Lets go of bytes for as long as others lack them.
     pub(super) async fn yield_memory(budget: Budget, fetcher: std::sync::Weak<Self>) {
-        let mut reads = None;
-        let mut look = tokio::time::interval(IDLE);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let pressed = tokio::select! {
-                () = budget.pressed() => true,
-                _ = look.tick() => false,
-            };
+            budget.pressed().await;
             let Some(fetcher) = fetcher.upgrade() else { return };
-            if pressed {
-                fetcher.give_way();
-                continue;
-            }
-            let before = reads.replace(lock(&fetcher.segments).reads());
-            if before == reads {
-                lock(&fetcher.segments).clear();
-                budget.let_go();
-            }
+            fetcher.give_way();
         }
     }
 

@@ -156,6 +156,11 @@ impl Reader {
         self.fetcher.kept_bytes()
     }
 
+    /// A number that changes whenever bytes are read, and whenever some come.
+    pub fn reads(&self) -> u64 {
+        self.fetcher.reads()
+    }
+
     /// The cache on disk, if there is one.
     pub fn disk(&self) -> Option<&Arc<DiskCache>> {
         self.fetcher.disk()

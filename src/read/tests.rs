@@ -240,32 +240,6 @@ async fn many_readers_at_once_stay_within_one_budget() {
     assert!(all.is_ok(), "what was read gives way");
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_was_read_is_let_go_of_when_nobody_reads_for_a_while() {
-    let stats = Arc::new(Stats::default());
-    let store = MemStore::new(Arc::new(SystemClock), Arc::clone(&stats)).with_bucket("bucket");
-    let budget = Budget::new(64 << 20);
-    let reader = Reader::new(Gate::new(64, || 0), budget.clone(), None, Arc::clone(&stats));
-    let bench = Bench { reader, store: Arc::new(store), stats };
-    let body = pattern(4 << 20);
-    let object = bench.object(&body).await;
-    let read = async |at: u64| bench.read(&object, &bench.reader.cursor(), at, 1 << 20).await.unwrap();
-    for at in 0..4 {
-        assert!(read(at << 20).await == body[at as usize * (1 << 20)..][..1 << 20]);
-    }
-    let gets = bench.gets();
-    for _ in 0..10 {
-        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
-        read(0).await;
-    }
-    assert_eq!(bench.gets(), gets, "whoever goes on reading finds it");
-    assert!(budget.free_bytes() < budget.limit_bytes());
-    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
-    assert_eq!(budget.free_bytes(), budget.limit_bytes());
-    assert!(read(0).await == body[..1 << 20]);
-    assert!(bench.gets() > gets);
-}
-
 #[tokio::test]
 async fn a_server_that_throttles_gets_fewer_requests_at_once() {
     let bench = Bench::new();

@@ -150,6 +150,11 @@ impl Ahead {
         self.changes_forgotten = number;
     }
 
+    /// Forgets ranges that were asked for when they may no longer be believed.
+    pub fn retain(&mut self, mut stays: impl FnMut(Instant) -> bool) {
+        self.drop_ranges(|_, _, range| !stays(range.asked));
+    }
+
     /// Forgets what is known of a volume: its server is not to be relied on.
     pub fn forget_volume(&mut self, volume: VolumeId) {
         self.drop_ranges(|id, _, _| id == volume);
@@ -273,7 +278,7 @@ impl Ahead {
         *is_deep |= deep;
     }
 
-    fn drop_ranges(&mut self, goes: impl Fn(VolumeId, &Span, &Range) -> bool) {
+    fn drop_ranges(&mut self, mut goes: impl FnMut(VolumeId, &Span, &Range) -> bool) {
         let mut dropped = 0;
         self.ranges.retain(|(id, start), range| {
             let span = Span { start: start.clone(), end: range.end.clone() };

@@ -23,6 +23,8 @@ const REMEMBERED_BYTES: usize = 300;
 const NODE_BYTES: usize = size_of::<Node>() + 220;
 /// Nodes that are gone and still have their place in the order of age, beside as many as there are.
 const AGES_SPARE: usize = 1024;
+/// Places in a directory's table that stay however few names it has, beside four times as many.
+const CHILDREN_SPARE: usize = 32;
 
 /// Names changed here that are kept while questions are on their way; a directory may be left open for days.
 const CHANGED_MAX: usize = 100_000;
@@ -1073,9 +1075,7 @@ impl Tree {
             .get_mut(&to.0)
             .ok_or_else(|| Error::new(Kind::NotFound, "the target directory was removed"))?;
         let replaced = target.children.insert(to.1.clone(), ino);
-        if let Some(node) = self.nodes.get_mut(&from.0) {
-            node.children.remove(from.1);
-        }
+        self.lose_child(from.0, from.1);
         let until = now + self.ttl;
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.link = Some((to.0, to.1.clone()));
@@ -1199,9 +1199,9 @@ impl Tree {
         self.collect(ino);
     }
 
-    /// Up to so many files that the kernel has known for longest and that nobody has open. It may be told to forget their
-    /// names: whoever asks for one again finds the same.
-    pub fn oldest(&mut self, count: usize) -> Vec<(Ino, Name)> {
+    /// Up to so many files that the kernel has known for longest, that nobody has open, and that may go. It may be told to
+    /// forget their names: whoever asks for one again finds the same.
+    pub fn oldest(&mut self, count: usize, may_go: impl Fn(Ino) -> bool) -> Vec<(Ino, Name)> {
         let mut oldest = Vec::new();
         for _ in 0..self.ages.len().min(2 * count) {
             let Some((ino, serial)) = self.ages.pop_front() else { break };
@@ -1209,7 +1209,8 @@ impl Tree {
             // Until the kernel has given it back.
             self.ages.push_back((ino, serial));
             let is_known = node.lookups > 0 && node.pins == 0 && matches!(node.found, Found::File(_));
-            let is_free = is_known && !self.locals.contains(&ino) && !self.held.contains_key(&ino);
+            let is_free =
+                is_known && !self.locals.contains(&ino) && !self.held.contains_key(&ino) && may_go(ino);
             oldest.extend(node.link.clone().filter(|_| is_free));
             if oldest.len() == count {
                 break;
@@ -1230,6 +1231,30 @@ impl Tree {
             + count(self.remembered.len(), REMEMBERED_BYTES)
             + count(self.ahead.len(), ahead::KEY_BYTES)
             + count(self.ages.len(), size_of::<(Ino, u64)>())
+    }
+
+    /// Lets go of what is believed no longer. It looks at all that is remembered, so it is for when nobody asks for
+    /// anything. What S3 was asked of an object beside its listing stays true for as long as it is the same object, and
+    /// stays. Says when the next of the rest grows too old.
+    pub fn let_go_of_expired(&mut self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut stays = |until: Instant| {
+            if now < until {
+                next = Some(next.map_or(until, |next| next.min(until)));
+            }
+            now < until
+        };
+        self.remembered.retain(|_, (memory, until)| match memory {
+            Memory::Found(Found::File(facts)) if facts.posix.is_some() => true,
+            Memory::Found(_) | Memory::Absent => stays(*until),
+        });
+        self.complete.retain(|_, known| stays(known.asked + self.negative_ttl));
+        self.ahead.retain(|asked| stays(asked + self.ttl));
+        self.nodes.shrink_to(2 * self.nodes.len());
+        let nodes = &self.nodes;
+        self.ages.retain(|(ino, serial)| nodes.get(ino).is_some_and(|node| node.serial == *serial));
+        self.ages.shrink_to(2 * self.nodes.len());
+        next
     }
 
     pub fn is_empty(&self) -> bool {
@@ -1408,12 +1433,20 @@ impl Tree {
     fn detach(&mut self, ino: Ino) {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         let Some((parent, name)) = node.link.take() else { return };
-        if let Some(parent) = self.nodes.get_mut(&parent) {
-            parent.children.remove(&name);
-        }
+        self.lose_child(parent, &name);
         self.set_local(ino, false);
         self.collect(ino);
         self.collect(parent);
+    }
+
+    /// Takes a name out of its directory. The kernel forgets names before it forgets what they are in, so tables that were
+    /// large become small again: of 1,000 names it is 50 KiB.
+    fn lose_child(&mut self, parent: Ino, name: &Name) {
+        let Some(parent) = self.nodes.get_mut(&parent) else { return };
+        parent.children.remove(name);
+        if parent.children.capacity() > CHILDREN_SPARE + 4 * parent.children.len() {
+            parent.children.shrink_to(2 * parent.children.len());
+        }
     }
 
     /// Drops a node, and then its parents, as soon as nothing refers to it.
@@ -1429,9 +1462,7 @@ impl Tree {
             self.complete.remove(&at);
             self.taken.remove(&at);
             let Some((parent, name)) = node.link else { return };
-            if let Some(above) = self.nodes.get_mut(&parent) {
-                above.children.remove(&name);
-            }
+            self.lose_child(parent, &name);
             if let Some(change) = self.changed.get_mut(&parent).and_then(|names| names.get_mut(&name)) {
                 change.left = Some(node.found.clone());
             }
@@ -1508,6 +1539,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::ffi::OsStr;
+    use std::sync::Arc;
 
     const TTL: Duration = Duration::from_secs(1);
     /// Of `f` in the root.
@@ -1539,6 +1571,46 @@ mod tests {
 
     fn now() -> Instant {
         crate::base::Clock::now(&crate::base::SystemClock)
+    }
+
+    /// The kernel forgets files before it forgets their directories.
+    #[test]
+    fn a_directory_whose_names_are_forgotten_is_small_again() {
+        let mut tree = tree();
+        let d = tree.put(ROOT, &name("d"), dir(), None).unwrap();
+        tree.looked_up(d);
+        let files: Vec<Ino> =
+            (0..1000).map(|n| tree.put(d, &name(&format!("f{n}")), file(n), None).unwrap()).collect();
+        let capacity = |tree: &Tree| tree.nodes[&d].children.capacity();
+        assert!(capacity(&tree) >= 1000);
+        for (left, ino) in (0..1000).rev().zip(files) {
+            tree.looked_up(ino);
+            tree.forget(ino, 1);
+            assert!(capacity(&tree) <= 4 * left + CHILDREN_SPARE, "{left} left");
+        }
+        tree.check();
+        assert!(capacity(&tree) <= CHILDREN_SPARE);
+    }
+
+    #[test]
+    fn what_is_believed_no_longer_goes_but_what_was_asked_of_objects() {
+        let mut tree = tree();
+        let now = now();
+        let with_attributes = |size| match file(size) {
+            Found::File(facts) => Found::File(Facts { posix: Some(Arc::default()), ..facts }),
+            other => other,
+        };
+        for (at, found) in [("listed", file(1)), ("asked", with_attributes(2))] {
+            let ino = tree.put(ROOT, &name(at), found, Some(now + TTL)).unwrap();
+            tree.looked_up(ino);
+            tree.forget(ino, 1);
+        }
+        assert_eq!(tree.remembered.len(), 2);
+        assert_eq!(tree.let_go_of_expired(now), Some(now + TTL), "it is believed yet");
+        assert_eq!(tree.remembered.len(), 2);
+        assert_eq!(tree.let_go_of_expired(now + TTL), None);
+        let left: Vec<&str> = tree.remembered.iter().map(|((_, name), _)| name.as_str()).collect();
+        assert_eq!(left, ["asked"]);
     }
 
     #[derive(Clone, Debug)]

@@ -221,6 +221,10 @@ impl Job {
     }
 }
 
+/// The part of the memory that uploads take at most, in quarters. They hold it for as long as the network takes, and names
+/// cannot wait for that.
+const SHARE: (u64, u64) = (3, 4);
+
 /// What all uploads share with each other and with whoever reads.
 #[derive(Clone, Debug)]
 pub struct Lanes {
@@ -234,7 +238,7 @@ pub struct Lanes {
 
 impl Lanes {
     pub fn new(budget: Budget, gate: Gate) -> Self {
-        let budget = budget.held_for(Pool::Uploads);
+        let budget = budget.share_for(Pool::Uploads, budget.limit_bytes() / SHARE.1 * SHARE.0);
         Self { budget, gate, priority: Priority::Write, turn: Turn::default() }
     }
 

@@ -1,4 +1,4 @@
-//! What is written waits for its upload in memory, where there is no disk for it.
+//! What a mount holds in memory, and lets go of; and what is written where it waits for its upload there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,10 +6,15 @@ use std::time::Duration;
 use pailfs::error::Kind;
 use pailfs::s3::{Store, When};
 
-use crate::client::{BUCKET, Client, REWRITE, kind_of};
+use crate::client::{BUCKET, Client, READ, REWRITE, kind_of};
 use crate::harness::block_on;
 
 const MIB: usize = 1 << 20;
+
+/// Bytes that a mount holds for something.
+async fn held(client: &Client, pool: &str) -> u64 {
+    client.fs.view().await.memory.iter().find(|(name, _)| *name == pool).map_or(0, |(_, bytes)| *bytes)
+}
 
 fn bytes(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
@@ -21,6 +26,30 @@ async fn write(client: &Client, fh: u64, body: &[u8]) {
     for (step, chunk) in body.chunks(MIB).enumerate() {
         client.fs.write(fh, (step * MIB) as u64, chunk).await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_is_let_go_of_when_nobody_reads_for_a_while() {
+    let client = Client::new();
+    let body = bytes(4 * MIB, 9);
+    client.put_object("f", &body).await;
+    let file = client.open("f", READ).await.unwrap();
+    let read = async |at: usize| client.fs.read(file.1, (at * MIB) as u64, 1 << 20).await.unwrap().concat();
+    for at in 0..4 {
+        assert!(read(at).await == body[at * MIB..][..MIB]);
+    }
+    let gets = client.stats.requests_of("GetObject");
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        read(0).await;
+    }
+    assert_eq!(client.stats.requests_of("GetObject"), gets, "whoever goes on reading finds it");
+    assert!(held(&client, "read_cache").await >= MIB as u64);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(held(&client, "read_cache").await, 0);
+    assert!(read(0).await == body[..MIB]);
+    assert!(client.stats.requests_of("GetObject") > gets);
+    client.close(file).await.unwrap();
 }
 
 #[test]
