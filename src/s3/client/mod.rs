@@ -43,7 +43,7 @@ const REBUILD_AFTER_FAILURES: u32 = 3;
 /// Between a few attempts of the SDK's and the next few.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
-/// How often a few attempts are repeated that the endpoint fails at, whether it fails at others or not.
+/// How often a few attempts are repeated whatever else the endpoint answers, or never has.
 const ROUNDS_ALONE: u32 = 2;
 /// How long a silent endpoint is listened to, and the pause before it is asked again.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -292,7 +292,7 @@ impl Client {
         }
         let passes = match error.kind() {
             Kind::Throttled => true,
-            Kind::Server if tries.pauses < ROUNDS_ALONE => true,
+            Kind::Server | Kind::Unreachable | Kind::TimedOut if tries.pauses < ROUNDS_ALONE => true,
             // If it fails at nothing else, it fails at this request, and will go on to.
             Kind::Server => {
                 if self.inner.silence.heard() == tries.heard {
