@@ -101,6 +101,8 @@ fn kind_of(code: &str, status: u16, condition: &Condition) -> Kind {
         "KeyTooLongError" | "KeyTooLong" => Kind::NameTooLong,
         "EntityTooLarge" => Kind::TooLarge,
         "QuotaExceeded" | "InsufficientStorage" => Kind::NoSpace,
+        // Of one request alone, as Garage says of a key that its database cannot hold; or of all.
+        "ServiceUnavailable" => Kind::Server,
         "SlowDown" | "TooManyRequests" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" => {
             Kind::Throttled
         }

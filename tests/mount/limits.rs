@@ -27,7 +27,7 @@ fn size(m: &Mounted, name: &str) -> u64 {
 fn stayed_within(m: &Mounted, before: u64) {
     let peak = size(m, "VmHWM");
     assert!(peak <= LIMIT / 10 * 11, "it took {} MiB", peak / MIB);
-    let rest = before + LIMIT / 8 + 16 * MIB;
+    let rest = before + LIMIT / 8 + 24 * MIB;
     assert!(wait_for(SOON, || size(m, "VmRSS") <= rest), "{} MiB are left", size(m, "VmRSS") / MIB);
 }
 

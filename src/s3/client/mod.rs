@@ -44,7 +44,7 @@ const REBUILD_AFTER_FAILURES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 /// How often a few attempts are repeated whatever else the endpoint answers, or never has.
-const ROUNDS_ALONE: u32 = 2;
+const ROUNDS_ALONE: u32 = 3;
 /// How long a silent endpoint is listened to, and the pause before it is asked again.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -290,11 +290,17 @@ impl Client {
             }
             _ => {}
         }
+        // An answer to HEAD has no words to say why.
+        let is_head = error.details().request.is_some_and(|request| request.starts_with("Head"));
         let passes = match error.kind() {
-            Kind::Throttled => true,
-            Kind::Server | Kind::Unreachable | Kind::TimedOut if tries.pauses < ROUNDS_ALONE => true,
+            Kind::Throttled if is_head || error.code().is_some() => true,
+            Kind::Throttled | Kind::Server | Kind::Unreachable | Kind::TimedOut
+                if tries.pauses < ROUNDS_ALONE =>
+            {
+                true
+            }
             // If it fails at nothing else, it fails at this request, and will go on to.
-            Kind::Server => {
+            Kind::Throttled | Kind::Server => {
                 if self.inner.silence.heard() == tries.heard {
                     self.look(bucket).await;
                 }
