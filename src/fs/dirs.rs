@@ -34,7 +34,7 @@ pub struct DirEntry {
     pub file_type: FileType,
     /// Known where attributes were asked for, or where the name has an inode already.
     pub ino: Option<Ino>,
-    /// `Some` where attributes were asked for; the receiver then owns one lookup of the inode.
+    /// `Some` where attributes were asked for and are known; the receiver then owns one lookup of the inode.
     pub attr: Option<Attr>,
 }
 

@@ -61,7 +61,8 @@ impl Fs {
         }
     }
 
-    /// Whether the lines of a directory that begins to be shown have attributes of their own; finds out where nobody knows.
+    /// Whether the lines of a directory that begins to be shown are known to have attributes of their own; finds out where
+    /// nobody knows, and leaves it open where S3 does not answer.
     ///
     /// `marked` is when its marker was made, if the listing has shown one, which comes first.
     pub(super) async fn finds_worth_asking(

@@ -489,7 +489,6 @@ impl Session {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(inner.timeout)
             .build();
         let (http, silence) = (Arc::clone(&inner.http), ATTEMPT_TIMEOUT.min(inner.timeout));
         let make_http = move || SharedHttpClient::new(WatchedClient { inner: http.client(), silence });

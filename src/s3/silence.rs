@@ -66,7 +66,7 @@ impl Silence {
         Err(Error::new(kind, told))
     }
 
-    /// A request is under way until what is returned goes out of scope.
+    /// A request is under way from now on, until it [ends](Self::ends).
     pub(super) fn begins(&self) {
         let mut state = self.state();
         if state.under_way == 0 && state.silent.is_none() {

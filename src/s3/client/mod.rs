@@ -195,22 +195,20 @@ impl Client {
         }
     }
 
-    /// For a request whose body takes its time: it goes on for as long as the network takes bytes.
-    fn no_deadlines() -> aws_sdk_s3::config::Builder {
-        let timeouts =
-            TimeoutConfig::builder().disable_operation_attempt_timeout().disable_operation_timeout().build();
+    /// For a request whose body takes its time: an attempt goes on for as long as the network takes bytes.
+    fn no_deadline() -> aws_sdk_s3::config::Builder {
+        let timeouts = TimeoutConfig::builder().disable_operation_attempt_timeout().build();
         aws_sdk_s3::Config::builder().timeout_config(timeouts)
     }
 
-    /// Deadlines for a request by which the server copies so many bytes. A second attempt beside a first that is
+    /// A deadline for each attempt at a request by which the server copies so many bytes. A second attempt beside a first that is
     /// still at work would help nobody; one that copies little is not at work for long, and is asked again like any other.
-    fn copy_deadlines(&self, bytes: u64) -> aws_sdk_s3::config::Builder {
+    fn copy_deadline(&self, bytes: u64) -> aws_sdk_s3::config::Builder {
         let extra = Duration::from_secs(bytes / COPY_BYTES_PER_SECOND).min(COPY_EXTRA_MAX);
         patience::give(extra);
         let whole = self.inner.settings.timeout + extra;
         let attempt = if bytes < COPY_BYTES_PER_SECOND { ATTEMPT_TIMEOUT.min(whole) } else { whole };
-        let timeouts =
-            TimeoutConfig::builder().operation_attempt_timeout(attempt).operation_timeout(whole).build();
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(attempt).build();
         aws_sdk_s3::Config::builder().timeout_config(timeouts)
     }
 

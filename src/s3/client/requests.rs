@@ -447,7 +447,7 @@ impl Store for Client {
                     if size < WATCHED_FROM_BYTES {
                         return put.send();
                     }
-                    put.config_override(Self::no_deadlines()).send()
+                    put.config_override(Self::no_deadline()).send()
                 });
                 Ok((answer.await?, checksum))
             })
@@ -548,7 +548,7 @@ impl Store for Client {
                             .tagging_directive(TaggingDirective::Replace),
                     };
                     let copy = add_source_key!(add_again!(copy, again, self.customer_key()), sse);
-                    copy.customize().config_override(self.copy_deadlines(asked.size)).send()
+                    copy.customize().config_override(self.copy_deadline(asked.size)).send()
                 })
             })
             .await
@@ -776,7 +776,7 @@ impl Store for Client {
                                 if !could_be_read {
                                     return Err(SdkError::construction_failure("the body cannot be read"));
                                 }
-                                part.config_override(Self::no_deadlines()).send().await
+                                part.config_override(Self::no_deadline()).send().await
                             }
                         })
                         .await?;
@@ -815,7 +815,7 @@ impl Store for Client {
                         .set_request_payer(self.payer());
                     add_source_key!(add_key!(part, self.customer_key()), sse)
                         .customize()
-                        .config_override(self.copy_deadlines(source.range.len()))
+                        .config_override(self.copy_deadline(source.range.len()))
                         .send()
                 })
             })
@@ -874,7 +874,7 @@ impl Store for Client {
                 };
                 add_key!(complete, self.customer_key())
                     .customize()
-                    .config_override(self.copy_deadlines(size))
+                    .config_override(self.copy_deadline(size))
                     .send()
             })
         };
