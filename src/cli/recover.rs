@@ -119,7 +119,7 @@ fn look(dir: &Path) -> Debts {
                         objects: rename.objects.len(),
                     }),
                     Owed::Rename(_) => {}
-                    Owed::Delete { bucket, doomed, .. } => debts.removals.push(name(&bucket, &doomed.key)),
+                    Owed::Delete(delete) => debts.removals.push(name(&delete.bucket, &delete.doomed.key)),
                 }
             }
         }

@@ -17,7 +17,7 @@ use super::{Fs, lock};
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
 use crate::tree::DirPlace;
-use crate::write::journal::{Doomed, IntentId, Journal, Record};
+use crate::write::journal::{Deleting, Doomed, IntentId, Journal, Record};
 
 /// Objects of deletes that an earlier mount left that are asked for at once.
 const QUESTIONS_IN_FLIGHT: usize = 64;
@@ -53,6 +53,13 @@ impl Fs {
         intend(journal, volume, doomed).map(Some)
     }
 
+    /// A delete that is to be written down with another change, or not at all. `None` where nothing is written down.
+    pub(super) fn to_be_deleted(&self, volume: &Volume, key: &str, etag: &ETag) -> Option<Deleting> {
+        let journal = self.options.journal.as_ref()?;
+        let doomed = Doomed { key: key.to_owned(), etag: Some(etag.clone()), file: None };
+        Some(delete_of(journal, volume, doomed))
+    }
+
     /// Writes down that a file that S3 is owed is about to lose its name, and S3 the object there is of it. In between
     /// the file would come back, and find that its object is gone.
     pub(super) fn intend_unlink(
@@ -76,14 +83,10 @@ impl Fs {
 
     /// Goes on with what an earlier mount was deleting: the names are gone from here, and their objects on their way.
     /// What cannot be asked for now stays in the journal.
-    pub(super) async fn take_up_deletes(
-        self: &Arc<Self>,
-        deletes: Vec<(IntentId, String, Doomed)>,
-        taken: &mut TakenUp,
-    ) {
-        let questions = deletes.into_iter().map(async |(id, bucket, doomed)| {
-            let name = format!("s3://{bucket}/{}", doomed.key);
-            let answer = self.take_up_delete(id, &bucket, doomed).await;
+    pub(super) async fn take_up_deletes(self: &Arc<Self>, deletes: Vec<Deleting>, taken: &mut TakenUp) {
+        let questions = deletes.into_iter().map(async |delete| {
+            let name = format!("s3://{}/{}", delete.bucket, delete.doomed.key);
+            let answer = self.take_up_delete(delete).await;
             if let Err(error) = &answer {
                 tracing::error!(
                     name, error = %error.report(),
@@ -102,10 +105,11 @@ impl Fs {
     }
 
     /// Whether the object is there still, and on its way.
-    async fn take_up_delete(self: &Arc<Self>, id: IntentId, bucket: &str, doomed: Doomed) -> Result<bool> {
-        let (volume_id, volume) = self.within(self.known_volume(bucket, &doomed.key)).await?;
+    async fn take_up_delete(self: &Arc<Self>, delete: Deleting) -> Result<bool> {
+        let Deleting { id, bucket, doomed } = delete;
+        let (volume_id, volume) = self.within(self.known_volume(&bucket, &doomed.key)).await?;
         let (key, done) = (&doomed.key, Record::Deleted { id });
-        match self.within(volume.store.head(bucket, key, None)).await {
+        match self.within(volume.store.head(&bucket, key, None)).await {
             Err(error) if error.is_not_found() => {
                 self.owe_no_more(done);
                 return Ok(false);
@@ -137,8 +141,13 @@ impl Fs {
     }
 }
 
-fn intend(journal: &Arc<Journal>, volume: &Volume, doomed: Doomed) -> Result<IntentId> {
-    let id = IntentId(journal.fresh_id());
-    journal.append(&Record::Deleting { id, bucket: volume.bucket.clone(), doomed })?;
+fn intend(journal: &Journal, volume: &Volume, doomed: Doomed) -> Result<IntentId> {
+    let delete = delete_of(journal, volume, doomed);
+    let id = delete.id;
+    journal.append(&Record::Deleting(delete))?;
     Ok(id)
+}
+
+fn delete_of(journal: &Journal, volume: &Volume, doomed: Doomed) -> Deleting {
+    Deleting { id: IntentId(journal.fresh_id()), bucket: volume.bucket.clone(), doomed }
 }

@@ -181,7 +181,7 @@ impl Fs {
         self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
         lock(&self.siblings).changed_all();
         self.retarget_open_files(ino, &moved);
-        self.note_moves(ino, &[]);
+        self.note_moves(ino, &[], None);
         let deleted = delete_copied(&from.volume, old.prefix(), objects).await;
         if let Some(intent) = intent {
             intent.end();

@@ -16,7 +16,7 @@ use crate::s3::{Attributes, Condition, Metadata, ObjectInfo, is_archived};
 use crate::tree::keys::{DirKey, Name};
 use crate::tree::posix::{self, Posix};
 use crate::tree::{Entry, Facts, Found, Ino, Marker, VolumeId, xattrs};
-use crate::write::journal::{BaseObject, Place};
+use crate::write::journal::{BaseObject, IntentId, Place};
 use crate::write::{Base, Conditions, Target, copy_object, delete_object};
 
 /// A name in its directory, with all that an operation on it needs.
@@ -249,6 +249,7 @@ impl Fs {
         let claim =
             held.as_ref().filter(|held| held.file().is_only_claimed()).and_then(|held| held.file().etag());
         if !self.is_in_s3(ino) || claim.is_some() {
+            let from_key = from.dir.object_key(&from.name)?;
             let expects = match target.and_then(|target| self.tree().entry(target.ino).ok()) {
                 Some(Entry { found: Found::File(Facts { etag: Some(etag), .. }), .. }) => {
                     Condition::Matches(etag)
@@ -267,12 +268,14 @@ impl Fs {
                 self.tree().unsaved(ino);
             }
             let over = target.map_or_else(Vec::new, |target| self.owed_of(target.ino));
-            self.note_moves(ino, &over);
+            let leaves = claim.as_ref().and_then(|etag| self.to_be_deleted(&from.volume, &from_key, etag));
+            let intent = leaves.as_ref().map(|leaves| leaves.id);
+            self.note_moves(ino, &over, leaves);
             if let Some(target) = target {
                 self.orphan(target.ino, replaced);
             }
             if let Some(etag) = claim {
-                self.give_up_claim(from, etag).await?;
+                self.give_up_claim(from, from_key, etag, intent).await;
             }
             return Ok(());
         }
@@ -294,7 +297,7 @@ impl Fs {
             }
             _ => self.object_moved(ino, held.as_ref(), &to, &moved),
         }
-        self.note_moves(ino, &[]);
+        self.note_moves(ino, &[], None);
         Ok(())
     }
 
@@ -323,13 +326,9 @@ impl Fs {
     }
 
     /// The empty object that had claimed the old name of a file goes, a little later: what was written is the new name's.
-    async fn give_up_claim(self: &Arc<Self>, from: At, etag: ETag) -> Result<()> {
-        let key = from.dir.object_key(&from.name)?;
-        // The rename is done. Where this cannot be written down, a kill within this moment leaves an empty file there.
-        let intent = self.intend_delete(&from.volume, &key, Some(&etag)).unwrap_or_default();
+    async fn give_up_claim(self: &Arc<Self>, from: At, key: String, etag: ETag, intent: Option<IntentId>) {
         let At { parent, name, id, volume, dir } = from;
         self.remove_again(id, &volume, Doomed { parent, name, dir, key, etag: Some(etag), intent }).await;
-        Ok(())
     }
 
     /// What is said beside an object at its new key, where that is not what it has: what waits to be changed of it, or else

@@ -20,7 +20,8 @@ use crate::tree::keys::{Name, path_of};
 use crate::tree::posix::Posix;
 use crate::tree::{DirPlace, Entry, Facts, Found, Ino, Marked, ROOT, Tree, VolumeId};
 use crate::write::journal::{
-    BaseObject, Begun, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record, SentPart,
+    BaseObject, Begun, Deleting, FileId, IntentId, Owed, OwedFile, OwedRename, OwedUpload, Place, Record,
+    SentPart,
 };
 use crate::write::{Line, Noted, Staging, Sums, What};
 
@@ -107,11 +108,10 @@ impl Fs {
     }
 
     /// Files at or below an inode have another place, or replace something else, from now on; nothing is owed any more of
-    /// what had the name of a file that was moved.
-    pub(super) fn note_moves(&self, moved: Ino, over: &[FileId]) {
-        if self.options.journal.is_none() {
-            return;
-        }
+    /// what had the name of a file that was moved. What had claimed its old name goes with it.
+    pub(super) fn note_moves(&self, moved: Ino, over: &[FileId], leaves: Option<Deleting>) {
+        let Some(journal) = &self.options.journal else { return };
+        let mut leaves = leaves.map(Box::new);
         let files: Vec<Arc<File>> = lock(&self.files).all().cloned().collect();
         for file in files {
             let state = lock(&file.state);
@@ -123,11 +123,19 @@ impl Fs {
             let base = state.base().map(|object| self.base_of(object));
             let expects = state.expected().clone();
             let over = over.to_vec();
-            let noted = line.append(|file| Record::Moved { file, place, base, expects, over });
+            let leaves = if file.ino == moved { leaves.take() } else { None };
+            let noted = line.append(|file| Record::Moved { file, place, base, expects, over, leaves });
             if let Err(error) = noted {
                 // The next mount would save it under its old name, where it is no less whole.
                 tracing::warn!(error = %error.report(), "a rename could not be written down");
             }
+        }
+        // Nothing was written of the file yet, so it has no line.
+        if let Some(alone) = leaves
+            && let Err(error) = journal.append(&Record::Deleting(*alone))
+        {
+            // Killed within this moment, the mount leaves an empty file under the old name.
+            tracing::warn!(error = %error.report(), "a rename could not be written down");
         }
     }
 
@@ -182,14 +190,14 @@ impl Fs {
                 Owed::Upload(upload) => self.end_upload(upload),
                 Owed::Unheard { id, place, at } => self.end_unheard(id, place, at).await,
                 Owed::Rename(rename) => renames.push(*rename),
-                Owed::Delete { id, bucket, doomed } => deletes.push((id, bucket, doomed)),
+                Owed::Delete(delete) => deletes.push(delete),
             }
         }
         // In their order: one may go on with what the one before it has moved.
         for rename in renames {
             self.take_up_rename(rename, &mut files, &mut taken).await;
         }
-        let removed: HashSet<FileId> = deletes.iter().filter_map(|(_, _, doomed)| doomed.file).collect();
+        let removed: HashSet<FileId> = deletes.iter().filter_map(|delete| delete.doomed.file).collect();
         self.take_up_deletes(deletes, &mut taken).await;
         for file in files {
             if removed.contains(&file.file) || self.was_replaced(&file).await {
@@ -243,6 +251,7 @@ impl Fs {
                     base: file.base.clone(),
                     expects: file.expects.clone(),
                     over: Vec::new(),
+                    leaves: None,
                 });
             }
         }

@@ -1,11 +1,11 @@
 //! What a killed process had taken is there in the next one: every write that had returned, and nothing else.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pailfs::error::Kind;
-use pailfs::fs::{Durability, Hole, Space, TakenUp};
+use pailfs::fs::{Durability, Hole, OpenFlags, Space, TakenUp};
 use pailfs::s3::{Store, When};
 use pailfs::write::journal::Owed;
 use proptest::prelude::*;
@@ -334,6 +334,61 @@ fn the_removal_of_an_owed_file_is_done_or_not_begun_wherever_it_is_killed() {
             assert_eq!(next(&before).await.1.unwrap(), b"BEFore");
         });
     }
+}
+
+/// What had the old name for it is an empty object, which nobody may find there once the file has its new one.
+#[test]
+fn a_rename_of_a_file_whose_name_was_claimed_is_done_or_not_begun_wherever_it_is_killed() {
+    block_on(async {
+        let disk = tempfile::tempdir().unwrap();
+        let client = Client::new().saving_after(disk.path(), Duration::from_secs(24 * 3600), false);
+        client.put_object("f", b"what it replaces").await;
+        let file = client.open("new", OpenFlags { exclusive: true, ..WRITE }).await.unwrap();
+        client.fs.write(file.1, 0, b"bytes").await.unwrap();
+        client.close(file).await.unwrap();
+        let before = segment(disk.path()).1.len();
+        client.rename("new", "f").await.unwrap();
+        let (_, records) = segment(disk.path());
+        // The claim's delete waits for company, so it is not done yet.
+        let frames = (before..records.len()).filter(|at| records[*at..].starts_with(FRAME_MARK));
+        let cuts: Vec<usize> = frames.chain([records.len()]).collect();
+        assert!(cuts.len() > 1, "{cuts:?}");
+        for cut in cuts {
+            let left = snapshot(disk.path());
+            std::fs::write(segment(left.path()).0, &records[..cut]).unwrap();
+            // S3 as it was until then.
+            client.put_object("new", b"").await;
+            client.put_object("f", b"what it replaces").await;
+            let (next, owed) = client.again_with_journal(left.path(), Durability::Journal);
+            next.fs.take_up(owed).await;
+            let (names, bytes) = (next.list("").await.unwrap(), next.read("f").await.unwrap());
+            next.fs.flush_all().await.unwrap();
+            assert_eq!(next.object("f").await.unwrap(), bytes, "cut at {cut}");
+            assert_eq!(next.keys().await, names, "cut at {cut}");
+            match cut == before {
+                true => {
+                    assert_eq!(
+                        (names, &bytes[..]),
+                        (vec!["f".into(), "new".into()], &b"what it replaces"[..])
+                    );
+                    assert_eq!(next.object("new").await.unwrap(), b"bytes");
+                }
+                false => assert_eq!((names, &bytes[..]), (vec!["f".into()], &b"bytes"[..]), "cut at {cut}"),
+            }
+        }
+    });
+}
+
+const FRAME_MARK: &[u8] = b"\xf1jrn";
+
+/// The journal's segment in a state directory.
+fn segment(state: &Path) -> (PathBuf, Vec<u8>) {
+    let names = std::fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
+    let is_segment =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("journal-"));
+    let path = names.filter(is_segment).max().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    (path, bytes)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::record::{
-    BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run,
+    BaseObject, Begun, CopiedFrom, Deleting, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run,
 };
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -34,7 +34,7 @@ pub enum Owed {
     /// Keys below a prefix that were on their way.
     Rename(Box<OwedRename>),
     /// A key that was being deleted.
-    Delete { id: IntentId, bucket: String, doomed: Doomed },
+    Delete(Deleting),
 }
 
 /// A file that S3 does not have as it was here.
@@ -134,7 +134,7 @@ pub(super) struct Ledger {
     uploads: BTreeMap<FileId, Vec<OwedUpload>>,
     starting: BTreeMap<IntentId, (Place, SystemTime)>,
     renames: BTreeMap<IntentId, OwedRename>,
-    deletes: BTreeMap<IntentId, (String, Doomed)>,
+    deletes: BTreeMap<IntentId, Deleting>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,7 +209,7 @@ impl Ledger {
             | Record::Gone { .. }
             | Record::Renaming { .. }
             | Record::Renamed { .. }
-            | Record::Deleting { .. }
+            | Record::Deleting(_)
             | Record::Deleted { .. } => Ok(()),
             Record::Sent { file, range, .. } => {
                 require(is_range(*range), "an empty range")?;
@@ -340,13 +340,16 @@ impl Ledger {
                     entry.begun.stamp = *stamp;
                 }
             }
-            Record::Moved { file, place, base, expects, over } => {
+            Record::Moved { file, place, base, expects, over, leaves } => {
                 if let Some(entry) = self.files.get_mut(file) {
                     entry.begun.place = place.clone();
                     entry.begun.base = base.clone();
                     entry.begun.expects = expects.clone();
                 }
                 self.files.retain(|id, _| id == file || !over.contains(id));
+                if let Some(leaves) = leaves {
+                    self.deletes.insert(leaves.id, (**leaves).clone());
+                }
             }
             Record::Replacing { file, by } => {
                 if let Some(entry) = self.files.get_mut(file) {
@@ -425,8 +428,8 @@ impl Ledger {
             Record::Renamed { id } => {
                 self.renames.remove(id);
             }
-            Record::Deleting { id, bucket, doomed } => {
-                self.deletes.insert(*id, (bucket.clone(), doomed.clone()));
+            Record::Deleting(deleting) => {
+                self.deletes.insert(deleting.id, deleting.clone());
             }
             Record::Deleted { id } => {
                 self.deletes.remove(id);
@@ -478,12 +481,7 @@ impl Ledger {
             at: *at,
         }));
         owed.extend(self.renames.values().map(|rename| Owed::Rename(Box::new(rename.clone()))));
-        let deletes = self.deletes.iter();
-        owed.extend(deletes.map(|(id, (bucket, doomed))| Owed::Delete {
-            id: *id,
-            bucket: bucket.clone(),
-            doomed: doomed.clone(),
-        }));
+        owed.extend(self.deletes.values().cloned().map(Owed::Delete));
         owed
     }
 
@@ -532,10 +530,7 @@ impl Ledger {
             let records = renaming(rename.id, &rename.from, &rename.to, objects, rename.begun);
             steps.extend(records.into_iter().map(Step::Record));
         }
-        let deletes = self.deletes.iter();
-        steps.extend(deletes.map(|(id, (bucket, doomed))| {
-            Step::Record(Record::Deleting { id: *id, bucket: bucket.clone(), doomed: doomed.clone() })
-        }));
+        steps.extend(self.deletes.values().cloned().map(Record::Deleting).map(Step::Record));
         steps
     }
 
@@ -568,9 +563,9 @@ impl Ledger {
         self.renames.extend(
             renames.into_iter().map(|(id, rename)| (intent(id), OwedRename { id: intent(id), ..rename })),
         );
-        self.deletes.extend(deletes.into_iter().map(|(id, (bucket, doomed))| {
+        self.deletes.extend(deletes.into_values().map(|Deleting { id, bucket, doomed }| {
             let doomed = Doomed { file: doomed.file.map(file), ..doomed };
-            (intent(id), (bucket, doomed))
+            (intent(id), Deleting { id: intent(id), bucket, doomed })
         }));
     }
 

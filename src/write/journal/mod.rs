@@ -66,7 +66,9 @@ use crate::error::{Error, Kind, Result};
 
 pub(super) use ledger::remember;
 pub use ledger::{Owed, OwedFile, OwedRename, OwedUpload, SentPart};
-pub use record::{BaseObject, Begun, CopiedFrom, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run};
+pub use record::{
+    BaseObject, Begun, CopiedFrom, Deleting, Doomed, FileId, IntentId, Kept, Moving, Place, Record, Run,
+};
 
 /// A segment is not replaced before it has this length: a checkpoint costs two syncs, and with 160,000 records between
 /// two of them that is nothing, while reading so much at the next start takes a fraction of a second.

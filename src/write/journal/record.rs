@@ -26,9 +26,9 @@ use crate::write::{Segment, Sum, What};
 
 const MAGIC: &[u8; 8] = b"pailfs-j";
 /// Number of the format. It grows with every record that an older pailfs would not know or not understand; older ones are
-/// read. 2: renames by object, deletes one by one, and
-/// uploads that are about to be begun.
-pub(super) const FORMAT: u32 = 2;
+/// read. 2: renames by object, deletes one by one, and uploads that are about to be begun. 3: a rename with the delete of
+/// what had claimed the old name.
+pub(super) const FORMAT: u32 = 3;
 /// Bytes of a segment before its first frame.
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 4;
 const FRAME_MARK: [u8; 4] = *b"\xf1jrn";
@@ -110,6 +110,14 @@ pub struct Doomed {
     /// The file whose name goes with it, where the journal has one: nothing of it is owed any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileId>,
+}
+
+/// A key that is about to be deleted, until `Deleted`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleting {
+    pub id: IntentId,
+    pub bucket: String,
+    pub doomed: Doomed,
 }
 
 /// A file as it is when the first change to it is about to be written down.
@@ -221,6 +229,9 @@ pub enum Record {
         /// Files that had that name until then: nothing of them is owed any more.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         over: Vec<FileId>,
+        /// What had the old name for the file, and goes with the rename or not at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        leaves: Option<Box<Deleting>>,
     },
     /// The file's name is about to be this object's, by a rename on the server: where S3 has it there, nothing of the file is
     /// owed. Or nothing is to become of that.
@@ -303,11 +314,7 @@ pub enum Record {
         id: IntentId,
     },
     /// A key is about to be deleted. `Deleted`: it is, or it is to stay.
-    Deleting {
-        id: IntentId,
-        bucket: String,
-        doomed: Doomed,
-    },
+    Deleting(Deleting),
     Deleted {
         id: IntentId,
     },

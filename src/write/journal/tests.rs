@@ -211,7 +211,11 @@ impl Writer {
                 mine.begun.place = place(&format!("moved-{clock}"));
                 mine.begun.expects = Condition::Absent;
                 let Begun { file, place, base, expects, .. } = mine.begun.clone();
-                records.push(Record::Moved { file, place, base, expects, over: Vec::new() });
+                let leaves = (clock % 5 == 4).then(|| {
+                    let doomed = Doomed { key: "left".to_owned(), etag: Some(ETag::new("0")), file: None };
+                    Box::new(Deleting { id: IntentId(1_000 + clock), bucket: "b".into(), doomed })
+                });
+                records.push(Record::Moved { file, place, base, expects, over: Vec::new(), leaves });
             }
             Act::Upload(f) => {
                 let id = format!("u{}", self.clock);
@@ -294,7 +298,7 @@ impl Writer {
             Act::Intend(id) => {
                 let file = (id % 2 == 0).then_some(FileId(1));
                 let doomed = Doomed { key: "x".to_owned(), etag: Some(ETag::new("1")), file };
-                records.push(Record::Deleting { id: IntentId(id), bucket: "b".into(), doomed });
+                records.push(Record::Deleting(Deleting { id: IntentId(id), bucket: "b".into(), doomed }));
             }
             Act::Done(id) if id % 3 == 0 => records.push(Record::Renamed { id: IntentId(id) }),
             Act::Done(id) => records.push(Record::Deleted { id: IntentId(id) }),
@@ -1100,7 +1104,14 @@ fn what_takes_the_place_of_a_file_is_kept_and_a_file_that_was_moved_over_is_gone
     let [Owed::File(one), Owed::File(two)] = &owed(&records)[..] else { panic!("two files") };
     assert_eq!(one.replacing, None);
     let (base, expects, over) = (None, Condition::Absent, vec![FileId(1)]);
-    records.push(Record::Moved { file: two.file, place: one.place.clone(), base, expects, over });
+    records.push(Record::Moved {
+        file: two.file,
+        place: one.place.clone(),
+        base,
+        expects,
+        over,
+        leaves: None,
+    });
     let [Owed::File(left)] = &owed(&records)[..] else { panic!("one file") };
     assert_eq!((left.file, &left.place), (FileId(2), &one.place));
 }
@@ -1384,13 +1395,13 @@ fn owing(dir: &Path, key: &str) {
     let at = UNIX_EPOCH;
     let (file, id) = (FileId(1), IntentId(7));
     let (base, expects, over) = (None, Condition::Absent, Vec::new());
-    records.push(Record::Moved { file, place: place(key), base, expects, over });
+    records.push(Record::Moved { file, place: place(key), base, expects, over, leaves: None });
     records.push(Record::Inlined { file, range: range(10, 8), stamp: 3, at, bytes });
     let upload = Upload { bucket: "b".to_owned(), key: key.to_owned(), upload_id: format!("u-{key}") };
     records.push(Record::Uploading { file, upload });
     records.push(Record::Starting { id: IntentId(5), place: place(key), at });
     let doomed = Doomed { key: key.to_owned(), etag: None, file: Some(file) };
-    records.push(Record::Deleting { id, bucket: "b".to_owned(), doomed });
+    records.push(Record::Deleting(Deleting { id, bucket: "b".to_owned(), doomed }));
     records.extend(ledger::renaming(IntentId(6), &place("from/"), &place(key), Vec::new(), true));
     for record in records {
         journal.append(&record).unwrap();
@@ -1413,7 +1424,7 @@ fn keys_owed(owed: &[Owed], staging: &Path) -> Vec<String> {
         assert_eq!((upload.file, &upload.upload.key), (file.file, &key));
         let removals: Vec<_> = owed
             .iter()
-            .filter(|o| matches!(o, Owed::Delete { doomed, .. } if doomed.file == Some(file.file) && doomed.key == key))
+            .filter(|o| matches!(o, Owed::Delete(Deleting { doomed, .. }) if doomed.file == Some(file.file) && doomed.key == key))
             .collect();
         assert_eq!(removals.len(), 1, "{owed:?}");
         key
