@@ -364,7 +364,7 @@ impl Fs {
             Err(error) => {
                 let mark = stream.lines.last_mark();
                 if error.kind() == Kind::Corrupt {
-                    self.tree().distrust(reading.id);
+                    self.tree().outlook().distrust(reading.id);
                     if reading.listing.start_over() {
                         let asker = self.asker(&reading.volume, &reading.dir);
                         reading.pages = Pages::start(asker, None, Sharding::Never, &self.room);
@@ -380,7 +380,7 @@ impl Fs {
             Ok(ready) => ready,
             Err(error) => {
                 // What has come so far cannot be built on, and the order may be to blame.
-                self.tree().distrust(reading.id);
+                self.tree().outlook().distrust(reading.id);
                 self.restart(stream, Mark::default());
                 return Err(error);
             }
@@ -400,17 +400,17 @@ impl Fs {
         let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
         let asker = self.asker(&volume, &dir);
         let mut tree = self.tree();
-        let order = tree.order_of(id);
+        let order = tree.outlook().order_of(id);
         let pages = match whole {
             Some(page) => {
                 self.stats.listed_ahead_hits.add(1);
                 Pages::here(asker, page, &self.room)
             }
             None => {
-                let (start_after, sharding) = match (order, tree.begins_anywhere(id)) {
+                let (start_after, sharding) = match (order, tree.outlook().begins_anywhere(id)) {
                     (Order::Other, _) => (None, Sharding::Never),
                     (_, true) => (from.after.clone(), Sharding::Grouped),
-                    (_, false) if tree.begins_at_keys(id) => (from.after.clone(), Sharding::Whole),
+                    (_, false) if tree.outlook().begins_at_keys(id) => (from.after.clone(), Sharding::Whole),
                     // What is before the mark comes once more, and is passed over.
                     (_, false) => (None, Sharding::Never),
                 };
@@ -451,7 +451,7 @@ impl Fs {
         }
         // From here on nothing waits, until the names are learned.
         lock(&self.siblings).learn(id, page.objects.iter(), moment, asked);
-        let mut listing = Listing::new(dir.clone(), self.tree().order_of(id), None);
+        let mut listing = Listing::new(dir.clone(), self.tree().outlook().order_of(id), None);
         let ready = listing.page(page)?;
         let asker = self.asker(&volume, dir);
         let nothing = Page { list: ListPage::default(), asked };
@@ -518,14 +518,14 @@ impl Fs {
                 tree.complete(ino, hashes, &reading.ticket, begun.min(asked), self.clock.now());
             }
             let before = if reading.dirs.is_empty() { reading.entries } else { reading.before };
-            tree.listed_to_end(reading.id, &reading.dir, &reading.dirs.kept, before);
+            tree.outlook().listed_to_end(reading.id, &reading.dir, &reading.dirs.kept, before);
         }
         if reading.pages.is_torn() {
-            tree.begins_elsewhere(reading.id);
+            tree.outlook().begins_elsewhere(reading.id);
         }
-        if reading.listing.is_disordered() && tree.order_of(reading.id) != Order::Other {
+        if reading.listing.is_disordered() && tree.outlook().order_of(reading.id) != Order::Other {
             tracing::info!(bucket = reading.volume.bucket, "the server does not list in byte order");
-            tree.distrust(reading.id);
+            tree.outlook().distrust(reading.id);
         }
         drop(tree);
         self.pass_news();

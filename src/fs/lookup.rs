@@ -325,7 +325,7 @@ impl Fs {
             VolumeId(id)
         };
         let mut tree = self.tree();
-        tree.set_order(id, order, &prefix);
+        tree.outlook().set_order(id, order, &prefix);
         let ino = tree.add_volume(name, id, dir, self.mounted_at);
         tree.bucket_is_there(ino, asked);
         Ok(())

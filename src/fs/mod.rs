@@ -268,7 +268,7 @@ impl Fs {
             }
         };
         for (id, volume) in (0..).zip(&volumes) {
-            tree.set_order(VolumeId(id), volume.order, &volume.prefix);
+            tree.outlook().set_order(VolumeId(id), volume.order, &volume.prefix);
         }
         tree.looked_up(crate::tree::ROOT);
         // What is on its way to the disk is of the same memory.
@@ -381,7 +381,7 @@ impl Fs {
 
     /// How far the order is known in which the first bucket's server lists.
     pub fn order_of_root(&self) -> Order {
-        self.tree().order_of(VolumeId(0))
+        self.tree().outlook().order_of(VolumeId(0))
     }
 
     /// The same of one bucket, once.
@@ -392,8 +392,8 @@ impl Fs {
             let (Some(order), Some(fs)) = (found.await, fs.upgrade()) else { return };
             let mut tree = fs.tree();
             // What a listing has shown meanwhile is true of this server, whatever it answered to the probe.
-            if tree.order_of(id) == Order::Unknown {
-                tree.set_order(id, order, &prefix);
+            if tree.outlook().order_of(id) == Order::Unknown {
+                tree.outlook().set_order(id, order, &prefix);
             }
         });
     }

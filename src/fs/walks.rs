@@ -49,7 +49,7 @@ impl Fs {
         let mut answers = self.ahead_answers.subscribe();
         let (mut opening, mut asks) = {
             let mut tree = self.tree();
-            let mut opening = tree.open_listing(id, dir, self.clock.now());
+            let mut opening = tree.outlook().open(id, dir, self.clock.now());
             let asks = self.asked_ahead.add(std::mem::take(&mut opening.asks));
             (opening, asks)
         };
@@ -73,7 +73,7 @@ impl Fs {
             }
             answers.changed().await.ok()?;
             let mut tree = self.tree();
-            opening = tree.reopen_listing(id, dir, self.clock.now());
+            opening = tree.outlook().reopen(id, dir, self.clock.now());
             asks = self.asked_ahead.add(std::mem::take(&mut opening.asks));
         }
     }
@@ -93,7 +93,7 @@ impl Fs {
 
     async fn take_page_ahead(&self, volume: &Volume, ask: &Ask, turn: &Turn) -> Vec<(Ask, Turn)> {
         let pass = self.lanes.gate.enter(turn, Priority::Guess).await;
-        if !self.tree().is_asked_ahead(ask) {
+        if !self.tree().outlook().is_asked(ask) {
             // The walker has gone elsewhere meanwhile.
             return Vec::new();
         }
@@ -114,7 +114,7 @@ impl Fs {
         match answer {
             Ok(page) => {
                 let mut tree = self.tree();
-                let next = tree.take_ahead(ask, page, (asking.ticket(), asked), self.clock.now());
+                let next = tree.outlook().take(ask, page, (asking.ticket(), asked), self.clock.now());
                 self.asked_ahead.add(next)
             }
             Err(error) => {
@@ -134,7 +134,7 @@ struct WaitedFor<'a> {
 
 impl Drop for WaitedFor<'_> {
     fn drop(&mut self) {
-        self.fs.tree().end_ahead(self.ask);
+        self.fs.tree().outlook().end(self.ask);
         self.fs.asked_ahead.remove(self.ask.serial);
         self.fs.ahead_answers.send_modify(|answers| *answers += 1);
     }

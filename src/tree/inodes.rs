@@ -1,19 +1,21 @@
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 
-use super::ahead::{self, Ahead, Extent};
+use super::changes::{Changes, Ticket};
+use super::complete::Complete;
 use super::keys::{DirKey, Name};
-use super::listing::{Order, hash_of};
-use super::walk::{Ask, Walks};
+use super::listing::hash_of;
+use super::news::{Invalidation, News};
+use super::numbers::free_number;
+use super::outlook::Outlook;
 use super::{
     AttrChanges, Believed, DirPlace, Entry, Facts, Found, Ino, Known, Marked, Marker, ROOT, VolumeId,
 };
 use crate::base::ETag;
 use crate::error::{Error, Kind, Result};
-use crate::s3::ListPage;
 
 /// Names remembered without an inode: absences, and what listings taught.
 const REMEMBERED_MAX: usize = 100_000;
@@ -26,12 +28,6 @@ const AGES_SPARE: usize = 1024;
 /// Places in a directory's table that stay however few names it has, beside four times as many.
 const CHILDREN_SPARE: usize = 32;
 
-/// Names changed here that are kept while questions are on their way; a directory may be left open for days.
-const CHANGED_MAX: usize = 100_000;
-/// News kept for whoever takes them; what is lost is found out when its TTL has passed.
-const NEWS_MAX: usize = 4_096;
-/// Names of directories known to their end, over all directories, at eight bytes each.
-const COMPLETE_MAX: usize = 500_000;
 /// S3 dates an object when it is complete, in whole seconds; this mount when it was written.
 pub(super) const DATING_DELAY: Duration = Duration::from_secs(2);
 
@@ -45,12 +41,7 @@ pub struct Tree {
     ages: VecDeque<(Ino, u64)>,
     /// By the serial number of the directory's node.
     remembered: LruCache<(u64, Name), (Memory, Instant)>,
-    /// Serial number of the latest local change.
-    changes_made: u64,
-    /// Names changed here while a request was on its way, by directory.
-    changed: HashMap<Ino, HashMap<Name, Change>>,
-    /// Names in `changed`.
-    changed_names: usize,
+    changes: Changes,
     /// Where files that are open were when another client took their names.
     taken: HashMap<Ino, (VolumeId, String)>,
     /// The version of a file that open handles read, and go on reading: no other takes its inode.
@@ -59,76 +50,11 @@ pub struct Tree {
     locals: HashSet<Ino>,
     /// Names removed here whose objects are not known to be gone yet. Each keeps its directory in the table.
     buried: HashMap<Ino, HashSet<Name>>,
-    /// Changes up to this number are no longer in `changed`.
-    changes_forgotten: u64,
-    /// Requests on their way, by the change number at their start.
-    tickets: BTreeMap<u64, usize>,
-    /// What the kernel may believe and is not so any more.
-    news: Vec<Invalidation>,
-    /// Directories that were listed to their end.
-    complete: HashMap<Ino, Complete>,
-    ahead: Ahead,
-    walks: Walks,
-    /// How each volume's server lists, and how long the volume's own prefix is.
-    orders: HashMap<VolumeId, Server>,
+    news: News,
+    complete: Complete,
+    outlook: Outlook,
     ttl: Duration,
     negative_ttl: Duration,
-}
-
-/// What is known of how a volume's server lists.
-#[derive(Clone, Copy, Debug)]
-struct Server {
-    order: Order,
-    /// Whether a grouped listing that begins in the middle shows everything from there on.
-    begins_anywhere: bool,
-    /// The same of a listing that is not grouped.
-    begins_at_keys: bool,
-    /// Length of the volume's own prefix in bytes.
-    prefix_len: usize,
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self { order: Order::Known, begins_anywhere: true, begins_at_keys: true, prefix_len: 0 }
-    }
-}
-
-/// The names of a directory that was listed to its end, as hashes: any other name is absent.
-#[derive(Debug)]
-struct Complete {
-    /// In order.
-    names: Vec<u64>,
-    /// When the first page was asked for.
-    asked: Instant,
-}
-
-/// The latest change here of a name.
-#[derive(Debug)]
-struct Change {
-    number: u64,
-    /// What the name stood for when its inode was dropped: a listing asked for before the change lacks it.
-    left: Option<Found>,
-}
-
-/// What is known of a directory that is about to be listed.
-#[derive(Debug)]
-pub struct Opening {
-    pub extent: Extent,
-    /// To be asked for now, ahead of whoever is walking.
-    pub asks: Vec<Ask>,
-    /// A question on its way whose answer may tell.
-    pub coming: Option<u64>,
-}
-
-/// What the kernel may have cached, and S3 has told otherwise of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Invalidation {
-    /// The name is gone.
-    Entry { parent: Ino, name: Name },
-    /// Size and times are others. The file is open, so its cached bytes are its handles' business.
-    Attributes { ino: Ino },
-    /// The bytes are others too.
-    Data { ino: Ino },
 }
 
 /// What became of a name between its listing and its showing.
@@ -140,14 +66,6 @@ pub enum Listed {
     /// Nothing newer is known, and the listing is too old to be believed.
     Old,
 }
-
-/// Proof of when a request to S3 was asked, to be shown with its answer.
-///
-/// An answer may predate a local change made after the question, so such names are left alone.
-/// Every ticket goes back through [`Tree::end`].
-#[derive(Debug)]
-#[must_use = "a ticket that never ends keeps every later change in memory"]
-pub struct Ticket(u64);
 
 #[derive(Clone, Debug)]
 enum Memory {
@@ -212,21 +130,15 @@ impl Tree {
             nodes: HashMap::from([(ROOT, Box::new(node))]),
             next_serial: 1,
             remembered: LruCache::new(capacity),
-            changes_made: 0,
-            changed: HashMap::new(),
-            changed_names: 0,
+            changes: Changes::default(),
             taken: HashMap::new(),
             held: HashMap::new(),
             ages: VecDeque::new(),
             locals: HashSet::new(),
             buried: HashMap::new(),
-            changes_forgotten: 0,
-            tickets: BTreeMap::new(),
-            news: Vec::new(),
-            complete: HashMap::new(),
-            ahead: Ahead::new(ttl),
-            walks: Walks::default(),
-            orders: HashMap::new(),
+            news: News::default(),
+            complete: Complete::new(negative_ttl),
+            outlook: Outlook::new(ttl),
             ttl,
             negative_ttl,
         }
@@ -388,7 +300,9 @@ impl Tree {
                     self.entry(ino).map_or(Known::Unknown, Known::Is)
                 }
                 Some((None, asked)) if now < asked + self.negative_ttl => Known::Absent,
-                _ if self.left_out_until(parent, name).is_some_and(|until| now < until) => Known::Absent,
+                _ if self.complete.lacks_until(parent, name).is_some_and(|until| now < until) => {
+                    Known::Absent
+                }
                 _ => Known::Unknown,
             },
         }
@@ -405,19 +319,10 @@ impl Tree {
             None => match self.find_ahead(parent, name, now) {
                 Some((None, asked)) => Some(asked + self.negative_ttl),
                 Some((Some(_), _)) => None,
-                None => self.left_out_until(parent, name),
+                None => self.complete.lacks_until(parent, name),
             },
         };
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now).min(self.negative_ttl))
-    }
-
-    /// Until when a name is absent because its directory was listed to its end without it.
-    fn left_out_until(&self, parent: Ino, name: &Name) -> Option<Instant> {
-        let complete = self.complete.get(&parent)?;
-        // An escape may stand for something beside a name that was listed.
-        let is_left_out =
-            !name.as_str().contains("%~") && complete.names.binary_search(&hash_of(name)).is_err();
-        is_left_out.then_some(complete.asked + self.negative_ttl)
     }
 
     /// The child as it stands in the table, fresh or not.
@@ -433,14 +338,13 @@ impl Tree {
             let ino = node.children.get(name)?;
             Some((name.clone(), self.nodes.get(ino)?.found.clone()))
         };
-        let mut newer: Vec<(Name, Found)> = if ticket.0 < self.changes_forgotten {
+        let mut newer: Vec<(Name, Found)> = if self.changes.forgot(ticket) {
             node.children.keys().filter_map(child).collect()
         } else {
             let local = self.locals.iter().filter_map(|ino| self.nodes.get(ino)?.link.as_ref());
             local.filter(|(parent, _)| *parent == dir).filter_map(|(_, name)| child(name)).collect()
         };
-        let changed = self.changed.get(&dir).into_iter().flatten();
-        newer.extend(changed.filter(|(_, change)| change.number > ticket.0).filter_map(|(name, change)| {
+        newer.extend(self.changes.in_dir(dir, ticket).filter_map(|(name, change)| {
             child(name).or_else(|| change.left.as_ref().map(|left| (name.clone(), left.clone())))
         }));
         newer.sort_by(|a, b| a.0.cmp(&b.0));
@@ -450,8 +354,7 @@ impl Tree {
 
     /// Whether a name was removed here since the ticket was drawn.
     pub fn is_gone(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
-        let change = self.changed.get(&dir).and_then(|names| names.get(name));
-        let removed = change.is_some_and(|change| change.number > ticket.0 && change.left.is_none());
+        let removed = self.changes.of(dir, name, ticket).is_some_and(|change| change.left.is_none());
         (removed || self.is_buried(dir, name)) && self.child(dir, name).is_none()
     }
 
@@ -461,40 +364,21 @@ impl Tree {
 
     /// Whether what happened here overrules what S3 said of a name when asked with this ticket.
     pub fn overrules(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
-        self.changed_since(dir, name, ticket)
+        self.changes.of(dir, name, ticket).is_some()
             || self.is_buried(dir, name)
             || self.child(dir, name).is_some_and(|ino| self.locals.contains(&ino))
     }
 
     /// Draws a ticket before a request is sent.
     pub fn begin(&mut self) -> Ticket {
-        *self.tickets.entry(self.changes_made).or_default() += 1;
-        Ticket(self.changes_made)
+        self.changes.begin()
     }
 
     /// Gives a ticket back when its answer has been used.
     pub fn end(&mut self, ticket: Ticket) {
-        let oldest = self.tickets.keys().next().copied();
-        if let Some(count) = self.tickets.get_mut(&ticket.0) {
-            *count -= 1;
-            if *count == 0 {
-                self.tickets.remove(&ticket.0);
-            }
+        if self.changes.end(ticket) {
+            self.outlook.settle();
         }
-        let next = self.tickets.keys().next().copied();
-        match next {
-            None => {
-                self.changed.clear();
-                self.ahead.settle();
-            }
-            // As long as the oldest question is out, every change since is kept.
-            Some(_) if next == oldest => return,
-            Some(oldest) => self.changed.retain(|_, names| {
-                names.retain(|_, change| change.number > oldest);
-                !names.is_empty()
-            }),
-        }
-        self.changed_names = self.changed.values().map(HashMap::len).sum();
     }
 
     // ---- learning from S3
@@ -517,7 +401,7 @@ impl Tree {
             None => {
                 if let Some(ino) = current {
                     if self.nodes[&ino].lookups > 0 {
-                        self.tell(Invalidation::Entry { parent, name: name.clone() });
+                        self.news.push(Invalidation::Entry { parent, name: name.clone() });
                     }
                     self.detach_taken(ino);
                 }
@@ -538,7 +422,7 @@ impl Tree {
     /// Remembers what a listing asked for at `asked` said of a name, without making an inode for it unless it
     /// has one.
     pub fn remember(&mut self, parent: Ino, name: &Name, found: Found, ticket: &Ticket, asked: Instant) {
-        if self.overrules(parent, name, ticket) || ticket.0 < self.changes_forgotten {
+        if self.overrules(parent, name, ticket) || self.changes.forgot(ticket) {
             return;
         }
         let until = asked + self.ttl;
@@ -586,7 +470,7 @@ impl Tree {
             Known::Unknown => {}
         }
         let until = asked + self.ttl;
-        if now >= until || self.overrules(parent, name, ticket) || ticket.0 < self.changes_forgotten {
+        if now >= until || self.overrules(parent, name, ticket) || self.changes.forgot(ticket) {
             return Listed::Old;
         }
         let ino = self.put(parent, name, found.clone(), Some(until));
@@ -600,115 +484,31 @@ impl Tree {
 
     /// What the kernel has to forget, each once.
     pub fn take_news(&mut self) -> Vec<Invalidation> {
-        std::mem::take(&mut self.news)
+        self.news.take()
     }
 
     /// The kernel hears of this name and inode by the answer that is on its way to it. News beside that would make it
     /// take the answer for older than the news, and ignore it.
     pub fn is_told(&mut self, parent: Ino, name: &Name, ino: Option<Ino>) {
-        self.news.retain(|news| match news {
-            Invalidation::Entry { parent: of, name: gone } => (*of, gone) != (parent, name),
-            Invalidation::Attributes { ino: of } | Invalidation::Data { ino: of } => Some(*of) != ino,
-        });
+        self.news.is_told(parent, name, ino);
     }
 
-    fn tell(&mut self, news: Invalidation) {
-        if self.news.len() < NEWS_MAX {
-            self.news.push(news);
-        }
-    }
+    // ---- listings
 
-    // ---- listing ahead
-
-    /// Sets how far the order of a volume's server is known; `prefix` is the volume's own.
-    pub fn set_order(&mut self, volume: VolumeId, order: Order, prefix: &str) {
-        let server = Server {
-            order,
-            begins_anywhere: order == Order::Known,
-            begins_at_keys: order == Order::Known,
-            prefix_len: prefix.len(),
-        };
-        self.orders.insert(volume, server);
-    }
-
-    /// Whether a grouped listing may begin in the middle.
-    pub fn begins_anywhere(&self, volume: VolumeId) -> bool {
-        self.server(volume).begins_anywhere
-    }
-
-    /// The server was found to begin a listing elsewhere than it was told to.
-    pub fn begins_elsewhere(&mut self, volume: VolumeId) {
-        let server = self.orders.entry(volume).or_default();
-        // Where S3's documents are to be relied on, another client has changed the directory meanwhile.
-        server.begins_at_keys = server.begins_anywhere;
-    }
-
-    /// Whether a listing of all keys may begin in the middle.
-    pub fn begins_at_keys(&self, volume: VolumeId) -> bool {
-        self.server(volume).begins_at_keys
-    }
-
-    fn server(&self, volume: VolumeId) -> Server {
-        self.orders.get(&volume).copied().unwrap_or_default()
-    }
-
-    pub fn order_of(&self, volume: VolumeId) -> Order {
-        self.server(volume).order
-    }
-
-    /// The server was found to list out of order, or to begin listings elsewhere: from now on it is relied on for
-    /// neither.
-    pub fn distrust(&mut self, volume: VolumeId) {
-        let server = self.orders.entry(volume).or_default();
-        server.order = Order::Other;
-        (server.begins_anywhere, server.begins_at_keys) = (false, false);
-        self.ahead.forget_volume(volume);
-        self.walks.forget_volume(volume);
-    }
-
-    /// A directory is about to be listed.
-    pub fn open_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
-        let plain = Opening { extent: Extent::Unknown, asks: Vec::new(), coming: None };
-        // A listing that begins in the middle may leave names out without a sign of it, so the server has to be known.
-        if self.order_of(volume) != Order::Known || self.ttl.is_zero() {
-            return plain;
-        }
-        let extent = self.extent(volume, dir, now);
-        let known = matches!(extent, Extent::Whole { .. });
-        let may_begin = self.is_placed(volume, dir);
-        let asks = match ahead::ends_well(dir.prefix()) {
-            true => self.walks.opened(volume, dir.prefix(), known, may_begin),
-            false => Vec::new(),
-        };
-        let coming = if may_begin { self.walks.coming(volume, dir.prefix()) } else { None };
-        Opening { extent, asks, coming }
-    }
-
-    /// The same for a directory whose opener has waited for what was coming.
-    pub fn reopen_listing(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
-        let extent = self.extent(volume, dir, now);
-        let asks = match extent {
-            Extent::Whole { .. } => self.walks.served(volume, dir.prefix()),
-            _ => Vec::new(),
-        };
-        let coming = self.walks.coming(volume, dir.prefix());
-        Opening { extent, asks, coming }
+    /// What was listed ahead of walks, and where that is relied on.
+    pub fn outlook(&mut self) -> &mut Outlook {
+        &mut self.outlook
     }
 
     /// A directory was listed to its end with these names, hashed, asked for with this ticket.
     pub fn complete(&mut self, dir: Ino, mut names: Vec<u64>, ticket: &Ticket, asked: Instant, now: Instant) {
-        if ticket.0 < self.changes_forgotten || !self.nodes.contains_key(&dir) {
+        if self.changes.forgot(ticket) || !self.nodes.contains_key(&dir) {
             return;
         }
-        let changed = self.changed.get(&dir).into_iter().flatten();
-        names.extend(changed.filter(|(_, change)| change.number > ticket.0).map(|(name, _)| hash_of(name)));
+        names.extend(self.changes.in_dir(dir, ticket).map(|(name, _)| hash_of(name)));
         names.sort_unstable();
         self.tell_of_vanished(dir, &names, ticket, asked);
-        self.complete.retain(|_, known| now < known.asked + self.negative_ttl);
-        let kept: usize = self.complete.values().map(|known| known.names.len() + 1).sum();
-        if kept + names.len() < COMPLETE_MAX {
-            self.complete.insert(dir, Complete { names, asked });
-        }
+        self.complete.add(dir, names, asked, now);
     }
 
     /// Children that the kernel knows and the listing does not: S3 is asked for them when they are wanted next.
@@ -728,96 +528,28 @@ impl Tree {
             node.children.iter().filter(vanished).map(|(name, ino)| (name.clone(), *ino)).collect();
         for (name, ino) in vanished {
             self.expire(ino);
-            self.tell(Invalidation::Entry { parent: dir, name });
-        }
-    }
-
-    /// A directory was listed to its end: some of its subdirectories, the first among them, and how many entries came
-    /// before that.
-    pub fn listed_to_end(&mut self, volume: VolumeId, dir: &DirKey, dirs: &[DirKey], before: usize) {
-        let dirs = dirs.iter().map(|dir| dir.prefix().to_owned()).collect();
-        self.walks.listed(volume, dir.prefix(), dirs, before);
-    }
-
-    /// Takes a page that was listed ahead; returns what to ask for next. A page that is not what was asked for is
-    /// the last of this volume's.
-    pub fn take_ahead(
-        &mut self,
-        ask: &Ask,
-        page: ListPage,
-        (ticket, asked): (&Ticket, Instant),
-        now: Instant,
-    ) -> Vec<Ask> {
-        if self.order_of(ask.volume) == Order::Other {
-            return Vec::new();
-        }
-        let last = page.objects.last().map(|object| object.key.as_str());
-        let is_last = page.next.is_none();
-        let last = if is_last { None } else { last.map(str::to_owned) };
-        let span = ask.span(last.as_deref());
-        if (last.is_none() && !is_last) || !ahead::is_sound(&page.objects, &ask.prefix, &span) {
-            self.distrust(ask.volume);
-            return Vec::new();
-        }
-        if self.order_of(ask.volume) == Order::Unknown && ahead::shows_byte_order(&page.objects) {
-            self.orders.entry(ask.volume).or_default().order = Order::Known;
-        }
-        let Some(taken) = self.walks.taken_of(ask, last.as_deref()) else { return Vec::new() };
-        let mut objects = page.objects;
-        objects.truncate(objects.partition_point(|object| taken.contains(&object.key)));
-        self.ahead.feed(ask.volume, taken, objects, asked, ticket.0, now);
-        self.walks.answered(ask, last.as_deref(), page.next)
-    }
-
-    /// Whether anybody still wants the answer to a question ahead.
-    pub fn is_asked_ahead(&self, ask: &Ask) -> bool {
-        self.walks.taken_of(ask, None).is_some()
-    }
-
-    /// A question ahead has ended, answered or not.
-    pub fn end_ahead(&mut self, ask: &Ask) {
-        self.walks.ended(ask);
-    }
-
-    fn extent(&self, volume: VolumeId, dir: &DirKey, now: Instant) -> Extent {
-        if self.ahead.is_empty() || !ahead::ends_well(dir.prefix()) || !self.is_placed(volume, dir) {
-            return Extent::Unknown;
-        }
-        self.ahead.extent(volume, dir.prefix(), now)
-    }
-
-    /// Whether it is certain where in the server's order a directory is.
-    fn is_placed(&self, volume: VolumeId, dir: &DirKey) -> bool {
-        let server = self.server(volume);
-        match server.order {
-            Order::Known => true,
-            Order::Unknown => dir.prefix().get(server.prefix_len..).is_some_and(ahead::is_plain),
-            Order::Other => false,
+            self.news.push(Invalidation::Entry { parent: dir, name });
         }
     }
 
     fn find_ahead(&self, parent: Ino, name: &Name, now: Instant) -> Option<(Option<Found>, Instant)> {
-        if self.ahead.is_empty() {
+        if self.outlook.is_empty() {
             return None;
         }
         let DirPlace::In { volume, dir } = self.dir_place(parent).ok()? else { return None };
-        if !self.is_placed(volume, &dir) || !self.is_placed(volume, &dir.child(name).ok()?) {
-            return None;
-        }
-        self.ahead.find(volume, &dir, name, now)
+        self.outlook.find(volume, &dir, name, now)
     }
 
     /// Something in a directory changed: what was listed of it ahead is old.
     fn touch(&mut self, dir: Ino, deep: bool) {
-        if self.ahead.is_empty() && self.tickets.is_empty() {
+        if self.outlook.is_empty() && !self.changes.is_asked() {
             return;
         }
+        let number = self.changes.number();
         match self.dir_place(dir) {
-            Ok(DirPlace::In { volume, dir }) => {
-                self.ahead.touch(volume, dir.prefix(), deep, self.changes_made);
-            }
+            Ok(DirPlace::In { volume, dir }) => self.outlook.touch(volume, &dir, deep, number),
             Ok(DirPlace::Buckets) => {}
-            Err(_) => self.ahead.forget_all(self.changes_made),
+            Err(_) => self.outlook.touch_all(number),
         }
     }
 
@@ -886,7 +618,7 @@ impl Tree {
         let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.volume.is_some()) else { return };
         node.pins = node.pins.saturating_sub(1);
         if let (true, Some((parent, name))) = (node.lookups > 0, node.link.clone()) {
-            self.tell(Invalidation::Entry { parent, name });
+            self.news.push(Invalidation::Entry { parent, name });
         }
         // A name that is believed would come back without its volume.
         if let Some(node) = self.nodes.get_mut(&ino) {
@@ -1038,7 +770,7 @@ impl Tree {
         if gone {
             self.remembered.put(self.memory_of(parent, name), (Memory::Absent, now + self.negative_ttl));
         } else {
-            self.tell(Invalidation::Entry { parent, name: name.clone() });
+            self.news.push(Invalidation::Entry { parent, name: name.clone() });
         }
         self.unpin(parent);
     }
@@ -1229,7 +961,7 @@ impl Tree {
         let count = |count: usize, bytes: usize| count as u64 * bytes as u64;
         count(self.nodes.len(), NODE_BYTES)
             + count(self.remembered.len(), REMEMBERED_BYTES)
-            + count(self.ahead.len(), ahead::KEY_BYTES)
+            + self.outlook.weight_bytes()
             + count(self.ages.len(), size_of::<(Ino, u64)>())
     }
 
@@ -1248,8 +980,8 @@ impl Tree {
             Memory::Found(Found::File(facts)) if facts.posix.is_some() => true,
             Memory::Found(_) | Memory::Absent => stays(*until),
         });
-        self.complete.retain(|_, known| stays(known.asked + self.negative_ttl));
-        self.ahead.retain(|asked| stays(asked + self.ttl));
+        self.complete.retain(&mut stays);
+        self.outlook.retain(|asked| stays(asked + self.ttl));
         self.nodes.shrink_to(2 * self.nodes.len());
         let nodes = &self.nodes;
         self.ages.retain(|(ino, serial)| nodes.get(ino).is_some_and(|node| node.serial == *serial));
@@ -1268,32 +1000,9 @@ impl Tree {
     }
 
     fn note_change(&mut self, parent: Ino, name: &Name) {
-        self.changes_made += 1;
-        if let Some(complete) = self.complete.get_mut(&parent) {
-            // From now on what is known of this name is kept elsewhere.
-            let hash = hash_of(name);
-            if let Err(at) = complete.names.binary_search(&hash) {
-                complete.names.insert(at, hash);
-            }
-        }
-        if self.changed_names >= CHANGED_MAX {
-            self.changed.clear();
-            self.changed_names = 0;
-            self.changes_forgotten = self.changes_made;
-        }
-        if !self.tickets.is_empty() {
-            let names = self.changed.entry(parent).or_default();
-            let change = Change { number: self.changes_made, left: None };
-            if names.insert(name.clone(), change).is_none() {
-                self.changed_names += 1;
-            }
-        }
+        self.changes.note(parent, name);
+        self.complete.leave(parent, name);
         self.touch(parent, false);
-    }
-
-    fn changed_since(&self, dir: Ino, name: &Name, ticket: &Ticket) -> bool {
-        let change = self.changed.get(&dir).and_then(|names| names.get(name));
-        change.is_some_and(|change| change.number > ticket.0)
     }
 
     /// Whether what is known of a node is believed for longer than that, so it was asked for later.
@@ -1318,14 +1027,14 @@ impl Tree {
             {
                 // Pages and size that the kernel has of an inode are of one version, and handles are in the middle of
                 // this one: the name is another inode's from now on.
-                self.tell(Invalidation::Entry { parent, name: name.clone() });
+                self.news.push(Invalidation::Entry { parent, name: name.clone() });
                 self.detach_taken(ino);
                 return Some(self.add(parent, name.clone(), found, until));
             }
             let node = self.nodes.get_mut(&ino)?;
             if node.found.leads_elsewhere(&found) {
                 // The kernel keeps where a link leads as long as its inode, and a link never leads elsewhere: it is replaced.
-                self.tell(Invalidation::Entry { parent, name: name.clone() });
+                self.news.push(Invalidation::Entry { parent, name: name.clone() });
                 self.detach_taken(ino);
                 return Some(self.add(parent, name.clone(), found, until));
             }
@@ -1360,7 +1069,7 @@ impl Tree {
                 }
                 (_, other) => {
                     if node.lookups > 0 {
-                        self.tell(Invalidation::Entry { parent, name: name.clone() });
+                        self.news.push(Invalidation::Entry { parent, name: name.clone() });
                     }
                     self.detach_taken(ino);
                     return Some(self.add(parent, name.clone(), other, until));
@@ -1368,7 +1077,7 @@ impl Tree {
             }
             node.fresh_until = until;
             if let Some(news) = news {
-                self.tell(news);
+                self.news.push(news);
             }
             return Some(ino);
         }
@@ -1378,7 +1087,7 @@ impl Tree {
     fn add(&mut self, parent: Ino, name: Name, found: Found, until: Option<Instant>) -> Ino {
         let found = self.with_remembered(parent, &name, found);
         self.remembered.pop(&self.memory_of(parent, &name));
-        let ino = self.free_number(parent, &name);
+        let ino = free_number(parent, &name, |ino| self.nodes.contains_key(&ino));
         let mut node = Node::new(Some((parent, name.clone())), found);
         node.serial = self.next_serial;
         self.next_serial += 1;
@@ -1393,16 +1102,6 @@ impl Tree {
             parent.children.insert(name, ino);
         }
         ino
-    }
-
-    /// The number of a name that has no node: the same in every mount, as long as no other node has it. Tools take a file
-    /// whose number has changed for another one, and the kernel forgets inodes whenever it likes.
-    fn free_number(&self, parent: Ino, name: &Name) -> Ino {
-        let mut number = number_of(parent, name);
-        while number <= ROOT.0 || self.nodes.contains_key(&Ino(number)) {
-            number = mixed(number.wrapping_add(1));
-        }
-        Ino(number)
     }
 
     /// Where something is remembered of a name that has no node.
@@ -1459,13 +1158,11 @@ impl Tree {
                 return;
             }
             let Some(node) = self.nodes.remove(&at) else { return };
-            self.complete.remove(&at);
+            self.complete.forget(at);
             self.taken.remove(&at);
             let Some((parent, name)) = node.link else { return };
             self.lose_child(parent, &name);
-            if let Some(change) = self.changed.get_mut(&parent).and_then(|names| names.get_mut(&name)) {
-                change.left = Some(node.found.clone());
-            }
+            self.changes.left(parent, &name, &node.found);
             // What S3 said of the name outlives the inode for as long as it is believed.
             if let Some(until) = node.fresh_until.filter(|_| node.changes == AttrChanges::default()) {
                 self.remembered.put(self.memory_of(parent, &name), (Memory::Found(node.found), until));
@@ -1502,23 +1199,6 @@ impl Tree {
             }
         }
     }
-}
-
-/// FNV-1a of a directory's number and a name in it, mixed; it must never change, in any version of pailfs.
-fn number_of(parent: Ino, name: &Name) -> u64 {
-    let bytes = parent.0.to_le_bytes().into_iter().chain(name.as_str().bytes());
-    mixed(
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        }),
-    )
-}
-
-/// SplitMix64's last steps, in 63 bits: some programs have signed numbers.
-fn mixed(mut number: u64) -> u64 {
-    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (number ^ (number >> 31)) >> 1
 }
 
 /// What is known of a marker now that this was heard of it.

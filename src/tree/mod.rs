@@ -16,16 +16,24 @@
 //! 5. A name is either a child node, a remembered fact or a remembered absence, never two of them.
 
 pub mod ahead;
+mod changes;
+mod complete;
 mod inodes;
 pub mod keys;
 pub mod lines;
 pub mod listing;
+mod news;
+mod numbers;
+mod outlook;
 pub mod posix;
 pub mod split;
 pub mod walk;
 pub mod xattrs;
 
-pub use inodes::{Invalidation, Listed, Opening, Ticket, Tree};
+pub use changes::Ticket;
+pub use inodes::{Listed, Tree};
+pub use news::Invalidation;
+pub use outlook::{Opening, Outlook};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};

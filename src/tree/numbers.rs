@@ -1,0 +1,33 @@
+//! Inode numbers, as they follow from paths.
+//!
+//! The number of a name that has no node is the same in every mount, as long as no other node has it. Tools take a file
+//! whose number has changed for another one, and the kernel forgets inodes whenever it likes.
+
+use super::keys::Name;
+use super::{Ino, ROOT};
+
+/// The number of a new node.
+pub(super) fn free_number(parent: Ino, name: &Name, is_taken: impl Fn(Ino) -> bool) -> Ino {
+    let mut number = number_of(parent, name);
+    while number <= ROOT.0 || is_taken(Ino(number)) {
+        number = mixed(number.wrapping_add(1));
+    }
+    Ino(number)
+}
+
+/// FNV-1a of a directory's number and a name in it, mixed; it must never change, in any version of pailfs.
+fn number_of(parent: Ino, name: &Name) -> u64 {
+    let bytes = parent.0.to_le_bytes().into_iter().chain(name.as_str().bytes());
+    mixed(
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }),
+    )
+}
+
+/// SplitMix64's last steps, in 63 bits: some programs have signed numbers.
+fn mixed(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (number ^ (number >> 31)) >> 1
+}
