@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use md5::{Digest, Md5};
 
-use super::{
-    Failure, Findings, Heard, PROGRESS_EVERY, Stage, connect, save_and_tell, site_options, stall, unsaved,
-};
+use super::connect::{Findings, connect};
+use super::failure::{Failure, Stage};
+use super::options;
+use super::saving::{Heard, PROGRESS_EVERY, save_and_tell, stall, unsaved};
 use crate::base::{SystemClock, private};
 use crate::config::Site;
 use crate::error::{Error, Kind, Result};
@@ -74,7 +75,7 @@ pub async fn recover(site: &Site, heard: &mut (dyn FnMut(Heard<'_>) + Send)) -> 
         }
         let stats = Arc::new(Stats::default());
         let root = connect(site, false, &stats, &findings).await?;
-        let options = site_options(site, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
+        let options = options::of_site(site, Some(Arc::new(journal))).map_err(Failure::at(Stage::Machine))?;
         let fs = Fs::new(root, options, Arc::new(SystemClock), stats).map_err(Failure::at(Stage::Machine))?;
         recovered += take_up_and_tell(&fs, owed, heard).await;
         let saved = save_and_tell(&fs, stall(site), heard).await;

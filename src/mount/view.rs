@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::connect::Findings;
 use super::rates::{self, Rates};
-use super::{Findings, unsaved};
+use super::saving::unsaved;
 use crate::base::{Clock, StagingPlace, SystemClock, allocator};
 use crate::config::{self, MountConfig};
 use crate::control::{
