@@ -56,7 +56,12 @@ where
             Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
         }
         SdkError::DispatchFailure(failure) if failure.is_io() => {
-            Error::new(Kind::Unreachable, "the endpoint cannot be reached").with_source(error)
+            // So rustls takes words that are not TLS.
+            let words = match chain_of(std::error::Error::source(&error)).contains("InvalidContentType") {
+                true => "the endpoint's port does not speak TLS, as https:// says; is it http://?",
+                false => "the endpoint cannot be reached",
+            };
+            Error::new(Kind::Unreachable, words).with_source(error)
         }
         SdkError::DispatchFailure(failure) => {
             let chain = chain_of(failure.as_connector_error().map(|e| e as &dyn std::error::Error));
