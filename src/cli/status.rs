@@ -117,11 +117,16 @@ fn bucket(bucket: &BucketStatus) -> Vec<String> {
         printable(region),
         printable(endpoint)
     )];
-    let mut by_verdict: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut by_verdict: Vec<(&str, Vec<String>)> = Vec::new();
     for capability in &bucket.capabilities {
+        // There are commas between them already.
+        let name = match capability.name.split_once(", ") {
+            Some((what, which)) => format!("{what} ({which})"),
+            None => capability.name.clone(),
+        };
         match by_verdict.iter_mut().find(|(verdict, _)| *verdict == capability.verdict) {
-            Some((_, names)) => names.push(&capability.name),
-            None => by_verdict.push((&capability.verdict, vec![&capability.name])),
+            Some((_, names)) => names.push(name),
+            None => by_verdict.push((&capability.verdict, vec![name])),
         }
     }
     let told = match &by_verdict[..] {
@@ -419,6 +424,7 @@ mod tests {
                 capabilities: vec![
                     capability("batch delete", "works"),
                     capability("tagging", "ignored"),
+                    capability("conditional put, new object", "ignored"),
                     capability("checksums", "works"),
                 ],
                 ..BucketStatus::default()
@@ -489,7 +495,7 @@ mod tests {
             "process         7 (pailfs 1.2.3), up for 2 h 3 min",
             "metrics         http://127.0.0.1:9100/metrics",
             "buckets         s3://b/: session default, region garage, endpoint http://127.0.0.1:3900",
-            "                  capabilities: 2 work; ignored: tagging",
+            "                  capabilities: 2 work; ignored: tagging, conditional put (new object)",
             "not saved yet   2.0 KiB in 1 file, 512 B of it sent",
             "                  odd\\u{1b}[2Jname (2.0 KiB, 25 % sent): PutObject: no",
             "being renamed   s3://b/old/ to s3://b/new/: 12 of 50 objects copied (24 %), for 3 s",
