@@ -8,6 +8,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::exit::{Code, Failure};
 use super::machine;
@@ -139,9 +140,28 @@ pub fn is_mounted(path: &Path) -> Result<bool, Failure> {
     Ok(mountinfo::mounted_at(&mount_table()?, path).is_some_and(|mount| mount.is_ours()))
 }
 
-/// Takes a mount away whose process is gone. Nothing can be lost by it.
+/// Takes a mount away whose process is gone, and the socket that it left. Nothing can be lost by it.
 pub fn clear_dead(path: &Path) -> Result<(), Failure> {
-    crate::fuse::unmount(path, true).map_err(|error| Failure::coded(Code::Mountpoint, &error))
+    crate::fuse::unmount(path, true).map_err(|error| Failure::coded(Code::Mountpoint, &error))?;
+    for dir in machine::runtime_dirs(rustix::process::geteuid().as_raw()) {
+        let socket = dir.join(socket_name(path));
+        if nobody_listens(&socket) {
+            // Who mounts here next replaces it anyway.
+            let _ = std::fs::remove_file(&socket);
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is a socket whose process is gone. Waits for nobody.
+fn nobody_listens(socket: &Path) -> bool {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (Ok(address), Ok(end)) =
+        (SocketAddrUnix::new(socket), socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None))
+    else {
+        return false;
+    };
+    rustix::net::connect(&end, &address) == Err(Errno::CONNREFUSED)
 }
 
 fn mount_table() -> Result<Vec<u8>, Failure> {

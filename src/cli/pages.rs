@@ -12,6 +12,7 @@ use super::exit::{Code, Failure};
 
 /// The helper of mount(8), which has a page of its own in the section of commands for administrators.
 const HELPER_PAGE: &str = "mount.pailfs.8";
+const EXAMPLE: &str = "s3://bucket /mnt pailfs _netdev,env_file=/etc/pailfs/bucket.env 0 0";
 
 pub fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut text = Vec::new();
@@ -57,7 +58,9 @@ fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     add(&command, &mut pages)?;
     let mut text = Vec::new();
     page_of(helper()).section("8").render(&mut text)?;
-    pages.push((HELPER_PAGE.to_owned(), text));
+    // A line to copy is not to be filled and broken like the words around it.
+    let text = String::from_utf8_lossy(&text).replace(EXAMPLE, &format!(".nf\n{EXAMPLE}\n.fi"));
+    pages.push((HELPER_PAGE.to_owned(), text.into_bytes()));
     Ok(pages)
 }
 
@@ -89,12 +92,13 @@ fn helper() -> Command {
                    themselves (_netdev, nofail, noauto, user, x-*, and flags of the kernel) is passed over; sync, dirsync \
                    and remount are refused, and so is what nobody knows. A comma in a value is written \\, or the value in \
                    double quotes; a backslash takes the next character as it is, or three octal digits.";
-    let about = "The type is pailfs, or fuse.pailfs by way of mount.fuse3(8). A line of /etc/fstab:\n\n\
-                 s3://bucket /mnt pailfs _netdev,allow_other,env_file=/etc/pailfs/bucket.env 0 0\n\n\
+    let about = format!(
+        "The type is pailfs, or fuse.pailfs by way of mount.fuse3(8). A line of /etc/fstab:\n\n{EXAMPLE}\n\n\
                  It returns when S3 has answered and the directory is live. umount(8) returns when everything is in S3; \
                  umount -l detaches at once. HOME is that of the user table where the environment has none, so ~/.aws and \
                  ~/.config/pailfs are found at boot; /etc/pailfs/config.toml is read where there is no configuration there. \
-                 The codes it ends with are those of mount(8).";
+                 The codes it ends with are those of mount(8)."
+    );
     Command::new("mount.pailfs")
         .version(env!("CARGO_PKG_VERSION"))
         .about("mount an S3 bucket from /etc/fstab")
@@ -147,5 +151,6 @@ mod tests {
         for word in ["env_file", "_netdev", "octal", "fstab"] {
             assert!(page.contains(word), "{word}: {page}");
         }
+        assert!(page.contains(&format!("\n.nf\n{EXAMPLE}\n.fi\n")), "{page}");
     }
 }

@@ -143,7 +143,18 @@ pub async fn live(dir: &Path) -> Result<Client, Failure> {
 }
 
 pub fn no_answer(error: crate::error::Error) -> Failure {
-    Failure::new(Code::NoAnswer, error.report())
+    match error.kind() {
+        // Neither the network nor `--timeout` has to do with it.
+        Kind::TimedOut => Failure::new(
+            Code::NoAnswer,
+            format!(
+                "{}: it is stopped, which `kill -CONT` ends, or stuck, and then `kill -9` and `pailfs umount` end it; what \
+                 was not saved is kept. If it goes on, it does what it was asked",
+                error.message()
+            ),
+        ),
+        _ => Failure::new(Code::NoAnswer, error.report()),
+    }
 }
 
 pub fn refused(reply: Reply) -> Failure {

@@ -52,6 +52,11 @@ impl Page {
 
 /// Everything that matters, in lines. What the mount does not tell is left out.
 pub fn describe(status: &Status) -> String {
+    describe_some(status, usize::MAX)
+}
+
+/// The same, with so many of the unsaved files at most.
+pub fn describe_some(status: &Status, files_max: usize) -> String {
     let mut page = Page(String::new());
     let access = if status.read_only { "read-only" } else { "read-write" };
     page.section("source", [format!("{} ({access})", printable(&status.source))]);
@@ -62,19 +67,42 @@ pub fn describe(status: &Status) -> String {
     );
     page.section("metrics", status.metrics_listen.iter().map(|at| format!("http://{at}/metrics")));
     page.section("buckets", status.buckets.iter().flat_map(bucket));
-    page.part("not saved yet", unsaved(status));
+    page.part("not saved yet", unsaved(status, files_max));
     page.part("being renamed", renames(status));
     page.part("notes", status.notes.iter().map(|note| printable(note)).collect());
     page.part("throughput", throughput(status));
-    page.part("requests", requests(status));
-    page.part("cost", cost(status));
     page.part("caches", caches(status));
     page.part("memory", memory(status));
     page.part("disks", disks(status));
     page.part("open", open(status));
+    page.part("cost", cost(status));
+    // The longest come last: a watched page ends where the screen does.
+    page.part("requests", requests(status));
     page.part("kernel asks", operations(status));
     page.part("counters", others(status));
     page.0
+}
+
+/// Breaks what is longer than a line of the screen between words; what follows is indented below the values.
+pub fn fold(text: &str, columns: usize) -> String {
+    let mut folded = String::new();
+    for line in text.lines() {
+        let mut rest: Vec<char> = line.chars().collect();
+        let begins = rest.iter().position(|c| *c != ' ').unwrap_or(0);
+        let indent = begins.max(INDENT) + 2;
+        // Where there is hardly room beside the titles, broken lines read worse than cut ones.
+        while rest.len() > columns && columns >= 2 * indent {
+            let words_end = (indent..=columns).rev().find(|at| rest[*at] == ' ');
+            let tail = rest.split_off(words_end.unwrap_or(columns));
+            folded.push_str(String::from_iter(&rest).trim_end());
+            folded.push('\n');
+            rest = vec![' '; indent];
+            rest.extend(tail.into_iter().skip_while(|c| *c == ' '));
+        }
+        folded.extend(rest);
+        folded.push('\n');
+    }
+    folded
 }
 
 fn bucket(bucket: &BucketStatus) -> Vec<String> {
@@ -89,11 +117,16 @@ fn bucket(bucket: &BucketStatus) -> Vec<String> {
         printable(region),
         printable(endpoint)
     )];
-    let mut by_verdict: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut by_verdict: Vec<(&str, Vec<String>)> = Vec::new();
     for capability in &bucket.capabilities {
+        // There are commas between them already.
+        let name = match capability.name.split_once(", ") {
+            Some((what, which)) => format!("{what} ({which})"),
+            None => capability.name.clone(),
+        };
         match by_verdict.iter_mut().find(|(verdict, _)| *verdict == capability.verdict) {
-            Some((_, names)) => names.push(&capability.name),
-            None => by_verdict.push((&capability.verdict, vec![&capability.name])),
+            Some((_, names)) => names.push(name),
+            None => by_verdict.push((&capability.verdict, vec![name])),
         }
     }
     let told = match &by_verdict[..] {
@@ -111,7 +144,7 @@ fn bucket(bucket: &BucketStatus) -> Vec<String> {
     lines
 }
 
-fn unsaved(status: &Status) -> Vec<String> {
+fn unsaved(status: &Status, files_max: usize) -> Vec<String> {
     let unsaved = &status.unsaved;
     if unsaved.files == 0 {
         return vec!["nothing".to_owned()];
@@ -121,13 +154,13 @@ fn unsaved(status: &Status) -> Vec<String> {
         sent => format!(", {} of it sent", format_bytes(sent)),
     };
     let mut lines = vec![format!("{} in {}{sent}", format_bytes(unsaved.bytes), count(unsaved.files))];
-    lines.extend(unsaved.first.iter().map(|file| {
+    lines.extend(unsaved.first.iter().take(files_max).map(|file| {
         let UnsavedFile { path, bytes, sent, last_error } = file;
         let progress = if *sent > 0 { format!(", {} sent", share(*sent, *bytes)) } else { String::new() };
         let error = last_error.as_deref().map(|error| format!(": {}", printable(error))).unwrap_or_default();
         format!("  {} ({}{progress}){error}", printable(path), format_bytes(*bytes))
     }));
-    let named = unsaved.first.len() as u64;
+    let named = unsaved.first.len().min(files_max) as u64;
     if unsaved.files > named {
         lines.push(format!("  and {} more", unsaved.files - named));
     }
@@ -185,7 +218,7 @@ fn throughput(status: &Status) -> Vec<String> {
 fn times(latency: Option<&Latency>) -> String {
     let of =
         |time: fn(&Latency) -> f64| latency.map_or_else(|| "-".to_owned(), |latency| short(time(latency)));
-    format!("{:>10}{:>10}{:>10}", of(|l| l.p50_ms), of(|l| l.p90_ms), of(|l| l.p99_ms))
+    format!("{:>9}{:>9}{:>9}", of(|l| l.p50_ms), of(|l| l.p90_ms), of(|l| l.p99_ms))
 }
 
 fn requests(status: &Status) -> Vec<String> {
@@ -202,10 +235,10 @@ fn requests(status: &Status) -> Vec<String> {
             }
         }
         let latency = status.latencies.iter().find(|latency| latency.operation == name);
-        lines.push(format!("{name:<28}{ok:>10}{}  {}", times(latency), failures.join(", ")));
+        lines.push(format!("{name:<24}{ok:>10}{}  {}", times(latency), failures.join(", ")));
     }
     if !lines.is_empty() {
-        lines.insert(0, format!("{:<28}{:>10}{:>10}{:>10}{:>10}", "", "ok", "p50", "p90", "p99"));
+        lines.insert(0, format!("{:<24}{:>10}{:>9}{:>9}{:>9}", "", "ok", "p50", "p90", "p99"));
         let transfers = &status.transfers;
         lines.push(format!(
             "{} retries, {} answers to slow down; {} transfers under way, {} waiting, at most {} at once",
@@ -308,11 +341,10 @@ fn operations(status: &Status) -> Vec<String> {
         let waits = of.waits.as_ref();
         let waited = waits.map_or(0, |waits| waits.count);
         let name = printable(&of.operation);
-        lines.push(format!("{name:<16}{:>12}{waited:>10}{}", of.count, times(waits)));
+        lines.push(format!("{name:<16}{:>12}{waited:>9}{}", of.count, times(waits)));
     }
     if !lines.is_empty() {
-        let titles =
-            format!("{:<16}{:>12}{:>10}{:>10}{:>10}{:>10}", "", "asked", "waited", "p50", "p90", "p99");
+        let titles = format!("{:<16}{:>12}{:>9}{:>9}{:>9}{:>9}", "", "asked", "waited", "p50", "p90", "p99");
         lines.insert(0, titles);
     }
     lines
@@ -392,6 +424,7 @@ mod tests {
                 capabilities: vec![
                     capability("batch delete", "works"),
                     capability("tagging", "ignored"),
+                    capability("conditional put, new object", "ignored"),
                     capability("checksums", "works"),
                 ],
                 ..BucketStatus::default()
@@ -462,11 +495,11 @@ mod tests {
             "process         7 (pailfs 1.2.3), up for 2 h 3 min",
             "metrics         http://127.0.0.1:9100/metrics",
             "buckets         s3://b/: session default, region garage, endpoint http://127.0.0.1:3900",
-            "                  capabilities: 2 work; ignored: tagging",
+            "                  capabilities: 2 work; ignored: tagging, conditional put (new object)",
             "not saved yet   2.0 KiB in 1 file, 512 B of it sent",
             "                  odd\\u{1b}[2Jname (2.0 KiB, 25 % sent): PutObject: no",
             "being renamed   s3://b/old/ to s3://b/new/: 12 of 50 objects copied (24 %), for 3 s",
-            "                PutObject                            3   0.25 ms     12 ms     1.5 s  2 throttled",
+            "                PutObject                        3  0.25 ms    12 ms    1.5 s  2 throttled",
             "cost            about $0.0154 for requests: 3000 PUT and LIST at $0.005 per 1,000, 1000 GET at \
              $0.0004, 0 DELETE at $0",
             "                memory                 3           1    75 %  reads",
@@ -475,13 +508,49 @@ mod tests {
             "                pools           64.0 MiB of 448.0 MiB",
             "                  read_cache    64.0 MiB",
             "                staging          4.0 KiB, room for 1.0 GiB",
-            "                read                       9         3   0.25 ms     12 ms     1.5 s",
-            "                getattr                   90         0         -         -         -",
+            "                read                       9        3  0.25 ms    12 ms    1.5 s",
+            "                getattr                   90        0        -        -        -",
             "counters        commits                          3  Some.",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line:?} in\n{text}");
         }
         assert!(!text.contains('\u{1b}') && !text.contains("panics") && !text.contains("uploads"), "{text}");
+    }
+
+    #[test]
+    fn a_page_fits_a_screen_of_80_columns_and_loses_no_word() {
+        let mut status = full();
+        let error = "PutObject s3://b/odd: Access Denied (AccessDenied, HTTP 403, request id PAIL0000000001AD); the \
+                     session's identity lacks a permission (IAM, bucket policy or ACL)";
+        status.unsaved.first[0].last_error = Some(error.into());
+        status.unsaved.first[0].path = "long".repeat(40);
+        let page = describe(&status);
+        let folded = fold(&page, 80);
+        assert!(folded.lines().all(|line| line.chars().count() <= 80), "{folded}");
+        let unbroken = |text: &str| text.split_whitespace().collect::<String>();
+        assert_eq!(unbroken(&folded), unbroken(&page));
+        for line in [
+            "                    request id PAIL0000000001AD); the session's identity lacks a",
+            "                    permission (IAM, bucket policy or ACL)",
+            "                PutObject                        3  0.25 ms    12 ms    1.5 s  2",
+            "                  throttled",
+        ] {
+            assert!(folded.lines().any(|found| found == line), "no line {line:?} in\n{folded}");
+        }
+        assert_eq!((fold(&page, 1000).as_str(), fold(&page, 20).as_str()), (page.as_str(), page.as_str()));
+    }
+
+    #[test]
+    fn of_unsaved_files_as_many_are_named_as_there_is_room_for() {
+        let mut status = full();
+        let file = status.unsaved.first[0].clone();
+        status.unsaved.first = vec![file; 5];
+        status.unsaved.files = 7;
+        let named = |text: &str| text.matches("PutObject: no").count();
+        let few = describe_some(&status, 2);
+        assert!(named(&few) == 2 && few.contains("\n                  and 5 more\n"), "{few}");
+        let all = describe(&status);
+        assert!(named(&all) == 5 && all.contains("\n                  and 2 more\n"), "{all}");
     }
 
     #[test]

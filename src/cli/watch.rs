@@ -33,6 +33,10 @@ pub async fn run(args: &StatusArgs) -> Result<(), Failure> {
             }
         }
         None if args.json => say(&(json(serde_json::to_string_pretty(&first))? + "\n")),
+        None if stdout().is_terminal() => {
+            let (_, columns) = size();
+            say(&status::fold(&status::describe(&first), columns))
+        }
         None => say(&status::describe(&first)),
     }
 }
@@ -52,7 +56,11 @@ async fn watch(args: &StatusArgs, pause: Duration, first: Status) -> Result<(), 
     loop {
         let shown = match args.json {
             true => screen.append(&(json(serde_json::to_string(&next))? + "\n")),
-            false if screen.terminal => screen.draw(&status::describe(&next)),
+            false if screen.terminal => {
+                let (rows, columns) = size();
+                let page = status::describe_some(&next, (rows / FILES_PART).max(1));
+                screen.append(&frame(&status::fold(&page, columns), (rows, columns)))
+            }
             false => screen.append(&(status::describe(&next) + "\n")),
         };
         match shown {
@@ -91,26 +99,32 @@ const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 /// Of a terminal that does not say.
 const USUAL_SIZE: (usize, usize) = (24, 80);
+/// One unsaved file is named for so many rows, as it may take five of them with its error.
+const FILES_PART: usize = 16;
 
 impl<W: Write> Screen<W> {
     fn append(&mut self, text: &str) -> io::Result<()> {
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
+}
 
-    fn draw(&mut self, text: &str) -> io::Result<()> {
-        let size = match tcgetwinsize(stdout()) {
-            Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row.into(), size.ws_col.into()),
-            _ => USUAL_SIZE,
-        };
-        self.append(&frame(text, size))
+/// Rows and columns of the terminal.
+fn size() -> (usize, usize) {
+    match tcgetwinsize(stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row.into(), size.ws_col.into()),
+        _ => USUAL_SIZE,
     }
 }
 
-/// What redraws a screen of this many rows and columns without a flicker: each line is written over the old one.
+/// What redraws a screen of this many rows and columns without a flicker: each line is written over the old one. Where not
+/// all of them fit, the last says so.
 fn frame(text: &str, (rows, columns): (usize, usize)) -> String {
     let mut frame = String::from(HOME);
-    for (n, line) in text.lines().take(rows.saturating_sub(1)).enumerate() {
+    let (lines, room) = (text.lines().count(), rows.saturating_sub(1));
+    let shown = if lines > room { room.saturating_sub(1) } else { lines };
+    let more = format!("({} more lines; without --watch all are shown)", lines - shown);
+    for (n, line) in text.lines().take(shown).chain((shown < lines).then_some(&*more)).enumerate() {
         if n > 0 {
             frame.push_str("\r\n");
         }
@@ -128,8 +142,10 @@ mod tests {
 
     #[test]
     fn a_frame_fits_its_screen() {
-        let text = "one is long\ntwo\nthree\nfour\n";
+        let text = "one is long\ntwo\nthree\n";
         assert_eq!(frame(text, (4, 7)), "\x1b[Hone is \x1b[K\r\ntwo\x1b[K\r\nthree\x1b[K\r\n\x1b[J");
+        let cut = frame("one\ntwo\nthree\nfour\n", (4, 20));
+        assert_eq!(cut, "\x1b[Hone\x1b[K\r\ntwo\x1b[K\r\n(2 more lines; witho\x1b[K\r\n\x1b[J");
         assert_eq!(frame("", (24, 80)), "\x1b[H\r\n\x1b[J");
     }
 }

@@ -40,12 +40,13 @@ impl Client {
 
     /// Asks, hears of the progress, and returns the final line.
     pub async fn ask(self, request: Request, mut progress: impl FnMut(&Unsaved)) -> Result<Reply> {
+        let pid = self.pid().map(|pid| format!(" {}", pid.as_raw_nonzero())).unwrap_or_default();
         let failed = |error: io::Error| {
             let kind = match error.kind() {
                 io::ErrorKind::TimedOut => Kind::TimedOut,
                 _ => Kind::Local,
             };
-            Error::new(kind, "the mount's process does not answer").with_source(error)
+            Error::new(kind, format!("the mount's process{pid} does not answer")).with_source(error)
         };
         let (reader, mut writer) = self.stream.into_split();
         let mut text = serde_json::to_vec(&request).expect("a request is one word");

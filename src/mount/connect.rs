@@ -65,11 +65,18 @@ struct Endpoints {
 /// What probes have found out, and what people should know of it.
 pub(super) struct Findings {
     pub(super) capabilities: CapabilityCache,
-    /// By bucket.
-    notes: Mutex<BTreeMap<String, String>>,
+    /// By bucket, and what they are about.
+    notes: Mutex<BTreeMap<(String, Note), String>>,
     pub(super) places: Places,
     /// The session whose buckets all are shown.
     pub(super) shows_all: OnceLock<Arc<Session>>,
+}
+
+/// What a note of a bucket is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Note {
+    Conditions,
+    LeftBehind,
 }
 
 impl Findings {
@@ -97,14 +104,14 @@ impl Findings {
         }
     }
 
-    /// Keeps a note of a bucket, in the place of an earlier one. Whether it is new.
-    fn note(&self, bucket: &str, text: &str) -> bool {
+    /// Keeps a note of a bucket, in the place of an earlier one about the same. Whether it is new.
+    fn note(&self, bucket: &str, about: Note, text: &str) -> bool {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let note = format!("{bucket}: {text}");
-        if notes.get(bucket) == Some(&note) || (notes.len() >= NOTES_MAX && !notes.contains_key(bucket)) {
+        let (key, note) = ((bucket.to_owned(), about), format!("{bucket}: {text}"));
+        if notes.get(&key) == Some(&note) || (notes.len() >= NOTES_MAX && !notes.contains_key(&key)) {
             return false;
         }
-        notes.insert(bucket.to_owned(), note);
+        notes.insert(key, note);
         true
     }
 
@@ -117,7 +124,7 @@ impl Findings {
             );
         }
         if !probed.left.is_empty() {
-            self.note(&format!("{bucket} "), &format!("a probe left behind {}", probed.left.join(", ")));
+            self.note(bucket, Note::LeftBehind, &format!("a probe left behind {}", probed.left.join(", ")));
         }
     }
 
@@ -251,18 +258,24 @@ fn conditions_of(found: &Capabilities, bucket: &str, findings: &Findings) -> Con
     let conditions = Conditions { put, complete, copy, delete, delete_many };
     // Where only a batch's are not looked at, each delete is a request of its own, and nothing is lost.
     if !(put && complete && copy && delete) {
-        let missing: Vec<String> = found
-            .table()
-            .into_iter()
-            .filter(|(name, verdict, _)| name.starts_with("conditional") && *verdict != Verdict::Works)
-            .map(|(name, verdict, _)| format!("{name}: {verdict}"))
-            .collect();
+        let mut table = found.table().to_vec();
+        table.retain(|(name, verdict, _)| name.starts_with("conditional") && *verdict != Verdict::Works);
+        let missing: Vec<String> =
+            table.iter().map(|(name, verdict, _)| format!("{name}: {verdict}")).collect();
+        // Who may not ask has found out nothing of the server.
+        let says = match table
+            .iter()
+            .any(|(_, verdict, _)| matches!(verdict, Verdict::Ignored | Verdict::Refused))
+        {
+            true => "the endpoint does not honour every condition",
+            false => "it could not be found out whether the endpoint honours every condition",
+        };
         let note = format!(
-            "the endpoint does not honour every condition ({}); a request before each write stands in, which leaves a \
-             short window in which another client's change can be lost",
+            "{says} ({}); a request before each write stands in, which leaves a short window in which another client's \
+             change can be lost",
             missing.join(", ")
         );
-        if findings.note(bucket, &note) {
+        if findings.note(bucket, Note::Conditions, &note) {
             tracing::warn!(bucket, "{note}");
         }
     }
@@ -326,10 +339,26 @@ mod tests {
     fn a_note_is_kept_for_each_bucket_and_there_are_not_too_many() {
         let findings = findings();
         for n in (0..1000).chain(0..10) {
-            findings.note(&format!("bucket-{n:04}"), "no conditions");
+            findings.note(&format!("bucket-{n:04}"), Note::Conditions, "no conditions");
         }
         assert_eq!(findings.notes().len(), NOTES_MAX);
         assert_eq!(findings.notes()[0], "bucket-0000: no conditions");
+    }
+
+    #[test]
+    fn a_server_is_not_blamed_for_what_the_identity_may_not_ask() {
+        let note = |verdict| {
+            let findings = findings();
+            conditions_of(&Capabilities { put_if_match: verdict, ..Capabilities::of_aws() }, "b", &findings);
+            findings.notes().remove(0)
+        };
+        let ignored = note(Verdict::Ignored);
+        assert!(
+            ignored.starts_with("b: the endpoint does not honour every condition (conditional put"),
+            "{ignored}"
+        );
+        let denied = note(Verdict::Denied);
+        assert!(denied.starts_with("b: it could not be found out whether the endpoint honours"), "{denied}");
     }
 
     async fn server() -> Server {

@@ -10,7 +10,7 @@ use crate::base::format_bytes;
 use crate::config::Site;
 use crate::control::{Cause, Refusal, RenameStatus, Unsaved, UnsavedFile};
 use crate::error::{Error, Kind};
-use crate::fs::Fs;
+use crate::fs::{Fs, Pending};
 
 /// How often saving is looked at for progress.
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(250);
@@ -26,7 +26,12 @@ pub enum Heard<'a> {
 }
 
 pub(super) fn unsaved(fs: &Fs) -> Unsaved {
-    let pending = fs.pending();
+    let mut pending = fs.pending();
+    // Not all of them are named: first what failed, then what is on its way.
+    pending.sort_by(|a, b| {
+        let rank = |file: &Pending| (file.last_error.is_none(), std::cmp::Reverse(file.sent_bytes));
+        rank(a).cmp(&rank(b)).then_with(|| a.path.cmp(&b.path))
+    });
     let sent = pending.iter().map(|file| file.sent_bytes).sum();
     let files = pending.into_iter().map(|file| UnsavedFile {
         path: file.path,

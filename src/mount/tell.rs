@@ -31,12 +31,17 @@ pub(super) fn capabilities_of(is_aws: bool, found: Option<&Capabilities>) -> Str
         None => "not known yet".to_owned(),
         Some(found) => {
             let table = found.table();
-            let lacks: Vec<&str> = table
-                .iter()
+            // A mount asks for what it needs alone; of the rest nothing is known.
+            let tried = || table.iter().filter(|(_, verdict, _)| *verdict != Verdict::Unknown);
+            let lacks: Vec<&str> = tried()
                 .filter(|(_, verdict, _)| *verdict != Verdict::Works)
                 .map(|(name, ..)| *name)
                 .collect();
-            if lacks.is_empty() { "all".to_owned() } else { format!("all but {}", lacks.join(", ")) }
+            match (lacks.is_empty(), tried().count() == table.len()) {
+                (true, true) => "all".to_owned(),
+                (true, false) => format!("all {} that were tried", tried().count()),
+                (false, _) => format!("all but {}", lacks.join(", ")),
+            }
         }
     }
 }
@@ -49,7 +54,7 @@ pub(super) fn mounted(config: &MountConfig, reached: &[Reached]) {
     };
     tracing::info!(
         source = config.site.source.name(),
-        mountpoint = %config.mountpoint.display(),
+        mountpoint = config.mountpoint.display().to_string(),
         read_only = config.read_only,
         buckets = some(&reached.iter().map(|one| &*one.bucket).collect::<Vec<_>>()),
         region = distinct(|one| &one.region),
@@ -80,7 +85,7 @@ pub(super) fn unmounted(mountpoint: &Path, uptime: Duration, stats: &Stats, left
         failed += if outcome == "ok" { 0 } else { count };
     }
     tracing::info!(
-        mountpoint = %mountpoint.display(),
+        mountpoint = mountpoint.display().to_string(),
         uptime_s = uptime.as_secs(),
         bytes_read = stats.bytes_read.value(),
         bytes_written = stats.bytes_written.value(),
@@ -111,6 +116,9 @@ mod tests {
         assert_eq!(capabilities_of(true, None), "as AWS documents them");
         assert_eq!(capabilities_of(false, None), "not known yet");
         let mut found = Capabilities::of_aws();
+        assert_eq!(capabilities_of(false, Some(&found)), "all");
+        found.tagging = Verdict::Unknown;
+        assert_eq!(capabilities_of(false, Some(&found)), "all 15 that were tried");
         found.delete_if_match = Verdict::Ignored;
         let told = capabilities_of(false, Some(&found));
         assert!(told.starts_with("all but ") && told.contains("delete"), "{told}");

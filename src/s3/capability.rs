@@ -654,9 +654,13 @@ impl Scratch<'_> {
             })
             .buffer_unordered(DELETES_AT_ONCE);
         while let Some((key, version, answer)) = deletes.next().await {
-            if let Err(error) = answer {
-                tracing::debug!(key, error = %error.report(), "a probe's object stays");
-                left.push(what_stays(key, version));
+            match answer {
+                // What could not be made is not there either.
+                Err(error) if !matches!(error.kind(), Kind::NotFound | Kind::NoSuchBucket) => {
+                    tracing::debug!(key, error = %error.report(), "a probe's object stays");
+                    left.push(what_stays(key, version));
+                }
+                _ => {}
             }
         }
         left
@@ -887,6 +891,14 @@ mod tests {
         assert_eq!(found.capabilities, Capabilities::of_aws());
         assert!(found.left.is_empty() && found.stopped.is_none());
         assert!(is_empty(&store).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_never_made_is_not_told_to_be_left() {
+        let store = store();
+        let scratch = Scratch::new(&store, "none", "");
+        assert_eq!(scratch.put("first", "x", Condition::Any).await.unwrap_err().kind(), Kind::NoSuchBucket);
+        assert_eq!(scratch.clean().await, [""; 0]);
     }
 
     #[tokio::test]

@@ -256,7 +256,7 @@ fn told_again(error: &Arc<CredentialsError>) -> CredentialsError {
 }
 
 /// Why, without the SDK's own preface.
-fn reason(error: &CredentialsError) -> String {
+pub(super) fn reason(error: &CredentialsError) -> String {
     let mut causes = Vec::new();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

@@ -25,6 +25,7 @@ where
             let kind = match status {
                 // The server did it, or says so, in words that the SDK cannot read.
                 200..300 if code.is_empty() => Kind::Corrupt,
+                _ if is_about_the_keys(&code, meta.message()) => Kind::Credentials,
                 _ => kind_of(&code, status, condition),
             };
             let mut message = meta.message().unwrap_or("").to_owned();
@@ -56,7 +57,12 @@ where
             Error::new(Kind::TimedOut, "the endpoint did not answer in time").with_source(error)
         }
         SdkError::DispatchFailure(failure) if failure.is_io() => {
-            Error::new(Kind::Unreachable, "the endpoint cannot be reached").with_source(error)
+            // So rustls takes words that are not TLS.
+            let words = match chain_of(std::error::Error::source(&error)).contains("InvalidContentType") {
+                true => "the endpoint's port does not speak TLS, as https:// says; is it http://?",
+                false => "the endpoint cannot be reached",
+            };
+            Error::new(Kind::Unreachable, words).with_source(error)
         }
         SdkError::DispatchFailure(failure) => {
             let chain = chain_of(failure.as_connector_error().map(|e| e as &dyn std::error::Error));
@@ -134,6 +140,13 @@ fn kind_of(code: &str, status: u16, condition: &Condition) -> Kind {
             _ => Kind::InvalidArgument,
         },
     }
+}
+
+/// Garage has no code of its own for keys that it does not know, or that do not fit each other.
+fn is_about_the_keys(code: &str, message: Option<&str>) -> bool {
+    let words = ["Forbidden: Invalid signature", "Forbidden: No such key: "];
+    code == "AccessDenied"
+        && message.is_some_and(|message| words.iter().any(|words| message.starts_with(words)))
 }
 
 /// An answer to HEAD has no body, so no message.
@@ -273,6 +286,19 @@ mod tests {
         assert_eq!(kind_of("", 404, &any), Kind::NotFound);
         assert_eq!(kind_of("", 418, &any), Kind::InvalidArgument);
         assert_eq!(kind_of("InternalError", 500, &any), Kind::Server);
+    }
+
+    #[test]
+    fn keys_that_garage_does_not_accept_are_no_lack_of_permission() {
+        for (message, keys) in [
+            ("Forbidden: Invalid signature", true),
+            ("Forbidden: No such key: GK31c2", true),
+            ("Forbidden: Operation is not allowed for this key.", false),
+            ("Access Denied", false),
+        ] {
+            assert_eq!(is_about_the_keys("AccessDenied", Some(message)), keys, "{message}");
+        }
+        assert!(!is_about_the_keys("AccessDenied", None));
     }
 
     #[test]

@@ -35,7 +35,7 @@ use serde::Serialize;
 
 use super::answers;
 use super::client::{Client, ClientSettings};
-use super::credentials::{Provider, Refreshing, env, load};
+use super::credentials::{Provider, Refreshing, env, load, reason};
 use super::customer_key::{CustomerKey, KeyPlace};
 use super::failure::region_hint;
 use super::http::HttpSettings;
@@ -438,10 +438,7 @@ impl Session {
                     let expires = found.expiry().and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok());
                     (described(&masked(found.access_key_id()), &provider), expires.map(|d| d.as_secs()), None)
                 }
-                Err(error) => {
-                    let why = aws_smithy_types::error::display::DisplayErrorContext(&error).to_string();
-                    (described("none found", "default chain"), None, Some(why))
-                }
+                Err(error) => (described("none found", "default chain"), None, Some(reason(&error))),
             },
         };
         SessionDescription {

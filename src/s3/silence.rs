@@ -58,10 +58,14 @@ impl Silence {
         }
         let state = self.state();
         let Some(silent) = &state.silent else { return Ok(()) };
-        let (kind, why) = state.why.clone().unwrap_or((Kind::TimedOut, String::new()));
+        let (kind, why) = match &state.why {
+            Some((kind, why)) => (*kind, format!(" ({why})")),
+            // Nothing failed yet: who asked gave up first.
+            None => (Kind::TimedOut, String::new()),
+        };
         let seconds = silent.since.elapsed().as_secs();
         let told = format!(
-            "the endpoint has answered nothing for {seconds} s ({why}); it is asked every second whether it is back"
+            "the endpoint has answered nothing for {seconds} s{why}; it is asked every second whether it is back"
         );
         Err(Error::new(kind, told))
     }
@@ -168,6 +172,16 @@ mod tests {
         assert!(told.message().contains("nothing for 65 s (connection refused)"), "{told}");
         assert_eq!(silence.hears(), Some(Duration::from_secs(65)));
         assert!(silence.admits().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gave_up_first_left_no_reason_to_tell() {
+        let silence = Silence::default();
+        silence.begins();
+        pass(60).await;
+        assert!(silence.ends(PATIENCE));
+        let told = silence.admits().await.unwrap_err();
+        assert!(told.kind() == Kind::TimedOut && told.message().contains(" s; it is asked"), "{told}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -192,9 +192,26 @@ fn every_command_ends_where_the_mount_s_process_is_stuck() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(13), "{command:?}: {}", text(&output));
         assert!(text(&output).contains("does not answer"), "{command:?}: {}", text(&output));
+        // It is no matter of the network.
+        assert!(!text(&output).contains("--timeout"), "{command:?}: {}", text(&output));
     }
     // What was asked of it is heard once it goes on.
     assert!(wait_for(Duration::from_secs(30), || !is_mounted(&m.path())));
+}
+
+#[test]
+fn https_to_a_port_without_tls_is_told_as_that() {
+    if fresh_place(Server::Demo, "https_to_a_port_without_tls").is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = endpoint(Server::Demo);
+    let url = at.url.replacen("http://", "https://", 1);
+    let mount =
+        ["mount", "s3://b", dir.path().to_str().unwrap(), "--endpoint-url", &url, "--region", &at.region];
+    let output = run(Server::Demo, &mount);
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output));
+    assert!(text(&output).contains("does not speak TLS"), "{}", text(&output));
 }
 
 #[test]
@@ -205,9 +222,15 @@ fn a_dead_mount_is_told_of_and_taken_away() {
     let output = run(Server::Demo, &["status", &dir]);
     assert_eq!(output.status.code(), Some(13), "{}", text(&output));
     assert!(text(&output).contains("is gone"), "{}", text(&output));
+    let uid = rustix::process::geteuid().as_raw();
+    let name = pailfs::control::socket_name(&m.path());
+    let places = ["/run/pailfs".to_owned(), format!("/run/user/{uid}/pailfs"), format!("/tmp/pailfs-{uid}")];
+    let sockets = || places.iter().filter(|place| Path::new(place).join(&name).exists()).count();
+    assert_eq!(sockets(), 1);
     let output = run(Server::Demo, &["umount", &dir]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(!is_mounted(&m.path()));
+    assert_eq!(sockets(), 0, "the socket stays");
 }
 
 #[test]

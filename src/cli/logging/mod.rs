@@ -218,9 +218,17 @@ fn filter(level: &str) -> Result<EnvFilter, Failure> {
         _ if plain => format!("error,s3s=off,pailfs={level}"),
         _ => level.to_owned(),
     };
-    EnvFilter::try_new(directives).map_err(|error| {
-        Failure::new(Code::Usage, format!("no level or filter of the log: {level:?}: {error}"))
-    })
+    let refused =
+        |why: &str| Failure::new(Code::Usage, format!("no level or filter of the log: {level:?}: {why}"));
+    // One word is a module to the filter, and nothing else would be logged: a misspelt level would silence the mount.
+    let is_word =
+        |part: &str| part.chars().all(|c| c.is_alphanumeric()) && part.parse::<LevelFilter>().is_err();
+    if let Some(word) = directives.split(',').map(str::trim).find(|part| is_word(part)) {
+        return Err(refused(&format!(
+            "{word:?} is none of off, error, warn, info, debug and trace; a module has one too, as pailfs=debug"
+        )));
+    }
+    EnvFilter::try_new(&directives).map_err(|error| refused(&error.to_string()))
 }
 
 /// Whether somebody looks for a fault.
@@ -312,7 +320,10 @@ mod tests {
         assert_eq!(filter("debug").unwrap().to_string(), "pailfs=debug,s3s=off,error");
         assert_eq!(filter("off").unwrap().to_string(), "off");
         assert_eq!(filter("hyper_util=trace").unwrap().to_string(), "hyper_util=trace");
-        assert_eq!(filter("pailfs=loud").unwrap_err().code, Code::Usage);
+        assert_eq!(filter("pailfs::fs=debug,3").unwrap().to_string(), "pailfs::fs=debug,info");
+        for wrong in ["pailfs=loud", "loud", "debg", "info,hyper_util=info,pailfs"] {
+            assert_eq!(filter(wrong).unwrap_err().code, Code::Usage, "{wrong}");
+        }
     }
 
     #[test]

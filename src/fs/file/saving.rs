@@ -576,8 +576,17 @@ impl Fs {
         let told =
             if next.is_some() { "still not in S3; trying again" } else { "not saved under its own name" };
         tracing::warn!(
-            op = "save", path, request, bucket, key, code, status, request_id, next_try_s,
-            error = %error.report(), "{told}"
+            op = "save",
+            path,
+            request,
+            bucket,
+            key,
+            code,
+            status,
+            request_id,
+            next_try_s,
+            error = error.report(),
+            "{told}"
         );
     }
 
