@@ -236,12 +236,11 @@ fn without_option_syntax(source: &str) -> String {
 
 /// The kernel reads ahead 128 KiB by default, an eighth of what one request carries.
 fn raise_read_ahead(mountpoint: &Path) {
-    use std::os::unix::fs::MetadataExt;
-    // The device number is the mount's own, and knowing it costs no request: the root is in memory.
-    let Ok(metadata) = std::fs::metadata(mountpoint) else { return };
-    let device = metadata.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    // The number of its device is all that is asked for, which the kernel has in memory. A process that waits for an answer
+    // of its own and is killed meanwhile never ends: it holds /dev/fuse open, and nobody answers.
+    let Ok(root) = statx(CWD, mountpoint, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()) else { return };
+    let setting = format!("/sys/class/bdi/{}:{}/read_ahead_kb", root.stx_dev_major, root.stx_dev_minor);
     if let Err(error) = std::fs::write(&setting, READ_AHEAD_KIB) {
         tracing::debug!(setting, %error, "the kernel's read-ahead stays at its default");
     }

@@ -42,6 +42,25 @@ fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
     list.as_array().unwrap().iter().find(|row| row[key] == name).unwrap_or(&Value::Null)
 }
 
+/// A process that waited for an answer of its own, and was killed meanwhile, would never be gone.
+#[test]
+fn a_mount_that_begins_asks_itself_for_nothing() {
+    let Some(m) = Mounted::fresh(Server::Demo, "asks-itself-for-nothing") else { return };
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let at = format!(" {} ", m.path().display());
+    let line = table.lines().rfind(|line| line.contains(&at)).unwrap();
+    let device = line.split(' ').nth(2).unwrap();
+    let read_ahead = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if fs::OpenOptions::new().write(true).open(&read_ahead).is_ok() {
+        let is_raised = || fs::read_to_string(&read_ahead).is_ok_and(|kib| kib.trim() == "1024");
+        assert!(wait_for(SOON, is_raised), "read-ahead is never raised");
+    }
+    let all = status(&m);
+    let asked: Vec<&str> =
+        all["operations"].as_array().unwrap().iter().map(|row| row["operation"].as_str().unwrap()).collect();
+    assert!(asked.is_empty(), "{asked:?}");
+}
+
 #[test]
 fn known_work_is_told_to_people_programs_and_prometheus_alike() {
     let flags = ["--metrics-listen", "127.0.0.1:0"];
