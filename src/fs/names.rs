@@ -260,6 +260,9 @@ impl Fs {
             if let Some(replaced) = &mut replaced {
                 replaced.fetch(self).await?;
             }
+            if let Some(held) = held.as_ref().filter(|_| target.is_some()) {
+                self.note_made(held.file())?;
+            }
             self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
             if let Some(held) = &held {
                 held.file().replaces(expects, claim.is_some());
