@@ -204,9 +204,13 @@ impl Fs {
             self.take_up_rename(rename, &mut files, &mut taken).await;
         }
         let removed: HashSet<FileId> = deletes.iter().filter_map(|delete| delete.doomed.file).collect();
+        // Before their deletes are done, and forgotten: whoever goes on from a kill in between would bring the files back.
+        for file in files.extract_if(.., |file| removed.contains(&file.file)) {
+            self.drop_file(file);
+        }
         self.take_up_deletes(deletes, &mut taken).await;
         for file in files {
-            if removed.contains(&file.file) || self.was_replaced(&file).await {
+            if self.was_replaced(&file).await {
                 self.drop_file(file);
                 continue;
             }
