@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use pailfs::base::SystemClock;
+use pailfs::base::{Clock, SystemClock};
 use pailfs::error::{Error, Kind, Result};
 use pailfs::fs::{Durability, FileType, Maker, OpenFlags, Replaces, SetAttr};
 use pailfs::s3::{Condition, MemStore, Store, When};
@@ -28,7 +28,7 @@ const MIB: usize = 1 << 20;
 /// Two parts and a rest.
 const LARGE: usize = 2 * PART + MIB;
 const PART: usize = 8 * MIB;
-/// No step takes so long, however busy the machine is.
+/// Nothing takes so long, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TAG: &str = "user.tag";
 
@@ -543,10 +543,10 @@ impl Program {
                 client.fs.forget(ino, 1);
                 set?;
             }
-            Rename(from, to) => self.holding(from, client.rename(from, to)).await?,
-            Unlink(path) => self.holding(path, client.unlink(path)).await?,
+            Rename(from, to) => self.holding(from, Box::pin(client.rename(from, to))).await?,
+            Unlink(path) => self.holding(path, Box::pin(client.unlink(path))).await?,
             Mkdir(path) => client.mkdir(path).await?,
-            Rmdir(path) => self.holding(path, client.rmdir(path)).await?,
+            Rmdir(path) => self.holding(path, Box::pin(client.rmdir(path))).await?,
             Symlink(path, target) => {
                 let (dir, name) = self.parent(path).await?;
                 let made =
@@ -905,7 +905,7 @@ async fn record(
     let mut tree = Tree::default();
     let failed = |step: Step| move |error: Error| format!("{step:?} fails: {}", error.report());
     for step in [Mkdir("d"), Put("d/other", "another")].iter().chain(situation.steps) {
-        in_time(program.step(*step)).await.map_err(failed(*step))?;
+        in_time(Box::pin(program.step(*step))).await.map_err(failed(*step))?;
         tree.apply(*step);
     }
     let mut trees = vec![tree.clone()];
@@ -915,7 +915,7 @@ async fn record(
         trees.push(tree.clone());
         let now = trees.len() - 1;
         camera.lock().unwrap().right.push(now);
-        in_time(program.step(*step)).await.map_err(failed(*step))?;
+        in_time(Box::pin(program.step(*step))).await.map_err(failed(*step))?;
         camera.lock().unwrap().done(format!("{step:?}"), dir.path(), vec![now]);
     }
     Ok((trees, Camera::ended(&store, &camera)))
@@ -970,10 +970,10 @@ async fn go_on(left: &Left, twice: bool) -> Seen {
 /// Nothing is owed any more, and no upload is left that nothing is noted of.
 async fn no_uploads(store: &Arc<MemStore>, mount: &Client, dir: &Path) -> std::result::Result<(), String> {
     // Aborting goes on behind.
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = SystemClock.now() + Duration::from_secs(10);
     let mut owed = Vec::new();
     let mut uploads = Vec::new();
-    while std::time::Instant::now() < deadline {
+    while SystemClock.now() < deadline {
         let journal = mount.fs.options().journal.as_ref().expect("it has one");
         owed = journal.owed();
         uploads = store.list_uploads(BUCKET, "").await.map_err(|error| error.report())?;
