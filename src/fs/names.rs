@@ -260,6 +260,9 @@ impl Fs {
             if let Some(replaced) = &mut replaced {
                 replaced.fetch(self).await?;
             }
+            if let Some(held) = held.as_ref().filter(|_| target.is_some()) {
+                self.note_made(held.file())?;
+            }
             self.tree().rename((from.parent, &from.name), (to.parent, &to.name), self.clock.now())?;
             if let Some(held) = &held {
                 held.file().replaces(expects, claim.is_some());
@@ -432,7 +435,10 @@ impl Fs {
             let place = Place { bucket: to.volume.bucket.clone(), key: to_key.clone() };
             Some(BaseObject { place, etag: etag.clone(), size: info.size, checksum: None })
         };
-        if let Some(replaced) = &replaced {
+        // Where the same bytes are there already, nobody could say by them whether they are the copy: then it is written down
+        // when they are.
+        let shows = |replaced: &Held| replaced.file().expects() != Condition::Matches(info.etag.clone());
+        if let Some(replaced) = replaced.as_ref().filter(|replaced| shows(replaced)) {
             replaced.file().replacing(is_replaced_by(&info.etag));
         }
         let written =
@@ -442,7 +448,9 @@ impl Fs {
                     replaced.failed(error);
                 }
             })?;
-        if let Some(replaced) = replaced.as_ref().filter(|_| written.etag != info.etag) {
+        if let Some(replaced) =
+            replaced.as_ref().filter(|replaced| written.etag != info.etag || !shows(replaced))
+        {
             replaced.file().replacing(is_replaced_by(&written.etag));
         }
         let deleted = self.remove_object(from, &from_key, Some(&source.etag)).await;

@@ -91,6 +91,12 @@ impl Fs {
         Ok(Some(line))
     }
 
+    /// A file that was made, and may not have a line yet, is about to take another's name: from now on it is owed, so that what
+    /// it replaces does not come back where the process ends before anything is written.
+    pub(super) fn note_made(&self, file: &File) -> Result<()> {
+        self.line_of(file.ino, &mut lock(&file.state)).map(drop)
+    }
+
     /// The name of the file's staging file, which need not be there yet.
     fn staging_name(&self, state: &mut State) -> String {
         let fresh = || self.options.journal.as_ref().map_or(0, |journal| journal.fresh_id());
@@ -198,9 +204,13 @@ impl Fs {
             self.take_up_rename(rename, &mut files, &mut taken).await;
         }
         let removed: HashSet<FileId> = deletes.iter().filter_map(|delete| delete.doomed.file).collect();
+        // Before their deletes are done, and forgotten: whoever goes on from a kill in between would bring the files back.
+        for file in files.extract_if(.., |file| removed.contains(&file.file)) {
+            self.drop_file(file);
+        }
         self.take_up_deletes(deletes, &mut taken).await;
         for file in files {
-            if removed.contains(&file.file) || self.was_replaced(&file).await {
+            if self.was_replaced(&file).await {
                 self.drop_file(file);
                 continue;
             }

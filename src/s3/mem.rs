@@ -52,6 +52,19 @@ struct State {
     protected: BTreeSet<String>,
     /// Answers that are let out, by API name; all, where there is none.
     held: BTreeMap<&'static str, Arc<Semaphore>>,
+    /// Is shown each moment around a change.
+    watcher: Option<Box<dyn FnMut(Moment) + Send>>,
+}
+
+/// S3 as it is just before a request that may change it, and just after.
+#[derive(Debug)]
+pub struct Moment {
+    /// API name of the request, and its key if it is of one.
+    pub operation: &'static str,
+    pub key: String,
+    pub when: When,
+    /// A copy, which goes on by itself.
+    pub s3: MemStore,
 }
 
 /// How an S3 lists.
@@ -102,6 +115,7 @@ impl MemStore {
             refused: BTreeMap::new(),
             protected: BTreeSet::new(),
             held: BTreeMap::new(),
+            watcher: None,
         };
         Self { state: Mutex::new(state), clock, stats }
     }
@@ -214,6 +228,32 @@ impl MemStore {
         held
     }
 
+    /// Shows S3 around each change from now on, while nothing else can happen to it: what is looked at meanwhile is what the
+    /// end of the client's process would leave. The watcher must not ask this S3 for anything.
+    pub fn watch(&self, watcher: impl FnMut(Moment) + Send + 'static) {
+        self.lock().watcher = Some(Box::new(watcher));
+    }
+
+    /// Another S3 that has what this one has now.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        self.copy_of(&self.lock().model)
+    }
+
+    fn copy_of(&self, model: &Model) -> Self {
+        let copy = Self::new(Arc::clone(&self.clock), Arc::default());
+        copy.lock().model = model.clone();
+        copy
+    }
+
+    /// Shows the watcher this moment of a request, if it is one that changes something.
+    fn show(&self, state: &mut State, operation: &'static str, key: &str, when: When) {
+        let only_asks = ["List", "Head", "Get"].iter().any(|asks| operation.starts_with(asks));
+        if !only_asks && let Some(watcher) = &mut state.watcher {
+            watcher(Moment { operation, key: key.to_owned(), when, s3: self.copy_of(&state.model) });
+        }
+    }
+
     async fn let_out(&self, operation: &'static str) {
         let held = self.lock().held.get(operation).cloned();
         if let Some(held) = held
@@ -267,6 +307,7 @@ impl MemStore {
         if failure.is_some() && !state.keeps_failing {
             state.failing = None;
         }
+        self.show(&mut state, operation, key, When::Before);
         let answer = match failure.or_else(|| state.refused.get(operation).copied()) {
             None => work(&mut state),
             Some((kind, when)) => {
@@ -277,6 +318,7 @@ impl MemStore {
                 Err(Error::new(kind, "made to fail"))
             }
         };
+        self.show(&mut state, operation, key, When::After);
         drop(state);
         let answer = answer.map_err(|error| error.on(operation, bucket, key));
         if answer.as_ref().is_err_and(|error| error.kind() == Kind::Throttled) {

@@ -37,7 +37,7 @@ pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksu
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
 pub use customer_key::KeyPlace;
 pub(crate) use mem::require_equal;
-pub use mem::{Listing, MemStore, When};
+pub use mem::{Listing, MemStore, Moment, When};
 pub use patience::{Progress, tell, watch, watch_all};
 pub use payload::Payload;
 pub use resource::{Bucket, Object};

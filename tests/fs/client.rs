@@ -115,6 +115,17 @@ impl Client {
         stats: Arc<Stats>,
     ) -> Self {
         let staging = tempfile::tempdir().expect("a directory can be made");
+        Self::of_root_in(staging, root, options, store, clock, stats)
+    }
+
+    fn of_root_in(
+        staging: tempfile::TempDir,
+        root: Root,
+        options: Options,
+        store: Arc<MemStore>,
+        clock: Arc<ManualClock>,
+        stats: Arc<Stats>,
+    ) -> Self {
         let options = Options {
             staging_dir: staging.path().to_owned(),
             kept: Some(staging.path().join("kept/attributes")),
@@ -339,6 +350,26 @@ impl Client {
         };
         let volume = Volume::new(BUCKET, "", Arc::clone(&store) as Arc<dyn Store>);
         Self::of_root(Root::Volume(volume), options, store, clock, stats)
+    }
+
+    /// A mount of that bucket which writes down there what it owes, and sends nothing but parts before somebody asks for
+    /// it. What was owed there comes with it.
+    pub fn putting_off(store: &Arc<MemStore>, disk: &Path, durability: Durability) -> (Self, Vec<Owed>) {
+        const NEVER: Duration = Duration::from_secs(24 * 3600);
+        let (journal, owed) = open_journal(disk, &[]);
+        let options = Options {
+            journal: Some(Arc::new(journal)),
+            durability,
+            upload_delay: NEVER,
+            describe_delay: NEVER,
+            delete_wait: NEVER,
+            ..usual()
+        };
+        let volume = Volume::new(BUCKET, "", Arc::clone(store) as Arc<dyn Store>);
+        let (store, clock) = (Arc::clone(store), Arc::new(ManualClock::new()));
+        let beside =
+            tempfile::tempdir_in(disk.parent().expect("it is in a directory")).expect("so can another");
+        (Self::of_root_in(beside, Root::Volume(volume), options, store, clock, Arc::default()), owed)
     }
 
     /// Lets everything remembered grow old.

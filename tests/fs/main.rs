@@ -29,3 +29,4 @@ mod renames;
 mod reports;
 mod streaming;
 mod uploads;
+mod windows;

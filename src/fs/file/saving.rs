@@ -712,6 +712,8 @@ impl File {
             state.saved_stamp = stamp;
             state.lost = true;
             self.let_go_of_line(&mut state);
+            // An earlier mount may have left one, with nothing in it.
+            state.drop_staging();
         }
         only
     }

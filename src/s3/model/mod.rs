@@ -19,14 +19,14 @@ use crate::base::{ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 
 /// All buckets of one account.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     region: String,
     buckets: BTreeMap<String, Bucket>,
     next_id: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Bucket {
     region: String,
     created: SystemTime,

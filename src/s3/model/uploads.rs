@@ -11,7 +11,7 @@ use crate::s3::limits;
 use crate::s3::types::*;
 use crate::s3::{content_etag, multipart_etag};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pending {
     key: String,
     attributes: Attributes,
