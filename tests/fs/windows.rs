@@ -1081,7 +1081,7 @@ fn of_large_files() {
             "rename",
             "rename onto an owed file",
         ][..],
-        false => &["close", "rename"],
+        false => &["close"],
     };
     try_all(LARGE_ONES, &named(&all, |one| one.name, operations), Durability::Journal, false);
 }
