@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use super::{Endpoint, Place, Server};
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// `pailfs umount` says so of a mount that is in use, too.
+const IN_USE_CODE: i32 = 9;
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
 pub struct Mounted {
@@ -91,12 +93,22 @@ impl Mounted {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// `pailfs umount`, and the daemon's end.
+    /// `pailfs umount`, and the daemon's end. On a busy machine something may be held for a moment longer than `pailfs umount`
+    /// has patience: that is told, with who it is, and tried again.
     pub fn umount(&mut self) -> ExitStatus {
-        let status = Command::new(env!("CARGO_BIN_EXE_pailfs")).arg("umount").arg(self.path()).status();
-        let status = status.expect("the binary starts");
+        let mut last = None;
+        wait_for(END_DEADLINE, || {
+            let status = Command::new(env!("CARGO_BIN_EXE_pailfs")).arg("umount").arg(self.path()).status();
+            let status = status.expect("the binary starts");
+            last = Some(status);
+            let is_busy = status.code() == Some(IN_USE_CODE);
+            if is_busy {
+                eprintln!("{} is in use: {}", self.path().display(), users_of(&self.path()));
+            }
+            !is_busy
+        });
         self.wait_for_end();
-        status
+        last.expect("it was tried once")
     }
 
     /// Ends the daemon without a word, as a crash would.
