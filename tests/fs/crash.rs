@@ -379,10 +379,11 @@ fn a_rename_of_a_file_whose_name_was_claimed_is_done_or_not_begun_wherever_it_is
     });
 }
 
-const FRAME_MARK: &[u8] = b"\xf1jrn";
+/// What each frame of a segment begins with.
+pub const FRAME_MARK: &[u8] = b"\xf1jrn";
 
 /// The journal's segment in a state directory.
-fn segment(state: &Path) -> (PathBuf, Vec<u8>) {
+pub fn segment(state: &Path) -> (PathBuf, Vec<u8>) {
     let names = std::fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
     let is_segment =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("journal-"));

@@ -21,7 +21,7 @@ use pailfs::tree::Ino;
 use pailfs::write::journal::Owed;
 
 use crate::client::{BUCKET, Client, READ, REWRITE, WRITE, until};
-use crate::crash::{bytes, runtime};
+use crate::crash::{FRAME_MARK, bytes, runtime, segment};
 use crate::harness::setting;
 
 const MIB: usize = 1 << 20;
@@ -637,7 +637,6 @@ async fn look(client: &Client) -> Result<Nodes> {
 
 // ---- the moments
 
-const FRAME_MARK: &[u8] = b"\xf1jrn";
 const FRAME_HEAD: usize = 24;
 
 /// A state directory.
@@ -651,15 +650,11 @@ struct Disk {
 impl Disk {
     /// What is as it was in `before` is shared with it.
     fn read(dir: &Path, before: Option<&Self>) -> Self {
-        let files = |dir: &Path| -> Vec<String> {
-            let names = std::fs::read_dir(dir)
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            names.collect()
-        };
-        let segment = files(dir).into_iter().filter(|name| name.starts_with("journal-")).max().unwrap();
-        let records = std::fs::read(dir.join(&segment)).unwrap();
-        let staging = files(&dir.join("staging")).into_iter().map(|name| {
+        let (path, records) = segment(dir);
+        let segment = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let names = std::fs::read_dir(dir.join("staging")).unwrap();
+        let staging = names.map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
             // One that was just removed is empty: nobody asks for it any more.
             let bytes = std::fs::read(dir.join("staging").join(&name)).unwrap_or_default();
             let same = before.and_then(|before| before.staging.get(&name)).filter(|same| ***same == bytes);
