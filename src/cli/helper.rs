@@ -20,7 +20,7 @@ use super::args::Cli;
 use super::exit::{Code, Failure};
 use super::options::{self, Flag};
 use super::running::Unmounter;
-use super::{background, machine, running};
+use super::{background, machine, printable, running};
 
 /// Flags of `pailfs mount` that say how a command behaves in front of a person.
 const NOT_OPTIONS: &[&str] = &["foreground", "help", "version"];
@@ -59,7 +59,7 @@ impl Caller {
         let code = match outcome {
             Ok(()) => 0,
             Err(failure) => {
-                eprintln!("pailfs: {}", running::printable_lines(&failure.message));
+                eprintln!("pailfs: {}", printable::printable_lines(&failure.message));
                 code_of(failure.code)
             }
         };

@@ -20,6 +20,7 @@ mod needs;
 mod notify;
 mod options;
 mod pages;
+mod printable;
 mod progress;
 mod recover;
 mod running;
@@ -60,7 +61,8 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             // The process in the background has told the one in front, which prints it.
             if !cli.background_child {
-                let _ = writeln!(std::io::stderr(), "pailfs: {}", running::printable_lines(&failure.message));
+                let _ =
+                    writeln!(std::io::stderr(), "pailfs: {}", printable::printable_lines(&failure.message));
             }
             failure.code.into()
         }

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
+use super::printable::printable;
 use super::progress::count;
-use super::running::printable;
 use crate::base::{Clock, SystemClock, format_bytes};
 use crate::control::Unsaved;
 

@@ -10,7 +10,7 @@ use super::args::RecoverArgs;
 use super::exit::{Code, Failure};
 use super::machine::absolute;
 use super::mount::{choose, failure_of, shown};
-use super::running::{printable, printable_json};
+use super::printable::{printable, printable_json};
 use super::{logging, machine};
 use crate::base::format_bytes;
 use crate::config::{Site, default_memory_limit};

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::args::{CheckArgs, SessionsArgs};
 use super::exit::{Code, Failure};
-use super::running::{printable, printable_json};
+use super::printable::{printable, printable_json};
 use super::{machine, mount};
 use crate::base::SystemClock;
 use crate::config::{ConfigFile, DEFAULT_SESSION, S3Url};

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::printable::printable;
 use super::progress::count;
-use super::running::printable;
 use crate::base::format_bytes;
 use crate::control::{BucketStatus, Latency, Status, UnsavedFile};
 

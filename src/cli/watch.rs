@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::StatusArgs;
 use super::exit::{Code, Failure};
-use super::running::{live, no_answer, printable_json, printable_lines, refused};
+use super::printable::{printable_json, printable_lines};
+use super::running::{live, no_answer, refused};
 use super::{mountpoint, status};
 use crate::control::{Reply, Request, Status};
 

@@ -1,30 +1,22 @@
 //! From sessions to volumes: S3 is asked for every bucket of a mount, and what it can do is found out as it is needed.
-//!
-//! Owns: what probes have found out of the endpoints, and what people should know of it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 
 use super::failure::{Failure, Stage};
-use super::tell::{self, Reached};
-use super::view::{Place, Places};
-use crate::base::SystemClock;
+use super::findings::{Findings, Note, Place};
 use crate::config::{BucketDir, Site, Source};
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Buckets, Order, Root, Volume};
 use crate::s3::unreachable_because;
-use crate::s3::{Capabilities, CapabilityCache, Depth, ListRequest, Probed, Session, Store, Verdict, probe};
+use crate::s3::{Capabilities, Depth, ListRequest, Session, Store, Verdict, probe};
 use crate::stats::Stats;
 use crate::write::{Conditions, PartRule};
 
 /// Buckets that are asked for their region at once.
 const BUCKETS_AT_ONCE: usize = 16;
-/// Buckets that `status` has a note of.
-const NOTES_MAX: usize = 64;
-
 /// Asks S3 for every bucket of the mount. Nothing is mounted unless all of them answer in time.
 pub(super) async fn connect(
     site: &Site,
@@ -60,77 +52,6 @@ pub(super) async fn connect(
 struct Endpoints {
     sessions: BTreeMap<String, Arc<Session>>,
     findings: Arc<Findings>,
-}
-
-/// What probes have found out, and what people should know of it.
-pub(super) struct Findings {
-    pub(super) capabilities: CapabilityCache,
-    /// By bucket, and what they are about.
-    notes: Mutex<BTreeMap<(String, Note), String>>,
-    pub(super) places: Places,
-    /// The session whose buckets all are shown.
-    pub(super) shows_all: OnceLock<Arc<Session>>,
-}
-
-/// What a note of a bucket is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Note {
-    Conditions,
-    LeftBehind,
-}
-
-impl Findings {
-    /// What is found out is kept in this directory, if there is one.
-    pub(super) fn new(state_dir: Option<&Path>) -> Self {
-        let capabilities = CapabilityCache::new(state_dir, Arc::new(SystemClock));
-        Self { capabilities, notes: Mutex::default(), places: Places::default(), shows_all: OnceLock::new() }
-    }
-
-    /// What has answered, for the log.
-    pub(super) fn reached(&self) -> Vec<Reached> {
-        let of = |session: &Session, bucket: &str| {
-            let endpoint = session.endpoint_url();
-            let found = endpoint.as_deref().and_then(|endpoint| self.capabilities.kept(endpoint, bucket));
-            Reached {
-                bucket: bucket.to_owned(),
-                region: session.known_region(bucket).unwrap_or_else(|| session.region()),
-                capabilities: tell::capabilities_of(session.is_aws(), found.as_ref()),
-                endpoint,
-            }
-        };
-        match self.shows_all.get() {
-            Some(session) => vec![of(session, "all")],
-            None => self.places.all().iter().map(|place| of(&place.session, &place.bucket)).collect(),
-        }
-    }
-
-    /// Keeps a note of a bucket, in the place of an earlier one about the same. Whether it is new.
-    fn note(&self, bucket: &str, about: Note, text: &str) -> bool {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let (key, note) = ((bucket.to_owned(), about), format!("{bucket}: {text}"));
-        if notes.get(&key) == Some(&note) || (notes.len() >= NOTES_MAX && !notes.contains_key(&key)) {
-            return false;
-        }
-        notes.insert(key, note);
-        true
-    }
-
-    /// What people should know of a probe: what it could not ask, and what it could not take away.
-    fn hear(&self, bucket: &str, probed: &Probed) {
-        if let Some(why) = &probed.stopped {
-            tracing::warn!(
-                bucket,
-                "the endpoint was not probed, because its answers would stay as objects: {why}"
-            );
-        }
-        if !probed.left.is_empty() {
-            self.note(bucket, Note::LeftBehind, &format!("a probe left behind {}", probed.left.join(", ")));
-        }
-    }
-
-    pub(super) fn notes(&self) -> Vec<String> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
 }
 
 async fn open_root(source: &Source, read_only: bool, endpoints: &Endpoints) -> Result<Root> {
@@ -297,6 +218,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::time::Duration;
 
+    use crate::base::SystemClock;
     use crate::config::DEFAULT_SESSION;
     use crate::demo::Server;
     use crate::fs::{Fs, OpenFlags, Options};
@@ -333,16 +255,6 @@ mod tests {
 
     fn findings() -> Arc<Findings> {
         Arc::new(Findings::new(None))
-    }
-
-    #[test]
-    fn a_note_is_kept_for_each_bucket_and_there_are_not_too_many() {
-        let findings = findings();
-        for n in (0..1000).chain(0..10) {
-            findings.note(&format!("bucket-{n:04}"), Note::Conditions, "no conditions");
-        }
-        assert_eq!(findings.notes().len(), NOTES_MAX);
-        assert_eq!(findings.notes()[0], "bucket-0000: no conditions");
     }
 
     #[test]

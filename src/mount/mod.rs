@@ -10,11 +10,13 @@
 mod connect;
 mod ending;
 mod failure;
+mod findings;
 mod options;
 mod rates;
 mod saving;
 mod signals;
 mod slots;
+mod state_dir;
 mod tell;
 mod view;
 
@@ -38,9 +40,10 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::Fs;
 use crate::fuse::{self, Trace};
 use crate::stats::Stats;
-use connect::{Findings, connect};
+use connect::connect;
 use ending::{Answer, Live};
 use failure::interrupted;
+use findings::Findings;
 use saving::{PROGRESS_EVERY, save, stall, unsaved};
 use view::Looker;
 
@@ -81,7 +84,7 @@ pub async fn run(
     let stats = Arc::new(Stats::default());
     let on_disk = config.staging == StagingPlace::Disk;
     if on_disk {
-        slots::require_trusted(&config.site.state_dir).map_err(Failure::at(Stage::Machine))?;
+        state_dir::require_trusted(&config.site.state_dir).map_err(Failure::at(Stage::Machine))?;
     }
     let findings = Arc::new(Findings::new(on_disk.then_some(&*config.site.state_dir)));
     // From here on a signal is a wish to end well.

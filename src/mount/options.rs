@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::slots;
+use super::state_dir;
 use crate::base::StagingPlace;
 use crate::config::{MountConfig, Site};
 use crate::error::Result;
@@ -37,7 +37,7 @@ pub(super) fn of_mount(config: &MountConfig, journal: Option<Arc<Journal>>) -> R
 /// What is the same whether anybody looks at the files or they are only to be saved.
 pub(super) fn of_site(site: &Site, journal: Option<Arc<Journal>>) -> Result<Options> {
     let staging_dir = site.state_dir.join("staging");
-    slots::make_private(&site.state_dir, &staging_dir)?;
+    state_dir::make_private(&site.state_dir, &staging_dir)?;
     Ok(with_staging(site, staging_dir, journal))
 }
 

@@ -1,11 +1,10 @@
 //! What a mount shows of itself: the values of its parts, put together for people, programs and Prometheus.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::connect::Findings;
+use super::findings::{Findings, Place};
 use super::rates::{self, Rates};
 use super::saving::unsaved;
 use crate::base::{Clock, StagingPlace, SystemClock, allocator};
@@ -15,37 +14,13 @@ use crate::control::{
     OperationStatus, PoolStatus, RequestCount, StagingStatus, Status, Throughput, TransferStatus,
 };
 use crate::fs::{Fs, View};
-use crate::s3::{Capabilities, Session};
+use crate::s3::Capabilities;
 use crate::stats::{Distribution, Gauges, Stats, Tariff};
 
 /// Buckets that a status tells of.
 const BUCKETS_MAX: usize = 64;
 /// How long what is kept of endpoints is waited for: it is on a disk.
 const KEPT_WAIT: Duration = Duration::from_millis(500);
-
-/// A bucket of the mount, and how it is reached.
-#[derive(Clone)]
-pub(super) struct Place {
-    pub(super) bucket: String,
-    pub(super) prefix: String,
-    pub(super) session: Arc<Session>,
-    pub(super) read_only: bool,
-}
-
-/// The buckets that were opened, by name and prefix.
-#[derive(Default)]
-pub(super) struct Places(Mutex<BTreeMap<(String, String), Place>>);
-
-impl Places {
-    pub(super) fn add(&self, place: Place) {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.insert((place.bucket.clone(), place.prefix.clone()), place);
-    }
-
-    pub(super) fn all(&self) -> Vec<Place> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-}
 
 /// Looks at a mount.
 pub(super) struct Looker {
@@ -246,16 +221,6 @@ impl Looker {
             _ => vec![None; places.len()],
         };
         places.iter().zip(found).map(|(place, found)| told(place, found)).collect()
-    }
-}
-
-impl Findings {
-    /// What is known of a bucket's endpoint; Amazon's own does what it documents.
-    fn known(&self, place: &Place) -> Option<Capabilities> {
-        match place.session.endpoint_url() {
-            Some(endpoint) if !place.session.is_aws() => self.capabilities.known(&endpoint, &place.bucket),
-            _ => Some(Capabilities::of_aws()),
-        }
     }
 }
 

@@ -14,71 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
-use super::types::{Attributes, is_archived};
-
-/// How S3 encrypts an object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Encryption {
-    /// With keys of S3 alone: SSE-S3. Nobody has to ask Amazon's for it.
-    S3,
-    Kms {
-        /// `None` is the account's own for S3.
-        key_id: Option<String>,
-        /// One key for the bucket in place of one for each object; `None` leaves it to the bucket.
-        bucket_key: Option<bool>,
-        /// Twice: `aws:kms:dsse`.
-        twice: bool,
-    },
-    /// With a key that is sent along: SSE-C. The session has it, so that nothing is to be said here.
-    Customer { key_md5: String },
-}
-
-impl Encryption {
-    /// Whether an object's ETag tells nothing of its bytes.
-    pub fn hides_bytes(&self) -> bool {
-        matches!(self, Self::Kms { .. } | Self::Customer { .. })
-    }
-
-    /// Whether somebody chose a key for this object.
-    fn is_chosen(&self) -> bool {
-        matches!(self, Self::Kms { .. })
-    }
-}
-
-/// What a copy never takes from its source: it is said again, or lost.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Again {
-    pub storage_class: Option<String>,
-    pub encryption: Option<Encryption>,
-    pub acl: Option<String>,
-    /// Where a website sends who asks for the object.
-    pub redirect: Option<String>,
-}
-
-impl Again {
-    /// The part of all attributes that this is.
-    pub fn of(attributes: &Attributes) -> Self {
-        Self {
-            storage_class: attributes.storage_class.clone(),
-            encryption: attributes.encryption.clone(),
-            acl: attributes.acl.clone(),
-            redirect: attributes.redirect.clone(),
-        }
-    }
-
-    /// Lays this over attributes that were found.
-    pub fn lay_over(self, found: Attributes) -> Attributes {
-        Attributes {
-            storage_class: self.storage_class,
-            encryption: self.encryption,
-            acl: self.acl,
-            redirect: self.redirect,
-            ..found
-        }
-    }
-}
+use super::types::{Again, Attributes, Encryption, is_archived};
 
 /// What a mount gives to its objects where they have nothing of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

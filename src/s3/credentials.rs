@@ -281,11 +281,6 @@ impl ProvideCredentials for Provider {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // a session is what the environment says
-pub(super) fn env(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,7 +34,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::credentials::env;
+use super::settings::env;
 use crate::error::{Error, Kind, Result};
 
 /// S3 closes idle connections after about 20 s; one that we close first is never found dead by a request.

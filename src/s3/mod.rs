@@ -8,6 +8,7 @@
 //! [`model`] in memory. `tests/store` holds both, and servers that we did not write, to the same promises.
 
 mod answers;
+mod attempts;
 mod beside;
 mod capability;
 mod changes;
@@ -31,7 +32,7 @@ mod store;
 mod trial;
 mod types;
 
-pub use beside::{Again, Encryption, NewObjects};
+pub use beside::NewObjects;
 pub use capability::{Capabilities, CapabilityCache, Depth, Probed, SCRATCH, Verdict, probe};
 pub use checksum::{checksum_from, checksum_of, is_of_body, verify, whole_checksum};
 pub use client::{Client, content_etag, multipart_etag, unreachable_because};
@@ -41,8 +42,8 @@ pub use mem::{Listing, MemStore, Moment, When};
 pub use patience::{Progress, tell, watch, watch_all};
 pub use payload::Payload;
 pub use resource::{Bucket, Object};
-pub use session::{Caller, Described, Session, SessionBuilder, SessionDescription};
-pub use settings::{PathStyle, Secret, SessionConfig, check_endpoint};
+pub use session::{Caller, Session, SessionBuilder, SessionDescription};
+pub use settings::{Described, PathStyle, Secret, SessionConfig, check_endpoint};
 pub use store::{Store, read_all};
 pub use trial::try_new_objects;
 pub use types::*;

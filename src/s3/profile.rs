@@ -9,8 +9,7 @@
 use aws_runtime::env_config::property::PropertiesKey;
 use aws_runtime::env_config::section::EnvConfigSections;
 
-use super::credentials::env;
-use super::session::Described;
+use super::settings::{Described, env};
 use super::settings::{SessionConfig, check_endpoint};
 use crate::error::{Error, Kind, Result};
 

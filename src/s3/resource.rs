@@ -54,6 +54,13 @@ use super::types::*;
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
 
+impl Session {
+    /// The bucket `name`: boto3's resource view. Asks nothing yet; its region is found out when it is needed.
+    pub fn bucket(&self, name: &str) -> Bucket {
+        Bucket::of(self.clone(), name)
+    }
+}
+
 /// A bucket by its name, whether or not it exists.
 #[derive(Clone)]
 pub struct Bucket {

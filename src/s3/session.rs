@@ -17,32 +17,21 @@ use aws_sdk_s3::config::{
     IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
 use aws_sdk_sts::error::SdkError;
-use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use aws_smithy_runtime_api::client::interceptors::context::{
-    BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
-    BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
-};
-use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
-use aws_smithy_runtime_api::client::orchestrator::Metadata;
-use aws_smithy_runtime_api::client::retries::RequestAttempts;
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures::FutureExt;
 use serde::Serialize;
 
-use super::answers;
+use super::attempts::{self, ATTEMPT_TIMEOUT, Attempts, Trouble};
 use super::client::{Client, ClientSettings};
-use super::credentials::{Provider, Refreshing, env, load, reason};
+use super::credentials::{Provider, Refreshing, load, reason};
 use super::customer_key::{CustomerKey, KeyPlace};
 use super::failure::region_hint;
 use super::http::HttpSettings;
 use super::patience::WatchedClient;
 use super::profile::Profile;
-use super::resource::Bucket;
-use super::settings::{PathStyle, Secret, SessionConfig};
+use super::settings::{Described, PathStyle, Secret, SessionConfig, env};
 use super::store::Store;
 use crate::base::SystemClock;
 use crate::error::{Error, Kind, Result};
@@ -56,11 +45,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server that may have no STS is listened to.
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_STS: &str = "not offered by this endpoint";
-pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
-/// First try and two more, with backoff and the SDK's token bucket over all of a client's requests: enough for what goes
-/// wrong once. What lasts is the client's to wait for.
-const ATTEMPTS_MAX: u32 = 3;
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An identity and its defaults. Cheap to clone.
@@ -94,14 +78,6 @@ pub struct Caller {
     pub account: String,
     pub arn: String,
     pub user_id: String,
-}
-
-/// One value of a session, and where it came from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Described {
-    pub value: String,
-    /// `configuration`, `environment AWS_REGION`, `profile work`, `default`, ...
-    pub source: String,
 }
 
 /// What a session is, without a secret.
@@ -338,11 +314,6 @@ impl Session {
         Ok((Arc::new(client), region))
     }
 
-    /// The bucket `name`: boto3's resource view. Asks nothing yet; its region is found out when it is needed.
-    pub fn bucket(&self, name: &str) -> Bucket {
-        Bucket::of(self.clone(), name)
-    }
-
     /// The region of a bucket, as far as it is known by now.
     pub fn known_region(&self, bucket: &str) -> Option<String> {
         let found = self.inner.regions.lock().unwrap_or_else(PoisonError::into_inner).get(bucket).cloned();
@@ -495,9 +466,7 @@ impl Session {
             .force_path_style(path_style)
             .http_client(make_http())
             .timeout_config(timeouts)
-            .retry_config(
-                RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX).with_initial_backoff(FIRST_BACKOFF),
-            )
+            .retry_config(attempts::retries())
             // It misfires on slow readers and silent copies; our own deadlines stand in for it.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -526,94 +495,6 @@ impl Session {
             inner.credentials.clone(),
             Arc::clone(&inner.stats),
         )
-    }
-}
-
-/// Why connections fail at the moment, if they do: what the last attempt of any request ended with.
-#[derive(Debug, Default)]
-pub(super) struct Trouble(Mutex<Option<String>>);
-
-impl Trouble {
-    fn set(&self, why: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = why;
-    }
-
-    pub(super) fn why(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Sees each attempt of a request, where the SDK's own retries show the last one alone, or none once time is up:
-/// counts retries and answers that say to slow down, remembers why there was no connection, and holds answers to be whole.
-#[derive(Debug)]
-struct Attempts {
-    stats: Arc<Stats>,
-    trouble: Arc<Trouble>,
-}
-
-#[dyn_dispatch_hint]
-impl Intercept for Attempts {
-    fn name(&self) -> &'static str {
-        "attempts"
-    }
-
-    fn read_before_attempt(
-        &self,
-        _context: &BeforeTransmitInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        config: &mut ConfigBag,
-    ) -> std::result::Result<(), BoxError> {
-        if config.load::<RequestAttempts>().is_some_and(|attempt| attempt.attempts() > 1) {
-            self.stats.retries.add(1);
-        }
-        Ok(())
-    }
-
-    fn read_after_attempt(
-        &self,
-        context: &FinalizerInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        _config: &mut ConfigBag,
-    ) -> std::result::Result<(), BoxError> {
-        match context.output_or_error() {
-            Some(Err(error)) if let Some(failure) = error.as_connector_error() => {
-                // The last cause is the plainest: `Connection refused`, `failed to lookup address`.
-                let mut cause: &dyn std::error::Error = failure;
-                while let Some(deeper) = cause.source() {
-                    cause = deeper;
-                }
-                self.trouble.set(Some(cause.to_string()));
-            }
-            Some(_) => self.trouble.set(None),
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn modify_before_deserialization(
-        &self,
-        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
-        _components: &RuntimeComponents,
-        config: &mut ConfigBag,
-    ) -> std::result::Result<(), BoxError> {
-        let is_get = config.load::<Metadata>().is_some_and(|what| what.name() == "GetObject");
-        let answer = context.response_mut();
-        if !(is_get && answer.status().is_success()) {
-            answers::hold(answer);
-        }
-        Ok(())
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        _config: &mut ConfigBag,
-    ) -> std::result::Result<(), BoxError> {
-        if matches!(context.response().status().as_u16(), 429 | 503) {
-            self.stats.throttled.add(1);
-        }
-        Ok(())
     }
 }
 

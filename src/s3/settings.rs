@@ -1,10 +1,10 @@
-//! The settings of a session: plain data, with secrets that are never shown.
+//! The settings of a session: plain data, with secrets that are never shown, and what the environment adds to them.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
 use serde::de::{self, Deserializer};
+use serde::{Deserialize, Serialize};
 
 use super::customer_key::KeyPlace;
 
@@ -142,4 +142,17 @@ impl<'de> Deserialize<'de> for Secret {
             _ => Err(de::Error::custom("a secret has to be a non-empty string in quotes")),
         }
     }
+}
+/// One value of a session, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Described {
+    pub value: String,
+    /// `configuration`, `environment AWS_REGION`, `profile work`, `default`, ...
+    pub source: String,
+}
+
+/// A variable of the environment that says something.
+#[allow(clippy::disallowed_methods)] // a session is what the environment says
+pub(super) fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }

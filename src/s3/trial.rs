@@ -3,10 +3,10 @@
 //! A server that refuses says so at the first save, which is late; one that takes what it does not know, and forgets it,
 //! never would: bytes that were to be encrypted would not be, and nobody hear of it.
 
-use super::beside::{Encryption, NewObjects};
+use super::beside::NewObjects;
 use super::capability::Scratch;
 use super::store::Store;
-use super::types::{ObjectInfo, PutRequest};
+use super::types::{Encryption, ObjectInfo, PutRequest};
 use crate::error::{Error, Kind, Result};
 
 /// Makes an object under `prefix` as it is asked for, looks whether it is so, and takes it away.

@@ -22,7 +22,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use super::args::{LogArgs, LogFormat, LogTo};
 use super::exit::{Code, Failure};
 use super::machine::absolute;
-use super::running::printable;
+use super::printable::printable;
 use crate::error::{Error, Kind};
 use crate::mount;
 use datagram::{Journald, Syslog};

@@ -23,12 +23,12 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub use self::requests::{content_etag, multipart_etag};
+use super::attempts::{ATTEMPT_TIMEOUT, Trouble};
 use super::credentials::Refreshing;
 use super::customer_key::CustomerKey;
 use super::failure::{error_of, may_be_about_the_time, refuses_checksum, region_hint, wants_new_credentials};
 use super::patience::{self, Progress, watch};
 use super::payload::Payload;
-use super::session::{ATTEMPT_TIMEOUT, Trouble};
 use super::silence::{Silence, is_no_answer};
 use super::types::*;
 use crate::base::{Clock, ETag, SystemClock, hex};

@@ -29,7 +29,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use super::{CRC64, Client, MD5};
 use crate::base::{ByteRange, ETag, hex};
 use crate::error::{Error, Kind, Result};
-use crate::s3::beside::{Again, Encryption, asked_for};
+use crate::s3::beside::asked_for;
 use crate::s3::checksum::{is_of_body, whole_checksum};
 use crate::s3::customer_key::CustomerKey;
 use crate::s3::failure::{error_of, refuses_checksum, time_of};

@@ -12,7 +12,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::beside::{Again, Encryption};
 use super::types::*;
 use super::{content_etag, limits};
 use crate::base::{ByteRange, ETag};
