@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 
-use super::file::{File, MATERIALISE_STEP, Taken, require_all_of};
+use super::file::{Copied, File, MATERIALISE_STEP, Taken, require_all_of};
 use super::{Fs, TELLING, lock};
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
@@ -20,7 +20,7 @@ use crate::read::{Cursor, Object};
 use crate::s3::{GetRequest, read_all, watch};
 use crate::tree::VolumeId;
 use crate::write::journal::{CopiedFrom, Record};
-use crate::write::{Base, Origin, Staging, Sum, What};
+use crate::write::{Base, Staging, Sum, What};
 
 /// Bytes copied here in one call; the program asks for the rest.
 const STAGED_MAX: u64 = 64 << 20;
@@ -28,33 +28,6 @@ const STAGED_MAX: u64 = 64 << 20;
 const STAGED_STEP: u64 = 1 << 20;
 /// Runs of one file that may be copied from other objects: reading and saving ask for each of them.
 const COPIES_MAX: usize = 256;
-
-/// An object that runs of a file are copied from.
-#[derive(Clone, Debug)]
-pub(super) struct Copied {
-    object: Object,
-    /// What to add to a place in the file for the place in the object; it wraps.
-    shift: u64,
-}
-
-impl Copied {
-    pub(super) fn new(object: Object, shift: u64) -> Self {
-        Self { object, shift }
-    }
-
-    pub(super) fn origin(&self) -> Origin {
-        Origin {
-            object: Base {
-                bucket: self.object.bucket.to_string(),
-                key: self.object.id.key.to_string(),
-                etag: self.object.id.etag.clone(),
-            },
-            size: self.object.size,
-            shift: self.shift,
-            store: Arc::clone(self.object.store()),
-        }
-    }
-}
 
 /// Files that may have runs of other objects, with a name or without.
 #[derive(Debug, Default)]
@@ -280,19 +253,6 @@ impl Fs {
         }
         Ok(())
     }
-}
-
-/// The object that a save failed for: something the file is copied from is no longer there.
-pub(super) async fn lost_source(origins: &[Origin], error: &Error) -> Option<Base> {
-    if !matches!(error.kind(), Kind::Stale | Kind::AlreadyExists | Kind::NotFound) {
-        return None;
-    }
-    for origin in origins {
-        if matches!(origin.require_there().await, Err(error) if error.kind() == Kind::Stale) {
-            return Some(origin.object.clone());
-        }
-    }
-    None
 }
 
 impl File {

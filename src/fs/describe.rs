@@ -23,7 +23,7 @@ use crate::tree::posix::{self, Posix};
 use crate::tree::xattrs;
 use crate::tree::{AttrChanges, DirPlace, Ino, Marker, ROOT};
 
-use super::dirs::put_marker_with;
+use super::markers::{marker_attributes, put_marker_with};
 
 /// How often a marker is read and written again because another client did so in between.
 const ROUNDS_MAX: u32 = 8;
@@ -203,7 +203,7 @@ impl Fs {
             };
             let mut attributes = match found {
                 Some(info) => volume.new_objects.rewritten(info.attributes),
-                None => super::dirs::marker_attributes(volume),
+                None => marker_attributes(volume),
             };
             // Who made it is of no use any more.
             attributes.metadata.remove(posix::MADE);

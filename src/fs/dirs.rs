@@ -6,9 +6,9 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 
-use super::handles::Handle;
 use super::hydrate::{LINES_AHEAD, is_told};
 use super::lookup::no_such_name;
+use super::markers::{keys_below, marker_attributes, no_marker, put_marker};
 use super::names::{At, require_new_name};
 use super::pages::{Asker, Page, Pages, Sharding, shown_for};
 use super::siblings::Moment;
@@ -16,7 +16,7 @@ use super::volume::Volume;
 use super::weight::Counted;
 use super::{Attr, Fs, Maker, lock};
 use crate::error::{Error, Kind, Result};
-use crate::s3::{Attributes, Condition, ListPage, ListRequest, ListedObject, Metadata, PutRequest, limits};
+use crate::s3::{Condition, ListPage, ListRequest, ListedObject, Metadata};
 use crate::tree::keys::{DirKey, Name, Place};
 use crate::tree::lines::{Line, Lines, Mark, Position};
 use crate::tree::listing::{self, Listing, Merged, Order, Ready};
@@ -128,7 +128,7 @@ impl Fs {
         tree.pin(ino);
         drop(tree);
         let handle = DirHandle { ino, stream: tokio::sync::Mutex::default(), window: self.weight.window() };
-        Ok(self.handles.add(Handle::Dir(Arc::new(handle))))
+        Ok(self.handles.add_dir(handle))
     }
 
     /// Gives entries after `cookie` to `take` until it answers `false` or the directory ends.
@@ -243,7 +243,7 @@ impl Fs {
     }
 
     pub fn releasedir(&self, fh: u64) {
-        if let Some(Handle::Dir(handle)) = self.handles.remove(fh) {
+        if let Some(handle) = self.handles.remove_dir(fh) {
             if let Ok(mut stream) = handle.stream.try_lock() {
                 self.rewind(&mut stream);
             }
@@ -721,71 +721,6 @@ impl Fs {
         }
         Ok(())
     }
-}
-
-/// Pages in a row that may have nothing in them.
-const EMPTY_PAGES_MAX: u32 = 1_000;
-
-/// The first keys of a directory, its marker included: so many or more, if it has them.
-pub(super) async fn keys_below(volume: &Volume, dir: &DirKey, max: usize) -> Result<Vec<ListedObject>> {
-    let max = max.min(limits::KEYS_PER_REQUEST);
-    let mut request = ListRequest {
-        bucket: volume.bucket.clone(),
-        prefix: dir.prefix().to_owned(),
-        max_keys: u16::try_from(max).ok(),
-        ..ListRequest::default()
-    };
-    let mut below = Vec::new();
-    // A page may have fewer keys than were asked for, and none at all, with more to come.
-    for _ in 0..EMPTY_PAGES_MAX {
-        let page = volume.store.list(request.clone()).await?;
-        below.extend(page.objects);
-        match page.next {
-            Some(next) if below.len() < max && Some(&next) != request.continuation.as_ref() => {
-                request.continuation = Some(next);
-            }
-            Some(_) if below.len() < max => {
-                return Err(Error::new(Kind::Corrupt, "the listing repeats its continuation token"));
-            }
-            _ => return Ok(below),
-        }
-    }
-    Err(Error::new(Kind::Corrupt, "the server goes on listing a directory without a name in it"))
-}
-
-/// Writes a directory's marker as it is where nothing is to be said of it.
-pub(super) async fn put_marker(volume: &Volume, dir: &DirKey, condition: Condition) -> Result<()> {
-    put_marker_with(volume, dir, condition, marker_attributes(volume)).await
-}
-
-/// What is beside a marker: it is typed as s3fs and Hadoop type it.
-pub(super) fn marker_attributes(volume: &Volume) -> Attributes {
-    Attributes {
-        content_type: Some("application/x-directory".to_owned()),
-        ..volume.new_objects.placeholder()
-    }
-}
-
-/// Writes a directory's marker: an empty object whose key ends with `/`.
-pub(super) async fn put_marker_with(
-    volume: &Volume,
-    dir: &DirKey,
-    condition: Condition,
-    attributes: Attributes,
-) -> Result<()> {
-    let request = PutRequest {
-        bucket: volume.bucket.clone(),
-        key: dir.marker_key().ok_or_else(no_marker)?.to_owned(),
-        body: Bytes::new(),
-        attributes,
-        condition,
-        checksum: None,
-    };
-    volume.store.put(request).await.map(drop)
-}
-
-fn no_marker() -> Error {
-    Error::new(Kind::InvalidArgument, "this directory cannot have a marker")
 }
 
 fn not_empty() -> Error {

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 
 /// What a handle number stands for.
 #[derive(Clone)]
-pub(super) enum Handle {
+enum Handle {
     File(Arc<FileHandle>),
     Dir(Arc<DirHandle>),
 }
@@ -23,7 +23,15 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    pub(super) fn add(&self, handle: Handle) -> u64 {
+    pub(super) fn add_file(&self, handle: FileHandle) -> u64 {
+        self.add(Handle::File(Arc::new(handle)))
+    }
+
+    pub(super) fn add_dir(&self, handle: DirHandle) -> u64 {
+        self.add(Handle::Dir(Arc::new(handle)))
+    }
+
+    fn add(&self, handle: Handle) -> u64 {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(number, handle);
         number
@@ -43,7 +51,23 @@ impl Handles {
         }
     }
 
-    pub(super) fn remove(&self, number: u64) -> Option<Handle> {
+    /// Forgets a number, which was a file's.
+    pub(super) fn remove_file(&self, number: u64) -> Option<Arc<FileHandle>> {
+        match self.remove(number)? {
+            Handle::File(handle) => Some(handle),
+            Handle::Dir(_) => None,
+        }
+    }
+
+    /// Forgets a number, which was a directory's.
+    pub(super) fn remove_dir(&self, number: u64) -> Option<Arc<DirHandle>> {
+        match self.remove(number)? {
+            Handle::Dir(handle) => Some(handle),
+            Handle::File(_) => None,
+        }
+    }
+
+    fn remove(&self, number: u64) -> Option<Handle> {
         self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&number)
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::file::{File, Source};
-use super::handles::Handle;
 use super::lookup::no_such_name;
 use super::names::{At, require_new_name};
 use super::siblings::{Ahead, Listed};
@@ -347,7 +346,7 @@ impl Fs {
         file.hold(self);
         let handle =
             FileHandle { file, write: flags.write, append: flags.append, cursor: self.reader.cursor() };
-        Opened { fh: self.handles.add(Handle::File(Arc::new(handle))), keep_cache }
+        Opened { fh: self.handles.add_file(handle), keep_cache }
     }
 
     /// Reads up to `len` bytes; fewer only at the end of the file.
@@ -450,7 +449,7 @@ impl Fs {
     /// The last descriptor of a handle is gone. What its close could not save is tried again in the
     /// background.
     pub fn release(self: &Arc<Self>, fh: u64) {
-        let Some(Handle::File(handle)) = self.handles.remove(fh) else { return };
+        let Some(handle) = self.handles.remove_file(fh) else { return };
         let file = &handle.file;
         let last = file.closed(handle.write);
         file.hold(self);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::future::{Either, select};
 use tokio::sync::watch;
 
-use super::dirs::keys_below;
+use super::markers::keys_below;
 use super::{Attr, Fs, PosixMode, lock};
 use crate::error::{Error, Kind, Result};
 use crate::tree::keys::{DirKey, Name};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
-use super::dirs::put_marker;
+use super::markers::put_marker;
 use super::names::At;
 use super::under_way::Moving as UnderWay;
 use super::volume::Volume;

@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use super::deletes::{Doomed, Removed};
-use super::dirs::put_marker;
+use super::deletes::Doomed;
 use super::file::{Held, PendingAttributes, typed};
 use super::lookup::no_such_name;
+use super::markers::put_marker;
 use super::namespace::Spot;
+use super::removals::Removed;
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ETag;

@@ -8,8 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::copy::Copied;
-use super::file::{File, State, typed};
+use super::file::{Copied, File, State, typed};
 use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::ByteRange;

@@ -35,7 +35,7 @@ pub(in crate::fs) struct Doomed {
 
 /// The deletes of one volume.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub(in crate::fs) struct Queue {
     /// In the order they came.
     waiting: Vec<(u64, Doomed)>,
     /// When the first of them has waited long enough.
@@ -62,7 +62,7 @@ pub(super) struct Queue {
 
 /// What to do now.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(in crate::fs) enum Next {
     Send(Vec<Doomed>),
     /// Nothing until then, or until something changes.
     At(Instant),
@@ -76,7 +76,7 @@ impl Queue {
     // ---- the row
 
     /// Whether names are being removed in a row, so that the next one need not wait for its answer.
-    pub(super) fn is_run(&self, now: Instant) -> bool {
+    pub(in crate::fs) fn is_run(&self, now: Instant) -> bool {
         self.in_a_row >= RUN_FROM && self.goes_on(now)
     }
 
@@ -85,40 +85,40 @@ impl Queue {
     }
 
     /// One in `dir` that was waited for has succeeded; it was begun at `begun`.
-    pub(super) fn succeeded(&mut self, dir: Ino, begun: Instant, now: Instant) {
+    pub(in crate::fs) fn succeeded(&mut self, dir: Ino, begun: Instant, now: Instant) {
         self.in_a_row = if self.goes_on(begun) { self.in_a_row.saturating_add(1) } else { 1 };
         (self.latest, self.row_dir) = (Some(now), Some(dir));
     }
 
     /// A name is being made in a directory. Who removes it all makes nothing there, so if it is where the row is,
     /// this is no row but somebody's temporary files.
-    pub(super) fn makes(&mut self, dir: Ino) {
+    pub(in crate::fs) fn makes(&mut self, dir: Ino) {
         if self.row_dir == Some(dir) {
             self.broke();
         }
     }
 
     /// Something else of the same row has taken its time from `begun` on: an emptied directory was removed.
-    pub(super) fn went_on(&mut self, begun: Instant, now: Instant) {
+    pub(in crate::fs) fn went_on(&mut self, begun: Instant, now: Instant) {
         if self.goes_on(begun) {
             self.latest = Some(now);
         }
     }
 
     /// From now on each is waited for, so that whoever removes names is told.
-    pub(super) fn broke(&mut self) {
+    pub(in crate::fs) fn broke(&mut self) {
         self.in_a_row = 0;
     }
 
     // ---- the queue
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::fs) fn is_full(&self) -> bool {
         self.waiting.len() >= limits::KEYS_PER_REQUEST
     }
 
     /// Adds one of a row, which may wait until `due`; whether somebody has to begin working.
     #[must_use]
-    pub(super) fn push(&mut self, doomed: Doomed, now: Instant, due: Instant) -> bool {
+    pub(in crate::fs) fn push(&mut self, doomed: Doomed, now: Instant, due: Instant) -> bool {
         self.last += 1;
         (self.latest, self.row_dir) = (Some(now), Some(doomed.parent));
         self.due.get_or_insert(due);
@@ -127,7 +127,7 @@ impl Queue {
     }
 
     /// Takes what is to be sent now.
-    pub(super) fn next(&mut self, now: Instant) -> Next {
+    pub(in crate::fs) fn next(&mut self, now: Instant) -> Next {
         let Some(due) = self.due else {
             if self.batches > 0 {
                 return Next::Wait;
@@ -156,7 +156,7 @@ impl Queue {
     }
 
     /// A batch was answered.
-    pub(super) fn answered(&mut self, batch: &[Doomed]) {
+    pub(in crate::fs) fn answered(&mut self, batch: &[Doomed]) {
         self.batches = self.batches.saturating_sub(1);
         for doomed in batch {
             self.sending.remove(&doomed.key);
@@ -164,65 +164,65 @@ impl Queue {
     }
 
     /// Whoever worked here ends before its time: takes out all there is.
-    pub(super) fn abandon(&mut self) -> Vec<Doomed> {
+    pub(in crate::fs) fn abandon(&mut self) -> Vec<Doomed> {
         (self.worked, self.batches, self.due) = (false, 0, None);
         let sending = self.sending.drain().map(|(_, sent)| sent.1);
         sending.chain(self.waiting.drain(..).map(|(_, doomed)| doomed)).collect()
     }
 
     /// Nothing that is here now waits for company any more; returns the number of the latest.
-    pub(super) fn hurry(&mut self) -> u64 {
+    pub(in crate::fs) fn hurry(&mut self) -> u64 {
         self.hurried = self.last;
         self.last
     }
 
     /// Whether everything up to a number was answered.
-    pub(super) fn is_done(&self, number: u64) -> bool {
+    pub(in crate::fs) fn is_done(&self, number: u64) -> bool {
         self.waiting.first().is_none_or(|(first, _)| *first > number)
             && self.sending.values().all(|(sent, _)| *sent > number)
     }
 
     /// Whether the key is to be deleted, or being deleted.
-    pub(super) fn holds(&self, key: &str) -> bool {
+    pub(in crate::fs) fn holds(&self, key: &str) -> bool {
         self.sending.contains_key(key) || self.waiting.iter().any(|(_, doomed)| doomed.key == key)
     }
 
     // ---- what else is to go
 
     /// Keys that are about to go, and make no directory.
-    pub(super) fn leaving(&self) -> Leaving {
+    pub(in crate::fs) fn leaving(&self) -> Leaving {
         let waiting = self.waiting.iter().map(|(_, doomed)| doomed.key.clone());
         Leaving { keys: waiting.chain(self.sending.keys().cloned()).collect(), also: self.leaving.clone() }
     }
 
-    pub(super) fn leaves(&mut self, key: &str, below: bool) {
+    pub(in crate::fs) fn leaves(&mut self, key: &str, below: bool) {
         self.leaving.push((key.to_owned(), below));
     }
 
-    pub(super) fn has_left(&mut self, key: &str) {
+    pub(in crate::fs) fn has_left(&mut self, key: &str) {
         if let Some(at) = self.leaving.iter().position(|(leaving, _)| leaving == key) {
             self.leaving.swap_remove(at);
         }
     }
 
-    pub(super) fn closes(&mut self, dir: Ino) {
+    pub(in crate::fs) fn closes(&mut self, dir: Ino) {
         self.closing.push(dir);
     }
 
-    pub(super) fn has_closed(&mut self, dir: Ino) {
+    pub(in crate::fs) fn has_closed(&mut self, dir: Ino) {
         if let Some(at) = self.closing.iter().position(|closing| *closing == dir) {
             self.closing.swap_remove(at);
         }
     }
 
-    pub(super) fn is_closing(&self, dir: Ino) -> bool {
+    pub(in crate::fs) fn is_closing(&self, dir: Ino) -> bool {
         self.closing.contains(&dir)
     }
 
     // ---- failures
 
     /// A name of the directory came back; whether it is the first that is to be told.
-    pub(super) fn failed(&mut self, dir: Ino, error: Error) -> bool {
+    pub(in crate::fs) fn failed(&mut self, dir: Ino, error: Error) -> bool {
         self.broke();
         let first = self.failed.len() < FAILED_MAX && !self.failed.contains_key(&dir);
         if first {
@@ -232,7 +232,7 @@ impl Queue {
     }
 
     /// Why names of the directory came back, told once.
-    pub(super) fn take_failure(&mut self, dir: Ino) -> Option<Error> {
+    pub(in crate::fs) fn take_failure(&mut self, dir: Ino) -> Option<Error> {
         self.failed.remove(&dir)
     }
 }

@@ -6,11 +6,13 @@
 //! versions.
 
 mod ahead;
+mod copied;
 mod held;
 mod reading;
 mod saving;
 
 use ahead::Ahead;
+pub(super) use copied::Copied;
 pub(super) use held::{Held, MATERIALISE_STEP};
 pub(super) use reading::Source;
 pub use saving::Pending;
@@ -22,7 +24,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::copy::Copied;
 use super::{Durability, Fs, lock};
 use crate::base::{ByteRange, ETag, Turn, format_bytes};
 use crate::error::{Error, Kind, Result};

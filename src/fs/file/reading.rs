@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::File;
+use super::copied::Copied;
 use crate::base::ByteRange;
 use crate::error::{Error, Kind, Result};
-use crate::fs::copy::Copied;
 use crate::fs::{Fs, lock};
 use crate::read::{Cursor, Object, ObjectId};
 use crate::s3::ObjectInfo;

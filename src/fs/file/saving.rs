@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use super::copied::{Copied, lost_source};
 use super::{File, State};
 use crate::base::{ByteRange, ETag, Turn};
 use crate::error::{Details, Error, Kind, Result};
-use crate::fs::copy::{Copied, lost_source};
-use crate::fs::namespace::Shared;
+use crate::fs::claims::Shared;
 use crate::fs::volume::Volume;
 use crate::fs::{Fs, OnConflict, PosixMode, lock};
 use crate::s3::{Attributes, Condition, Metadata, ObjectInfo, is_archived, watch};
