@@ -11,7 +11,7 @@ use md5::{Digest, Md5};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
-use super::settings::Secret;
+use super::secret::Secret;
 use crate::error::{Error, Kind, Result};
 
 const KEY_BYTES: usize = 32;

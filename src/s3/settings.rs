@@ -1,12 +1,11 @@
 //! The settings of a session: plain data, with secrets that are never shown, and what the environment adds to them.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
 use super::customer_key::KeyPlace;
+use super::secret::Secret;
 
 /// The settings of one session; what is `None` is left to the standard AWS chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -114,35 +113,6 @@ pub enum PathStyle {
     Off,
 }
 
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-    /// The text itself, for a request's signature alone.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(hidden)")
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // By way of any value, because serde's own complaint about a wrong type quotes it.
-        match toml::Value::deserialize(deserializer)? {
-            toml::Value::String(text) if !text.is_empty() => Ok(Self(text)),
-            _ => Err(de::Error::custom("a secret has to be a non-empty string in quotes")),
-        }
-    }
-}
 /// One value of a session, and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Described {

@@ -46,9 +46,10 @@ pub use extents::{Extents, Segment, What};
 pub use parts::{Line, Parts};
 pub use plan::{Layout, PartPlan, Plan, SINGLE_PUT_MAX, Sizes, equal, full_parts, plan};
 pub use room::Room;
+pub use source::{Base, Origin};
 pub use staging::Staging;
 pub use sums::{Sum, Sums};
 pub use upload::{
-    Base, Conditions, CopySizes, Job, Lanes, Noted, Origin, PartRule, Target, abandon, copy_object,
-    delete_object, delete_objects, head_with_tags, send_ahead, upload,
+    Conditions, CopySizes, Job, Lanes, Noted, PartRule, Target, abandon, copy_object, delete_object,
+    delete_objects, head_with_tags, send_ahead, upload,
 };

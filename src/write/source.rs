@@ -7,9 +7,8 @@ use futures::StreamExt;
 
 use super::extents::{RUN_END_BYTES, What};
 use super::staging::Staging;
-use super::upload::{Base, Origin};
 use crate::base::crc::{crc64, joined, of_zeros};
-use crate::base::{Budget, ByteRange};
+use crate::base::{Budget, ByteRange, ETag};
 use crate::error::{Error, Kind, Result};
 use crate::s3::{Body, GetRequest, Payload, Store, read_all};
 
@@ -22,6 +21,44 @@ const STEP_BYTES: u64 = RUN_END_BYTES;
 
 /// The memory that takes: a step that the connection has, and the next one.
 const HELD_BYTES: u64 = 2 * STEP_BYTES;
+
+/// The object that unchanged bytes come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    pub bucket: String,
+    pub key: String,
+    pub etag: ETag,
+}
+
+/// Another object that a run of bytes is copied from.
+#[derive(Clone)]
+pub struct Origin {
+    pub object: Base,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What to add to a place in the file for the place in the object; it wraps.
+    pub shift: u64,
+    /// Where the object is, which may be another region than the file's.
+    pub store: Arc<dyn Store>,
+}
+
+impl Origin {
+    /// Where a range of the file is in the object.
+    pub fn range(&self, range: ByteRange) -> Option<ByteRange> {
+        ByteRange::at(range.start().wrapping_add(self.shift), range.len())
+    }
+
+    /// Fails `Stale` where it is another version by now, or gone.
+    pub async fn require_there(&self) -> Result<()> {
+        let gone = || Error::new(Kind::Stale, "another client replaced what is being copied");
+        match self.store.head(&self.object.bucket, &self.object.key, None).await {
+            Ok(info) if info.etag == self.object.etag => Ok(()),
+            Ok(_) => Err(gone()),
+            Err(error) if error.is_not_found() => Err(gone()),
+            Err(error) => Err(error),
+        }
+    }
+}
 
 /// Where the bytes of a range are.
 pub(super) struct Source {

@@ -11,7 +11,7 @@ use super::extents::{Segment, What};
 use super::journal::{BaseObject, FileId, Journal, Place, Record};
 use super::parts::{Line, Parts};
 use super::plan::{Layout, PartPlan, Plan, Sizes, plan, plan_without_copies};
-use super::source::Source;
+use super::source::{Base, Origin, Source};
 use super::staging::Staging;
 use crate::base::{Budget, ByteRange, ETag, Gate, Pool, Priority, Turn};
 use crate::error::{Error, Kind, Result};
@@ -30,44 +30,6 @@ const BATCHES_IN_FLIGHT: usize = 4;
 const SENDS_MAX: u32 = 3;
 /// Parts of one server-side copy under way at once.
 const COPY_PARTS_IN_FLIGHT: usize = 8;
-
-/// The object that unchanged bytes come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Base {
-    pub bucket: String,
-    pub key: String,
-    pub etag: ETag,
-}
-
-/// Another object that a run of bytes is copied from.
-#[derive(Clone)]
-pub struct Origin {
-    pub object: Base,
-    /// Its length in bytes.
-    pub size: u64,
-    /// What to add to a place in the file for the place in the object; it wraps.
-    pub shift: u64,
-    /// Where the object is, which may be another region than the file's.
-    pub store: Arc<dyn Store>,
-}
-
-impl Origin {
-    /// Where a range of the file is in the object.
-    pub fn range(&self, range: ByteRange) -> Option<ByteRange> {
-        ByteRange::at(range.start().wrapping_add(self.shift), range.len())
-    }
-
-    /// Fails `Stale` where it is another version by now, or gone.
-    pub async fn require_there(&self) -> Result<()> {
-        let gone = || Error::new(Kind::Stale, "another client replaced what is being copied");
-        match self.store.head(&self.object.bucket, &self.object.key, None).await {
-            Ok(info) if info.etag == self.object.etag => Ok(()),
-            Ok(_) => Err(gone()),
-            Err(error) if error.is_not_found() => Err(gone()),
-            Err(error) => Err(error),
-        }
-    }
-}
 
 /// How an object is copied on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
