@@ -1,5 +1,6 @@
 //! Facts about the source itself: the layers of the house, and documents that say what the code says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -67,6 +68,82 @@ fn arrows_point_down() {
     }
 }
 
+/// The module that a file is, from the crate's root.
+fn module(path: &Path) -> Vec<String> {
+    let inside = path.strip_prefix(src()).unwrap().with_extension("");
+    let mut parts: Vec<String> = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.last().is_some_and(|last| last == "mod") {
+        parts.pop();
+    }
+    parts
+}
+
+/// The modules that a file imports from, as `use` spells them: `crate::a::b` or `super::b`, one group of braces deep.
+fn imported(of: &[String], is_mod: bool, text: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for statement in text.split("\nuse ").skip(1).filter_map(|rest| rest.split(';').next()) {
+        let statement: String = statement.chars().filter(|c| !c.is_whitespace()).collect();
+        let (head, group) = statement.split_once('{').unwrap_or((&statement, ""));
+        let mut path = of.to_vec();
+        if !is_mod {
+            path.pop();
+        }
+        let mut steps = head.split("::").filter(|step| !step.is_empty());
+        match steps.next() {
+            Some("crate") => path.clear(),
+            // A file's own directory is its parent's.
+            Some("super") if !is_mod => {}
+            Some("super") => drop(path.pop()),
+            _ => continue,
+        }
+        for step in steps {
+            match step {
+                "super" => drop(path.pop()),
+                step => path.push(step.to_owned()),
+            }
+        }
+        for name in group.split([',', '{', '}']) {
+            let mut path = path.clone();
+            path.extend(name.split("::").map(str::to_owned));
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let files: BTreeMap<Vec<String>, (bool, String)> = sources(&src())
+        .into_iter()
+        .filter(|(path, _)| !path.ends_with("tests.rs"))
+        .map(|(path, text)| (module(&path), (path.ends_with("mod.rs"), without_tests(&text).to_owned())))
+        .collect();
+    let mut arrows: BTreeMap<&[String], BTreeSet<&[String]>> =
+        files.keys().map(|file| (file.as_slice(), BTreeSet::new())).collect();
+    for (from, (is_mod, text)) in &files {
+        for path in imported(from, *is_mod, text) {
+            let file = (1..=path.len()).rev().find_map(|len| files.get_key_value(&path[..len]));
+            // What a module and its own parts share is its house.
+            if let Some((to, _)) = file.filter(|(to, _)| !from.starts_with(to) && !to.starts_with(from)) {
+                arrows.entry(from).or_default().insert(to);
+            }
+        }
+    }
+    let count: usize = arrows.values().map(BTreeSet::len).sum();
+    assert!(count > 300, "the imports are read: {count}");
+    // Whoever imports nothing that is left is in no circle, and nor is whom nothing that is left imports.
+    while let Some(from) = arrows.iter().find(|(_, to)| to.is_empty()).map(|(from, _)| *from) {
+        arrows.remove(from);
+        for to in arrows.values_mut() {
+            to.remove(from);
+        }
+    }
+    while let Some(from) = arrows.keys().find(|from| !arrows.values().any(|to| to.contains(*from))).copied() {
+        arrows.remove(from);
+    }
+    assert!(arrows.is_empty(), "in a circle: {arrows:#?}");
+}
+
 #[test]
 fn one_place_speaks_s3_and_one_speaks_fuse() {
     for (path, text) in sources(&src()) {
@@ -108,7 +185,7 @@ fn the_table_of_flags_is_the_program_s() {
         &["completions"],
         &["demo"],
     ];
-    let mut known = std::collections::BTreeSet::new();
+    let mut known = BTreeSet::new();
     for command in commands {
         let output =
             Command::new(env!("CARGO_BIN_EXE_pailfs")).args(*command).arg("--help").output().unwrap();
