@@ -35,6 +35,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::settings::env;
+use crate::base::allocator::MAPPED_FROM_BYTES;
 use crate::error::{Error, Kind, Result};
 
 /// S3 closes idle connections after about 20 s; one that we close first is never found dead by a request.
@@ -42,6 +43,9 @@ const POOL_IDLE: Duration = Duration::from_secs(15);
 /// What one read of a connection may bring, and what a connection keeps of memory. Four times as much gained nothing
 /// measurable; with the 64 requests that may be under way, this is 16 MiB.
 const READ_BYTES: usize = 256 << 10;
+// With what the allocator keeps beside it, too.
+const _: () =
+    assert!(READ_BYTES + 4096 < MAPPED_FROM_BYTES, "each read would be memory fresh from the kernel");
 
 /// Where an environment names proxies.
 const PROXY_VARIABLES: [&str; 6] =
