@@ -355,7 +355,7 @@ impl Fs {
             let DirPlace::In { volume, dir } = place else {
                 return self.list_buckets(stream).await;
             };
-            stream.reading = Some(self.begin_reading(volume, dir, &stream.from).await?);
+            stream.reading = Some(self.begin_reading(ino, volume, dir, &stream.from).await?);
         }
         let Some(reading) = &mut stream.reading else { return Ok(()) };
         let ended = || Err(Error::new(Kind::Internal, "a listing ended without its last page"));
@@ -375,7 +375,7 @@ impl Fs {
                 return Err(error);
             }
         };
-        lock(&self.siblings).learn(reading.id, page.list.objects.iter(), reading.moment, page.asked);
+        lock(&self.siblings).learn(reading.id, page.list.objects.iter(), false, reading.moment, page.asked);
         let ready = match reading.listing.page(page.list) {
             Ok(ready) => ready,
             Err(error) => {
@@ -390,14 +390,20 @@ impl Fs {
         Ok(())
     }
 
-    async fn begin_reading(self: &Arc<Self>, id: VolumeId, dir: DirKey, from: &Mark) -> Result<Reading> {
+    async fn begin_reading(
+        self: &Arc<Self>,
+        ino: Ino,
+        id: VolumeId,
+        dir: DirKey,
+        from: &Mark,
+    ) -> Result<Reading> {
         let volume = self.volume(id)?;
         if self.buckets.is_some() {
             // Finding out means writing to the bucket, so it waits until somebody looks into it.
             self.find_order(id, &volume);
         }
         // Whoever comes back to a mark is not walking.
-        let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir).await } else { None };
+        let whole = if from.after.is_none() { self.listed_ahead(id, &volume, &dir, ino).await } else { None };
         let asker = self.asker(&volume, &dir);
         let mut tree = self.tree();
         let order = tree.outlook().order_of(id);
@@ -450,7 +456,7 @@ impl Fs {
             return Ok(false);
         }
         // From here on nothing waits, until the names are learned.
-        lock(&self.siblings).learn(id, page.objects.iter(), moment, asked);
+        lock(&self.siblings).learn(id, page.objects.iter(), false, moment, asked);
         let mut listing = Listing::new(dir.clone(), self.tree().outlook().order_of(id), None);
         let ready = listing.page(page)?;
         let asker = self.asker(&volume, dir);

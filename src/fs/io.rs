@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::file::{File, Source};
 use super::lookup::no_such_name;
 use super::names::{At, require_new_name};
-use super::siblings::{Ahead, Listed};
+use super::siblings::{Ahead, Listed, Range, Top};
 use super::volume::Volume;
 use super::{Attr, Durability, Exclusive, Fs, Maker, lock};
 use crate::error::{Error, Kind, Result};
@@ -22,6 +22,8 @@ use crate::write::head_with_tags;
 
 /// How often an open asks again because the object was replaced meanwhile.
 const OPEN_ROUNDS_MAX: u32 = 8;
+/// Pages of one directory that are listed again for a reader who goes by inode numbers: 8,000 names.
+const PAGES_OF_ONE_MAX: usize = 8;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,17 +80,18 @@ impl Fs {
         if flags.write || flags.truncate || flags.direct {
             return None;
         }
-        let (id, key) = {
+        let ((id, key), top) = {
             let tree = self.tree();
             if tree.is_local(ino) || tree.entry(ino).ok()?.is_dir() {
                 return None;
             }
-            tree.object_place(ino).ok()?
+            let (top, dir) = tree.top_of(ino)?;
+            (tree.object_place(ino).ok()?, Top { ino: top, dir })
         };
         let now = self.clock.now();
         let (listed, ahead) = {
             let mut siblings = lock(&self.siblings);
-            let ahead = siblings.opened(id, &key, now);
+            let ahead = siblings.opened(id, &key, &top, now);
             (siblings.listed(id, &key, now).cloned(), ahead)
         };
         let volume = self.volume(id).ok()?;
@@ -128,22 +131,36 @@ impl Fs {
             }
             self.stats.files_ahead.add(1);
         }
-        let Some(after) = ahead.list_after else { return };
+        let Some(range) = ahead.list else { return };
         let (fs, volume) = (Arc::clone(self), Arc::clone(volume));
         self.reader.runtime().spawn(async move {
-            let moment = lock(&fs.siblings).asking();
-            let request = ListRequest {
-                bucket: volume.bucket.clone(),
-                prefix: volume.prefix.clone(),
-                start_after: Some(after.clone()),
-                ..ListRequest::default()
-            };
-            match volume.store.list(request).await {
-                Ok(page) => {
-                    let objects = page.objects.iter().filter(|object| object.key > after);
-                    lock(&fs.siblings).learn(id, objects, moment, fs.clock.now());
+            let (mut request, pages) = match range {
+                Range::After(key) => {
+                    let prefix = volume.prefix.clone();
+                    (ListRequest { prefix, start_after: Some(key), ..ListRequest::default() }, 1)
                 }
-                Err(error) => tracing::debug!(error = %error.report(), "could not list ahead of a reader"),
+                Range::Directory(prefix) => {
+                    let delimiter = Some("/".to_owned());
+                    (ListRequest { prefix, delimiter, ..ListRequest::default() }, PAGES_OF_ONE_MAX)
+                }
+            };
+            request.bucket.clone_from(&volume.bucket);
+            for _ in 0..pages {
+                let (moment, asked) = (lock(&fs.siblings).asking(), fs.clock.now());
+                let page = match volume.store.list(request.clone()).await {
+                    Ok(page) => page,
+                    Err(error) => {
+                        tracing::debug!(error = %error.report(), "could not list ahead of a reader");
+                        return;
+                    }
+                };
+                let is_to_come = |key: &str| request.start_after.as_deref().is_none_or(|after| key > after);
+                let objects = page.objects.iter().filter(|object| is_to_come(&object.key));
+                lock(&fs.siblings).learn(id, objects, request.delimiter.is_none(), moment, asked);
+                if page.next.is_none() || page.next == request.continuation {
+                    return;
+                }
+                request.continuation = page.next;
             }
         });
     }

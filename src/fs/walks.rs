@@ -7,10 +7,10 @@ use super::volume::Volume;
 use super::{Fs, lock};
 use crate::base::{Priority, Turn};
 use crate::s3::ListRequest;
-use crate::tree::VolumeId;
 use crate::tree::ahead::Extent;
 use crate::tree::keys::DirKey;
 use crate::tree::walk::Ask;
+use crate::tree::{Ino, VolumeId};
 
 /// Answers that the opener of a directory waits for: the page it may begin in, and the page it may end in.
 const WAITS_MAX: u32 = 2;
@@ -45,11 +45,12 @@ impl Fs {
         id: VolumeId,
         volume: &Arc<Volume>,
         dir: &DirKey,
+        ino: Ino,
     ) -> Option<Page> {
         let mut answers = self.ahead_answers.subscribe();
         let (mut opening, mut asks) = {
             let mut tree = self.tree();
-            let mut opening = tree.outlook().open(id, dir, self.clock.now());
+            let mut opening = tree.outlook().open(id, dir, ino, self.clock.now());
             let asks = self.asked_ahead.add(std::mem::take(&mut opening.asks));
             (opening, asks)
         };
@@ -99,7 +100,7 @@ impl Fs {
         }
         // Until it is taken it is memory beside what is kept. A walk that there is no memory for ends.
         let Some(_room) = self.room.for_page() else { return Vec::new() };
-        let asking = self.asking();
+        let (asking, moment) = (self.asking(), lock(&self.siblings).asking());
         let asked = self.clock.now();
         let request = ListRequest {
             bucket: volume.bucket.clone(),
@@ -113,6 +114,7 @@ impl Fs {
         pass.done();
         match answer {
             Ok(page) => {
+                lock(&self.siblings).learn(ask.volume, page.objects.iter(), true, moment, asked);
                 let mut tree = self.tree();
                 let next = tree.outlook().take(ask, page, (asking.ticket(), asked), self.clock.now());
                 self.asked_ahead.add(next)

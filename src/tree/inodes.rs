@@ -212,6 +212,18 @@ impl Tree {
         Ok(DirPlace::In { volume, dir })
     }
 
+    /// The directory that stands for the bucket and prefix that a name is in.
+    pub fn top_of(&self, ino: Ino) -> Option<(Ino, DirKey)> {
+        let mut at = ino;
+        loop {
+            let node = self.nodes.get(&at)?;
+            if let Some((_, dir)) = &node.volume {
+                return Some((at, dir.clone()));
+            }
+            at = node.link.as_ref()?.0;
+        }
+    }
+
     /// Volume and key of a file.
     pub fn object_place(&self, ino: Ino) -> Result<(VolumeId, String)> {
         let node = self.node(ino)?;

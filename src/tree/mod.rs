@@ -23,7 +23,7 @@ pub mod keys;
 pub mod lines;
 pub mod listing;
 mod news;
-mod numbers;
+pub(crate) mod numbers;
 mod outlook;
 pub mod posix;
 pub mod split;

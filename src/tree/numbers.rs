@@ -3,8 +3,15 @@
 //! The number of a name that has no node is the same in every mount, as long as no other node has it. Tools take a file
 //! whose number has changed for another one, and the kernel forgets inodes whenever it likes.
 
-use super::keys::Name;
+use super::keys::{DirKey, Name, path_of};
 use super::{Ino, ROOT};
+
+/// In which order somebody goes through directories and files: that of keys, as listings have it, or that of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Keys,
+    Numbers,
+}
 
 /// The number of a new node.
 pub(super) fn free_number(parent: Ino, name: &Name, is_taken: impl Fn(Ino) -> bool) -> Ino {
@@ -13,6 +20,18 @@ pub(super) fn free_number(parent: Ino, name: &Name, is_taken: impl Fn(Ino) -> bo
         number = mixed(number.wrapping_add(1));
     }
     Ino(number)
+}
+
+/// Where a key is for whoever goes through directories in the order of their entries' numbers, as GNU `cp -r` does: the
+/// numbers of all steps from a directory down to it, of which the lesser come first. `dir` is of the number `top`. `None`
+/// where no path leads to the key. Numbers that had to give way to another node's are not known here.
+pub fn steps(top: Ino, dir: &DirKey, key: &str) -> Option<Box<[u64]>> {
+    let mut at = top;
+    let path = path_of(dir, key)?.into_iter().map(|name| {
+        at = Ino(number_of(at, &name));
+        at.0
+    });
+    Some(path.collect())
 }
 
 /// FNV-1a of a directory's number and a name in it, mixed; it must never change, in any version of pailfs.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::ahead::{self, Ahead, Extent};
 use super::keys::{DirKey, Name};
 use super::listing::Order;
-use super::walk::{Ask, Walks};
-use super::{Found, Ticket, VolumeId};
+use super::walk::{Ask, Known, Walks};
+use super::{Found, Ino, Ticket, VolumeId};
 use crate::s3::ListPage;
 
 #[derive(Debug)]
@@ -116,17 +116,23 @@ impl Outlook {
     // ---- walks
 
     /// A directory is about to be listed.
-    pub fn open(&mut self, volume: VolumeId, dir: &DirKey, now: Instant) -> Opening {
+    pub fn open(&mut self, volume: VolumeId, dir: &DirKey, number: Ino, now: Instant) -> Opening {
         let plain = Opening { extent: Extent::Unknown, asks: Vec::new(), coming: None };
         // A listing that begins in the middle may leave names out without a sign of it, so the server has to be known.
         if self.order_of(volume) != Order::Known || self.ttl.is_zero() {
             return plain;
         }
         let extent = self.extent(volume, dir, now);
-        let known = matches!(extent, Extent::Whole { .. });
+        let known = match &extent {
+            Extent::Whole { asked, .. } if now.saturating_duration_since(*asked) > self.ttl / 2 => {
+                Known::OldAlready
+            }
+            Extent::Whole { .. } => Known::All,
+            _ => Known::Nothing,
+        };
         let may_begin = self.is_placed(volume, dir);
         let asks = match ahead::ends_well(dir.prefix()) {
-            true => self.walks.opened(volume, dir.prefix(), known, may_begin),
+            true => self.walks.opened(volume, dir.prefix(), number, known, may_begin),
             false => Vec::new(),
         };
         let coming = if may_begin { self.walks.coming(volume, dir.prefix()) } else { None };

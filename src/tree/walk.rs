@@ -10,13 +10,18 @@
 //! walk is certain and much is to come, the listing goes on in two lanes: one from where it is, and one from a
 //! subdirectory some pages further, which the listing of a directory above has named. A lane ends where the next one
 //! begins; what its last page shows beyond that is left to the next.
+//!
+//! GNU `cp -r` opens subdirectories in the order of their inode numbers, so that the next one is anywhere in the listing. Of
+//! such a walk all below one directory is listed, as far as a walk is listed ahead at all, and again when that is old.
 
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
+use super::Ino;
 use super::VolumeId;
 use super::ahead::{Span, after, parent};
+use super::numbers::Way;
 
 /// Directories whose children are watched.
 const SEEN_MAX: usize = 256;
@@ -64,6 +69,15 @@ impl Ask {
     }
 }
 
+/// How far the listing of a directory is known that is being opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    Nothing,
+    All,
+    /// All of it, but more than half the time that is believed has passed.
+    OldAlready,
+}
+
 /// What the directories opened so far have in common.
 #[derive(Debug)]
 pub struct Walks {
@@ -82,12 +96,16 @@ struct Seen {
     before: usize,
     last: Option<String>,
     in_order: u32,
+    /// The same by their numbers.
+    last_number: Option<Ino>,
+    by_number: u32,
 }
 
 #[derive(Debug)]
 struct Walk {
     id: u64,
     volume: VolumeId,
+    way: Way,
     root: String,
     /// The directory opened last.
     position: String,
@@ -139,38 +157,63 @@ impl Walks {
         (seen.dirs, seen.before) = (dirs, before);
     }
 
-    /// A directory is being opened, and its listing is `known` here or not. Returns what to ask for now.
+    /// A directory is being opened, and how far its listing is known here. Returns what to ask for now.
     /// `may_begin` says whether a listing may begin in the middle, at this directory.
-    pub fn opened(&mut self, volume: VolumeId, dir: &str, known: bool, may_begin: bool) -> Vec<Ask> {
+    pub fn opened(
+        &mut self,
+        volume: VolumeId,
+        dir: &str,
+        number: Ino,
+        known: Known,
+        may_begin: bool,
+    ) -> Vec<Ask> {
         self.seen.get_or_insert_mut((volume, dir.to_owned()), Seen::default);
-        let recognised = self.is_in_order(volume, dir);
+        let way = self.way_of(volume, dir, number);
         self.made += 1;
         let used = self.made;
         let Some(at) = self.walk_of(volume, dir) else {
-            return if recognised && !known { self.begin(volume, dir, may_begin) } else { Vec::new() };
+            return match way
+                .filter(|_| known == Known::Nothing)
+                .and_then(|way| self.start_of(volume, dir, way, may_begin))
+            {
+                Some((root, lane)) => self.begin(volume, dir, way.unwrap_or(Way::Keys), root, lane),
+                None => Vec::new(),
+            };
         };
         let walk = &mut self.walks[at];
         walk.used = used;
-        if known {
+        let by_number = walk.way == Way::Numbers;
+        if known != Known::Nothing {
             walk.advance(dir);
+            if by_number && known == Known::OldAlready && walk.lanes.iter().all(Lane::is_read) {
+                // Once more, before anybody has to wait.
+                let lane = Lane::new(walk.root.clone(), None);
+                walk.restart(dir, lane);
+            }
             return self.ask(at);
         }
-        if walk.lane_of(dir).asking.is_some() || dir < walk.position.as_str() && !recognised {
+        let is_behind = !by_number && dir < walk.position.as_str();
+        if walk.lane_of(dir).asking.is_some() || is_behind && way.is_none() {
             return Vec::new();
         }
-        if walk.lane_of(dir).is_within(dir) && !recognised {
+        if by_number && !walk.lanes.iter().all(Lane::is_read) {
+            // Further on than the listing, or further than it goes.
+            return self.ask(at);
+        }
+        if walk.lane_of(dir).is_within(dir) && way.is_none() {
             // Cut by the end of a page, and the walker is too slow for the next to have been asked for.
             return self.ask(at);
         }
+        let Some(way) = way.or((!by_number).then_some(Way::Keys)) else { return Vec::new() };
         if walk.let_pass > 0 {
             walk.let_pass -= 1;
             return Vec::new();
         }
         walk.pause = if walk.hits == 0 { (walk.pause * 2 + 1).min(PAUSE_MAX) } else { 0 };
         walk.let_pass = walk.pause;
-        let Some((root, lane)) = self.start_of(volume, dir, may_begin) else { return Vec::new() };
+        let Some((root, lane)) = self.start_of(volume, dir, way, may_begin) else { return Vec::new() };
         let walk = &mut self.walks[at];
-        walk.root = root;
+        (walk.root, walk.way) = (root, way);
         walk.restart(dir, lane);
         self.ask(at)
     }
@@ -235,18 +278,24 @@ impl Walks {
         (0..self.walks.len()).filter(here).max_by_key(|at| self.walks[*at].root.len())
     }
 
-    /// Notes that a subdirectory is opened; tells whether that is the way of a walk.
-    fn is_in_order(&mut self, volume: VolumeId, dir: &str) -> bool {
-        let Some(above) = parent(dir) else { return false };
-        let Some(seen) = self.seen.get_mut(&(volume, above.to_owned())) else { return false };
+    /// Notes that a subdirectory is opened; tells which way a walk goes, if that is one's.
+    fn way_of(&mut self, volume: VolumeId, dir: &str, number: Ino) -> Option<Way> {
+        let above = parent(dir)?;
+        let seen = self.seen.get_mut(&(volume, above.to_owned()))?;
         let ascending = seen.last.as_deref().is_none_or(|last| last < dir);
         seen.in_order = if ascending { seen.in_order + 1 } else { 1 };
         seen.last = Some(dir.to_owned());
-        seen.in_order >= IN_ORDER_MIN || seen.dirs.first().is_some_and(|first| first == dir)
+        let ascending = seen.last_number.is_none_or(|last| last < number);
+        seen.by_number = if ascending { seen.by_number + 1 } else { 1 };
+        seen.last_number = Some(number);
+        if seen.by_number >= IN_ORDER_MIN && seen.by_number > seen.in_order {
+            return Some(Way::Numbers);
+        }
+        let is_first = seen.dirs.first().is_some_and(|first| first == dir);
+        (seen.in_order >= IN_ORDER_MIN || is_first).then_some(Way::Keys)
     }
 
-    fn begin(&mut self, volume: VolumeId, dir: &str, may_begin: bool) -> Vec<Ask> {
-        let Some((root, lane)) = self.start_of(volume, dir, may_begin) else { return Vec::new() };
+    fn begin(&mut self, volume: VolumeId, dir: &str, way: Way, root: String, lane: Lane) -> Vec<Ask> {
         if self.walks.len() >= WALKS_MAX
             && let Some(oldest) = (0..self.walks.len()).min_by_key(|at| self.walks[*at].used)
         {
@@ -256,10 +305,11 @@ impl Walks {
         self.walks.push(Walk {
             id: self.made,
             volume,
+            way,
             root,
             position: dir.to_owned(),
             lanes: vec![lane],
-            ahead: 0,
+            ahead: ahead_at_first(way),
             hits: 0,
             pause: 0,
             let_pass: 0,
@@ -269,8 +319,12 @@ impl Walks {
     }
 
     /// The root of the walk that has come to `dir`, and where its listing begins.
-    fn start_of(&mut self, volume: VolumeId, dir: &str, may_begin: bool) -> Option<(String, Lane)> {
+    fn start_of(&mut self, volume: VolumeId, dir: &str, way: Way, may_begin: bool) -> Option<(String, Lane)> {
         let mut root = parent(dir)?.to_owned();
+        if way == Way::Numbers {
+            let lane = Lane::new(root.clone(), None);
+            return Some((root, lane));
+        }
         let mut child = dir.to_owned();
         let mut before = Some(0);
         loop {
@@ -339,7 +393,8 @@ impl Walks {
     /// so far, of that directory above the walker where it makes most.
     fn lane_further_on(&self, walk: &Walk) -> Option<Lane> {
         let last = walk.lanes.last()?;
-        let is_certain = walk.ahead >= LANES_MAX && last.answered > 0 && last.next != Next::End;
+        let is_certain =
+            walk.ahead >= LANES_MAX && last.answered > 0 && last.next != Next::End && walk.way == Way::Keys;
         if !is_certain || walk.lanes.len() >= LANES_MAX {
             return None;
         }
@@ -365,6 +420,15 @@ impl Walks {
     }
 }
 
+/// Pages that a walk is worth before it has come by.
+fn ahead_at_first(way: Way) -> usize {
+    match way {
+        Way::Keys => 0,
+        // The next directory may be in any of them.
+        Way::Numbers => SHOWN[SHOWN.len() - 1].1,
+    }
+}
+
 impl Walk {
     /// The walker was served at `dir`.
     fn advance(&mut self, dir: &str) {
@@ -372,7 +436,7 @@ impl Walk {
         if let Some((_, ahead)) = SHOWN.iter().rev().find(|(hits, _)| self.hits >= *hits) {
             self.ahead = self.ahead.max(*ahead);
         }
-        if dir < self.position.as_str() {
+        if self.way == Way::Numbers || dir < self.position.as_str() {
             return;
         }
         dir.clone_into(&mut self.position);
@@ -390,6 +454,9 @@ impl Walk {
 
     /// Lets go of pages, and of lanes, that the walker has come past.
     fn pass(&mut self, dir: &str) {
+        if self.way == Way::Numbers {
+            return;
+        }
         for lane in &mut self.lanes {
             lane.pages.retain(|end| end.as_ref().is_none_or(|end| dir < end.as_str()));
             if lane.end.as_ref().is_some_and(|end| end.as_str() <= dir) {
@@ -411,7 +478,7 @@ impl Walk {
     fn restart(&mut self, dir: &str, lane: Lane) {
         dir.clone_into(&mut self.position);
         self.lanes = vec![lane];
-        self.ahead = 0;
+        self.ahead = ahead_at_first(self.way);
         self.hits = 0;
     }
 }
@@ -444,6 +511,11 @@ impl Lane {
         Span { end, ..span }
     }
 
+    /// Whether its end has come.
+    fn is_read(&self) -> bool {
+        self.next == Next::End && self.asking.is_none()
+    }
+
     fn under_way(&self) -> usize {
         self.pages.len() + usize::from(self.asking.is_some())
     }
@@ -463,22 +535,90 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ROOT;
+    use super::super::keys::DirKey;
+    use super::super::numbers::steps;
     use super::*;
 
     const VOLUME: VolumeId = VolumeId(0);
 
+    fn number(dir: &str) -> Ino {
+        let steps = steps(ROOT, &DirKey::root(""), &format!("{dir}x")).unwrap();
+        steps.len().checked_sub(2).map_or(ROOT, |last| Ino(steps[last]))
+    }
+
+    fn known_if(known: bool) -> Known {
+        if known { Known::All } else { Known::Nothing }
+    }
+
+    #[test]
+    fn a_walk_by_inode_numbers_has_all_below_its_directory_listed_and_again_when_that_is_old() {
+        let mut walks = Walks::default();
+        let mut dirs: Vec<String> = (0..40).map(|n| format!("q/{n:02}/")).collect();
+        walks.opened(VOLUME, "q/", number("q/"), Known::Nothing, true);
+        walks.listed(VOLUME, "q/", dirs.clone(), 0);
+        dirs.sort_by_key(|dir| number(dir));
+        assert!(dirs[0] != "q/00/" && !dirs[..3].is_sorted(), "the third shows it");
+        assert_eq!(walks.opened(VOLUME, &dirs[0], number(&dirs[0]), Known::Nothing, true), []);
+        assert_eq!(walks.opened(VOLUME, &dirs[1], number(&dirs[1]), Known::Nothing, true), []);
+        let mut asks = walks.opened(VOLUME, &dirs[2], number(&dirs[2]), Known::Nothing, true);
+        assert_eq!(
+            (asks[0].prefix.as_str(), &asks[0].start_after, &asks[0].continuation),
+            ("q/", &None, &None)
+        );
+        let mut pages = 0;
+        for dir in &dirs[3..29] {
+            // Two pages have all of them.
+            while let Some(ask) = asks.pop() {
+                pages += 1;
+                let (last, token) =
+                    if pages == 1 { ("q/20/9", Some("token".into())) } else { ("q/39/9", None) };
+                asks.extend(walks.answered(&ask, Some(last).filter(|_| token.is_some()), token));
+            }
+            let known = dir.as_str() < "q/20/" || pages == 2;
+            asks.extend(walks.opened(VOLUME, dir, number(dir), known_if(known), true));
+        }
+        assert_eq!((pages, asks.len()), (2, 0), "and no more");
+        let again = walks.opened(VOLUME, &dirs[29], number(&dirs[29]), Known::OldAlready, true);
+        assert_eq!((again.len(), again[0].start_after.as_ref()), (1, None), "before anybody has to wait");
+        assert_eq!(walks.answered(&again[0], None, None), []);
+        let again = walks.opened(VOLUME, &dirs[30], number(&dirs[30]), Known::Nothing, true).pop().unwrap();
+        assert_eq!((again.prefix.as_str(), &again.start_after, &again.continuation), ("q/", &None, &None));
+    }
+
+    #[test]
+    fn a_walk_by_inode_numbers_through_more_than_is_listed_ahead_asks_for_it_once() {
+        let mut walks = Walks::default();
+        let mut dirs: Vec<String> = (0..1000).map(|n| format!("q/{n:03}/")).collect();
+        walks.opened(VOLUME, "q/", number("q/"), Known::Nothing, true);
+        walks.listed(VOLUME, "q/", vec!["q/000/".into()], 0);
+        dirs.sort_by_key(|dir| number(dir));
+        let (mut asks, mut pages) = (Vec::new(), 0);
+        for dir in &dirs {
+            // Each page has ten directories.
+            let known = dir.as_str() < format!("q/{:03}/", pages * 10).as_str();
+            asks.extend(walks.opened(VOLUME, dir, number(dir), known_if(known), true));
+            while let Some(ask) = asks.pop() {
+                pages += 1;
+                let last = format!("q/{:03}/9", pages * 10 - 1);
+                asks.extend(walks.answered(&ask, Some(&last), Some(pages.to_string())));
+            }
+        }
+        assert!((1..=PAGES_AHEAD_MAX + 1).contains(&pages), "{pages}");
+    }
+
     #[test]
     fn a_walk_is_recognised_by_its_first_step_and_listed_from_the_beginning() {
         let mut walks = Walks::default();
-        assert!(walks.opened(VOLUME, "", false, true).is_empty());
+        assert!(walks.opened(VOLUME, "", number(""), Known::Nothing, true).is_empty());
         walks.listed(VOLUME, "", vec!["a/".into()], 3);
-        let ask = walks.opened(VOLUME, "a/", false, true).pop().unwrap();
+        let ask = walks.opened(VOLUME, "a/", number("a/"), Known::Nothing, true).pop().unwrap();
         assert_eq!((ask.prefix.as_str(), &ask.start_after, &ask.continuation), ("", &None, &None));
         assert_eq!(walks.coming(VOLUME, "a/"), None, "nobody waits for a guess");
         assert_eq!(walks.coming(VOLUME, "a/b/"), Some(ask.serial));
         // The walk has not come by yet: one page will do.
         assert_eq!(walks.answered(&ask, Some("c/9"), Some("token".into())), []);
-        let next = walks.opened(VOLUME, "a/b/", true, true).pop().unwrap();
+        let next = walks.opened(VOLUME, "a/b/", number("a/b/"), Known::All, true).pop().unwrap();
         assert_eq!(next.continuation.as_deref(), Some("token"));
         assert_eq!(next.span(Some("d/1")), Span { start: after("c/9"), end: Some(after("d/1")) });
     }
@@ -487,11 +627,11 @@ mod tests {
     fn a_walk_in_the_middle_begins_there_if_a_listing_may() {
         for may_begin in [true, false] {
             let mut walks = Walks::default();
-            walks.opened(VOLUME, "p/", false, true);
+            walks.opened(VOLUME, "p/", number("p/"), Known::Nothing, true);
             walks.listed(VOLUME, "p/", vec!["p/a/".into()], 0);
-            assert_eq!(walks.opened(VOLUME, "p/k/", false, may_begin), []);
-            assert_eq!(walks.opened(VOLUME, "p/m/", false, may_begin), []);
-            let ask = walks.opened(VOLUME, "p/o/", false, may_begin).pop();
+            assert_eq!(walks.opened(VOLUME, "p/k/", number("p/k/"), Known::Nothing, may_begin), []);
+            assert_eq!(walks.opened(VOLUME, "p/m/", number("p/m/"), Known::Nothing, may_begin), []);
+            let ask = walks.opened(VOLUME, "p/o/", number("p/o/"), Known::Nothing, may_begin).pop();
             assert_eq!(ask.is_some(), may_begin);
             if let Some(ask) = ask {
                 assert_eq!((ask.prefix.as_str(), ask.start_after.as_deref()), ("p/", Some("p/o")));
@@ -502,9 +642,9 @@ mod tests {
     #[test]
     fn no_more_than_a_few_pages_are_listed_ahead_and_directories_at_random_are_no_walk() {
         let mut walks = Walks::default();
-        walks.opened(VOLUME, "", false, true);
+        walks.opened(VOLUME, "", number(""), Known::Nothing, true);
         walks.listed(VOLUME, "", vec!["000/".into()], 0);
-        let mut asks = walks.opened(VOLUME, "000/", false, true);
+        let mut asks = walks.opened(VOLUME, "000/", number("000/"), Known::Nothing, true);
         let (mut pages, mut most) = (0, 0);
         for dir in 1..900 {
             // Each page has ten directories.
@@ -514,15 +654,18 @@ mod tests {
                 asks = walks.answered(&asked, Some(&last), Some(pages.to_string()));
             }
             let name = format!("{dir:03}/");
-            asks = walks.opened(VOLUME, &name, dir < pages * 10, true);
+            asks = walks.opened(VOLUME, &name, number(&name), known_if(dir < pages * 10), true);
             most = most.max(pages - dir / 10);
         }
         assert!(most <= PAGES_AHEAD_MAX + 1, "{most} pages ahead");
         let mut walks = Walks::default();
-        walks.opened(VOLUME, "", false, true);
+        walks.opened(VOLUME, "", number(""), Known::Nothing, true);
         walks.listed(VOLUME, "", vec!["000/".into()], 0);
         for dir in [500, 300, 700, 200, 600, 100] {
-            assert_eq!(walks.opened(VOLUME, &format!("{dir}/"), false, true), []);
+            assert_eq!(
+                walks.opened(VOLUME, &format!("{dir}/"), number(&format!("{dir}/")), Known::Nothing, true),
+                []
+            );
         }
     }
 
@@ -532,10 +675,10 @@ mod tests {
     fn walk_through(count: usize, names_known: bool) -> (usize, usize, usize) {
         let name = |dir: usize| format!("{dir:05}/");
         let mut walks = Walks::default();
-        walks.opened(VOLUME, "", false, true);
+        walks.opened(VOLUME, "", number(""), Known::Nothing, true);
         let every = if names_known { count.div_ceil(DIRS_MAX) } else { count };
         walks.listed(VOLUME, "", (0..count).step_by(every).map(name).collect(), 0);
-        let mut asks = walks.opened(VOLUME, &name(0), false, true);
+        let mut asks = walks.opened(VOLUME, &name(0), number(&name(0)), Known::Nothing, true);
         let mut known = vec![false; count];
         let (mut at, mut rounds, mut pages, mut most) = (0, 0, 0, 0);
         while at < count {
@@ -565,7 +708,7 @@ mod tests {
             }
             most = most.max(known.iter().skip(at).filter(|known| **known).count().div_ceil(10));
             while at < count && known[at] {
-                next.extend(walks.opened(VOLUME, &name(at), true, true));
+                next.extend(walks.opened(VOLUME, &name(at), number(&name(at)), Known::All, true));
                 at += 1;
             }
             asks = next;
