@@ -165,3 +165,49 @@ fn files_read_in_order_are_fetched_before_they_are_opened_and_once() {
         }
     });
 }
+
+/// GNU `cp -r` goes through each directory by inode numbers, which here follow from names.
+#[test]
+fn files_read_by_inode_number_are_fetched_before_they_are_opened_and_once_too() {
+    block_on(async {
+        let client = Client::new();
+        let (mut held, mut dirs) = (Vec::new(), Vec::new());
+        for d in 0..20 {
+            for f in 0..20 {
+                client.put_object(&format!("t/d{d:02}/f{f:02}"), format!("{d}/{f}").as_bytes()).await;
+            }
+        }
+        held.push(client.walk("t").await.unwrap());
+        client.list("t").await.unwrap();
+        for d in 0..20 {
+            dirs.push((client.stat(&format!("t/d{d:02}")).await.unwrap().ino, d));
+        }
+        dirs.sort_unstable();
+        client.pass_ttl();
+        client.store.clear_calls();
+        client.list("t").await.unwrap();
+        for (_, d) in dirs {
+            let dir = format!("t/d{d:02}");
+            held.push(client.walk(&dir).await.unwrap());
+            let mut files: Vec<_> =
+                client.attrs(&dir).await.unwrap().into_iter().map(|attr| attr.ino).zip(0..).collect();
+            files.sort_unstable();
+            for (_, f) in files {
+                let path = format!("{dir}/f{f:02}");
+                assert_eq!(client.read(&path).await.unwrap(), format!("{d}/{f}").as_bytes());
+            }
+        }
+        assert!(count(&client, "HeadObject") <= 1, "of the first directory");
+        assert_eq!(count(&client, "GetObject"), 400, "each once");
+        assert!(client.stats.files_ahead.value() > 370, "{} ahead", client.stats.files_ahead.value());
+        assert!(
+            client.stats.listed_ahead_hits.value() >= 15,
+            "{} known",
+            client.stats.listed_ahead_hits.value()
+        );
+        assert!(count(&client, "ListObjectsV2") <= 8, "{} LISTs", count(&client, "ListObjectsV2"));
+        for dir in held {
+            client.fs.forget(dir.ino, 1);
+        }
+    });
+}
