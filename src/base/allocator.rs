@@ -1,17 +1,18 @@
 //! How the C library's allocator gives memory back, and what the process has. The one place in the house that needs `unsafe`
 //! for that.
 
-/// From this size on, memory is the kernel's own again as soon as it is freed, in bytes. What a connection reads into is
-/// smaller and stays the process's: mapped for each read anew, it made reading in order a third dearer in processor time.
-pub const MAPPED_FROM_BYTES: usize = 272 << 10;
+/// From this size on, memory is the kernel's own again as soon as it is freed, in bytes: where glibc begins by itself. What a
+/// connection reads into is smaller and stays the process's: mapped for each read anew, it made reading in order a third
+/// dearer in processor time.
+pub const MAPPED_FROM_BYTES: usize = 128 << 10;
 
 /// Holds the allocator to that size, for the rest of the process.
 ///
 /// glibc raises it to the size of whatever large block was freed last, up to 32 MiB, and cuts such blocks out of its arenas
 /// from then on. Parts and pieces of different sizes, freed on other threads than they were made on, then leave holes that
-/// nobody fits into: with a limit of 256 MiB 64 writers took 370 where the budget was 224, and kept 255 of them. With the
-/// size held they take 211 and keep 33; held at 1 MiB, 1,000 files read at random take 273 instead of 243. jemalloc took 265
-/// for the writers.
+/// nobody fits into: 64 writers took 370 MiB where the budget was 224, and kept 255 of them. With the size held they
+/// take 217 and keep 29. Held at 272 KiB, 1,000 readers, 64 writers and `find` at once take 285 MiB of a limit of 256, and 270
+/// as it is. jemalloc took 265 for the writers.
 pub fn give_large_blocks_back() {
     tell(Word::MappedFrom(i32::try_from(MAPPED_FROM_BYTES).unwrap_or(i32::MAX)));
 }
