@@ -172,11 +172,9 @@ impl Walks {
         self.made += 1;
         let used = self.made;
         let Some(at) = self.walk_of(volume, dir) else {
-            return match way
-                .filter(|_| known == Known::Nothing)
-                .and_then(|way| self.start_of(volume, dir, way, may_begin))
-            {
-                Some((root, lane)) => self.begin(volume, dir, way.unwrap_or(Way::Keys), root, lane),
+            let Some(way) = way.filter(|_| known == Known::Nothing) else { return Vec::new() };
+            return match self.start_of(volume, dir, way, may_begin) {
+                Some((root, lane)) => self.begin(volume, dir, way, root, lane),
                 None => Vec::new(),
             };
         };
@@ -196,7 +194,7 @@ impl Walks {
         if walk.lane_of(dir).asking.is_some() || is_behind && way.is_none() {
             return Vec::new();
         }
-        if by_number && !walk.lanes.iter().all(Lane::is_read) {
+        if by_number && way != Some(Way::Keys) && !walk.lanes.iter().all(Lane::is_read) {
             // Further on than the listing, or further than it goes.
             return self.ask(at);
         }
@@ -605,6 +603,11 @@ mod tests {
             }
         }
         assert!((1..=PAGES_AHEAD_MAX + 1).contains(&pages), "{pages}");
+        // And is in nobody's way who goes by names there later.
+        let by_name = (500..510).map(|n| format!("q/{n:03}/"));
+        let asks: Vec<Ask> =
+            by_name.flat_map(|dir| walks.opened(VOLUME, &dir, number(&dir), Known::Nothing, true)).collect();
+        assert!(asks.first().is_some_and(|ask| ask.start_after.as_deref() >= Some("q/50")), "{asks:?}");
     }
 
     #[test]
